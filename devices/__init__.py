@@ -1,0 +1,1 @@
+"""One file per vendor: probe, memory, streams, graphs."""

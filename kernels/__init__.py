@@ -1,0 +1,1 @@
+"""Implementations of the ops, one folder per vendor, each with a reason when it cannot run."""

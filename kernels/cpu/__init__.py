@@ -1,0 +1,1 @@
+"""CPU kernels: Python wrappers of the native module."""

@@ -1,0 +1,1 @@
+"""Triton kernels shared by every vendor that Triton compiles for."""

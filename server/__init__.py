@@ -1,0 +1,1 @@
+"""OpenAI-compatible front, limits and supervision of the engine process."""
