@@ -1,0 +1,38 @@
+# The daily commands. `make serve` and `make test` need nothing but Python 3.11+ and the network.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cmake kernels/cpu/*.cpp kernels/cpu/src/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check format clean
+
+help:
+	@echo "make serve    serve the embedded model on http://127.0.0.1:8000   (ARGS='--port 9000')"
+	@echo "make test     every test, with the time of each suite             (SUITES='engine kernels')"
+	@echo "make check    format, ruff, mypy, sizes, layout"
+	@echo "make format   let ruff rewrite the sources"
+	@echo "make install  only create $(VENV) and install into it"
+	@echo "make clean    remove $(VENV), build folders and caches"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/install.sh $(NATIVE)
+	scripts/install.sh $(VENV)
+	@touch $@
+
+serve: $(STAMP)
+	$(BIN)/hal-serve $(ARGS)
+
+test: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/run_suites.sh $(SUITES)
+
+check: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check.sh
+
+format: $(STAMP)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf $(VENV) build dist test_reports .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+# The native module hal.kernels.cpu._C: kernels (plain C++, C ABI) and their Python binding.
+
+find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
+execute_process(
+  COMMAND "${Python_EXECUTABLE}" -m nanobind --cmake_dir
+  OUTPUT_VARIABLE nanobind_dir OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+# An isolated build has a new nanobind folder each time; the cache must not keep the last one.
+set(nanobind_DIR "${nanobind_dir}" CACHE PATH "nanobind" FORCE)
+find_package(nanobind CONFIG REQUIRED)
+find_package(OpenMP COMPONENTS CXX)
+include(CheckCXXCompilerFlag)
+
+# Instruction sets are chosen at run time, so a wheel built on one CPU runs on all of them:
+# no -march here. A file named *_avx2.cpp or *_avx512.cpp may use that set; the dispatcher
+# sees HAL_HAS_AVX2 and HAL_HAS_AVX512 for those that were compiled in.
+set(avx2_flags -mavx2 -mfma -mf16c)
+set(avx512_flags
+  -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma -mavx2 -mf16c)
+
+file(GLOB kernel_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/src/*.cpp")
+set(kernel_definitions "")
+foreach(isa IN ITEMS avx2 avx512)
+  string(TOUPPER "${isa}" upper)
+  set(isa_sources ${kernel_sources})
+  list(FILTER isa_sources INCLUDE REGEX "_${isa}\\.cpp$")
+  set(usable FALSE)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    list(JOIN ${isa}_flags " " flags)
+    check_cxx_compiler_flag("${flags}" HAL_CXX_HAS_${upper})
+    set(usable ${HAL_CXX_HAS_${upper}})
+  endif()
+  if(usable)
+    set_source_files_properties(${isa_sources} PROPERTIES COMPILE_OPTIONS "${${isa}_flags}")
+    list(APPEND kernel_definitions HAL_HAS_${upper}=1)
+  else()
+    list(REMOVE_ITEM kernel_sources ${isa_sources})
+    message(STATUS "hal: the C++ compiler or CPU family has no ${upper}; leaving its kernels out")
+  endif()
+endforeach()
+
+add_library(hal_cpu_kernels INTERFACE)
+target_compile_features(hal_cpu_kernels INTERFACE cxx_std_20)
+target_compile_definitions(hal_cpu_kernels INTERFACE ${kernel_definitions})
+target_include_directories(hal_cpu_kernels INTERFACE "${CMAKE_CURRENT_LIST_DIR}/src")
+target_compile_options(hal_cpu_kernels INTERFACE
+  $<$<CXX_COMPILER_ID:GNU,Clang,AppleClang>:-Wall -Wextra>)
+if(OpenMP_CXX_FOUND)
+  target_link_libraries(hal_cpu_kernels INTERFACE OpenMP::OpenMP_CXX)
+else()
+  message(STATUS "hal: no OpenMP; native CPU kernels will run on one thread")
+endif()
+
+nanobind_add_module(_C NB_STATIC NOMINSIZE "${CMAKE_CURRENT_LIST_DIR}/bind.cpp" ${kernel_sources})
+target_link_libraries(_C PRIVATE hal_cpu_kernels)
+install(TARGETS _C LIBRARY DESTINATION hal/kernels/cpu)
+message(STATUS "hal: native CPU kernels with ${CMAKE_CXX_COMPILER} ${CMAKE_CXX_COMPILER_VERSION}")

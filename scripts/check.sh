@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Everything that can be said about the sources without running them. Runs all, then fails if any did.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+failed=()
+
+check() {
+  local name=$1
+  shift
+  echo "== $name"
+  "$@" || failed+=("$name")
+}
+
+check format ruff format --check --quiet
+check ruff ruff check --quiet
+check mypy mypy
+check sizes python scripts/check_sizes.py
+check layout python scripts/check_layout.py
+
+if ((${#failed[@]})); then
+  echo "check: FAILED: ${failed[*]}"
+  exit 1
+fi
+echo "check: ok"

@@ -1,0 +1,32 @@
+"""What every test shares: the device under test, no network, two threads."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Before torch or a hub client is imported, here or in a child process.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device to test on, as for hal-serve")
+
+
+@pytest.fixture(scope="session")
+def device_name(request: pytest.FixtureRequest) -> str:
+    """The value of --device: "cpu" unless told."""
+    return str(request.config.getoption("--device"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    device = config.getoption("--device")
+    if device != "cpu":
+        return
+    skip = pytest.mark.skip(reason="needs an accelerator: pytest --device cuda")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
