@@ -1,0 +1,114 @@
+"""One step's work, frozen: numpy arrays and ints only, so that it can be sent to any executor.
+
+A running sequence owns a persistent `slot`; the executor keeps each slot's block table and last
+sampled token, and a batch carries only what changed. S sequences, T tokens, N sampled rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+TOKEN_ON_DEVICE = -1
+"""In `Batch.token_ids`: take the slot's last sampled token, which never left the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingBatch:
+    """Sampling settings of the N sampled rows.
+
+    temperature, top_p, min_p         [N] float32; temperature 0 = argmax
+    top_k                             [N] int32; 0 = off
+    seeds                             [N] uint64; token_index [N] int32: Philox key and counter
+    num_logprobs                      [N] int32; -1 = none
+    bias_rows, bias_ids, bias_values  [B]: logits[row, id] += value (-inf bans the token)
+    penalty_rows, penalty_ids         [P] int32, one entry per distinct token seen by the row
+    penalty_counts                    [P] int32: times in the output (0 = in the prompt only)
+    presence, frequency, repetition   [N] float32
+    """
+
+    temperature: Float32
+    top_k: Int32
+    top_p: Float32
+    min_p: Float32
+    seeds: NDArray[np.uint64]
+    token_index: Int32
+    num_logprobs: Int32
+    bias_rows: Int32
+    bias_ids: Int32
+    bias_values: Float32
+    penalty_rows: Int32
+    penalty_ids: Int32
+    penalty_counts: Int32
+    presence: Float32
+    frequency: Float32
+    repetition: Float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What every sequence runs this step.
+
+    slots, q_lens, seq_lens  [S] int32; seq_lens counts the context after this step
+    token_ids, positions     [T] int32, sequence after sequence; TOKEN_ON_DEVICE = last sampled
+    block_updates            [U, 3] int32: (slot, index in the table, block id)
+    block_copies             [C, 2] int32: (source, destination), copied before anything runs
+    sample_index             [N] int32: rows of the T tokens whose next token is sampled
+    sample_slots             [N] int32: the slot that keeps the sampled token
+    """
+
+    step: int
+    slots: Int32
+    q_lens: Int32
+    seq_lens: Int32
+    token_ids: Int32
+    positions: Int32
+    block_updates: Int32
+    block_copies: Int32
+    sample_index: Int32
+    sample_slots: Int32
+    sampling: SamplingBatch
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.slots)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.sample_index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledLogprobs:
+    """Log probabilities of the N sampled rows; K is the largest number asked for.
+
+    chosen, rank [N]; top_ids, top_logprobs [N, K], most likely first
+    """
+
+    chosen: Float32
+    rank: Int32
+    top_ids: Int32
+    top_logprobs: Float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What an executor answers to a Batch, in the order of `sample_index`.
+
+    token_ids   [N, k] int32; num_tokens [N] int32: how many of the k are valid (0..k)
+    row_errors  [N] bool: the row's logits were not finite, its token means nothing
+    """
+
+    token_ids: Int32
+    num_tokens: Int32
+    row_errors: NDArray[np.bool_]
+    logprobs: SampledLogprobs | None = None

@@ -1,0 +1,76 @@
+"""What goes into the engine and what comes out: token ids only, text stays outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hal.sampling_params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; the values are the ones the OpenAI API uses, and two of our own."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt, sampled `params.n` times; lower `priority` runs earlier.
+
+    `params.max_tokens` is resolved (never None) and `eos_token_ids` come from the model.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    eos_token_ids: frozenset[int] = frozenset()
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Log probabilities at one position: the chosen token and the most likely ones.
+
+    `top_ids` is sorted from most to least likely and has the k that the request asked for.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """New tokens of one sequence (choice `index` of a request) after one step."""
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot for /metrics and the status line."""
+
+    num_steps: int
+    num_running: int
+    num_waiting: int
+    num_blocks_total: int
+    num_blocks_used: int
+    num_blocks_cached: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_prefix_queries: int
+    num_prefix_hits: int

@@ -1,0 +1,198 @@
+"""Frozen settings, and `resolve()`, which turns them into choices that each carry a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from hal.device import Capabilities, Feature
+from hal.dtypes import DType, parse_dtype
+from hal.errors import ConfigError, UnsupportedError
+from hal.memory import MemoryRequest, parse_memory
+
+DEFAULT_MODEL = "hal-tiny"
+DEFAULT_MAX_NUM_SEQS = 64
+DEFAULT_BATCHED_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the user asked for; `None` and "auto" are filled by `resolve()`.
+
+    memory: fraction ("0.9"), size ("24GiB") or what to leave free ("reserve:8GiB").
+    kernel: overrides "OP=NAME", e.g. "linear=torch".
+    """
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
+    memory: str | float = 0.9
+    max_model_len: int | None = None
+    max_num_seqs: int = DEFAULT_MAX_NUM_SEQS
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    enforce_eager: bool = False
+    prefix_caching: bool = True
+    chunked_prefill: bool = True
+    kv_cache_dtype: str = "auto"
+    seed: int = 0
+    chat_template: Path | None = None
+    offline: bool = False
+    kernel: tuple[str, ...] = ()
+    strict: bool = False
+    deterministic: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}")
+        if self.kv_cache_dtype != "auto":
+            raise UnsupportedError(
+                f"not supported yet: kv_cache_dtype={self.kv_cache_dtype!r}; the KV cache has the "
+                "model's dtype. Leave kv_cache_dtype at 'auto'"
+            )
+        for override in self.kernel:
+            if override.count("=") != 1:
+                raise ConfigError(f"kernel override {override!r} is not OP=NAME")
+
+    @property
+    def kernel_overrides(self) -> dict[str, str]:
+        return dict(override.split("=") for override in self.kernel)
+
+    @classmethod
+    def field_names(cls) -> frozenset[str]:
+        return frozenset(f.name for f in fields(cls))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One resolved setting and why it has this value."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLimits:
+    """What resolve() must know of a model."""
+
+    dtype: DType
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig:
+    """Every setting filled in; `choices` says why. Logged once, shown by explain()."""
+
+    config: EngineConfig
+    dtype: DType
+    memory: MemoryRequest
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    prefix_caching: bool
+    chunked_prefill: bool
+    use_graphs: bool
+    choices: tuple[Choice, ...]
+
+
+def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> ResolvedConfig:
+    """Fill every open setting for this device and model; raises ConfigError, never guesses."""
+    dtype, dtype_reason = _resolve_dtype(config.dtype, caps, model.dtype)
+    max_model_len, len_reason = _resolve_max_model_len(config, model)
+    max_batched, batched_reason = _resolve_batched_tokens(config, max_model_len)
+    use_graphs, graphs_reason = _resolve_graphs(config, caps)
+    choices = (
+        Choice("dtype", str(dtype), dtype_reason),
+        Choice("max_model_len", str(max_model_len), len_reason),
+        Choice("max_num_batched_tokens", str(max_batched), batched_reason),
+        Choice("graphs", "on" if use_graphs else "off", graphs_reason),
+    )
+    return ResolvedConfig(
+        config=config,
+        dtype=dtype,
+        memory=parse_memory(config.memory),
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max_batched,
+        prefix_caching=config.prefix_caching,
+        chunked_prefill=config.chunked_prefill,
+        use_graphs=use_graphs,
+        choices=choices,
+    )
+
+
+def _resolve_dtype(wanted: str, caps: Capabilities, stored: DType) -> tuple[DType, str]:
+    if wanted != "auto":
+        dtype = parse_dtype(wanted)
+        if dtype not in (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16):
+            raise ConfigError(
+                f"dtype {dtype} cannot hold activations; choose float32, bfloat16 or float16"
+            )
+        return dtype, "set by the user"
+    return _auto_dtype(caps, stored)
+
+
+def _auto_dtype(caps: Capabilities, stored: DType) -> tuple[DType, str]:
+    has_bf16 = Feature.BF16_MMA in caps.features
+    if stored is DType.FLOAT16 and not caps.is_accelerator:
+        if has_bf16:
+            return DType.BFLOAT16, (
+                "checkpoint is float16; this CPU multiplies bfloat16 natively, float16 8x slower"
+            )
+        return DType.FLOAT32, "checkpoint is float16; this CPU has no 16-bit matrix instructions"
+    if stored is DType.BFLOAT16 and not has_bf16:
+        if caps.is_accelerator and Feature.FP16_MMA in caps.features:
+            return DType.FLOAT16, (
+                f"checkpoint is bfloat16; {caps.arch} has float16 matrix instructions only "
+                "(weights above 65504 are refused at load)"
+            )
+        return DType.FLOAT32, f"checkpoint is bfloat16; {caps.arch} has no 16-bit matrix math"
+    if stored in (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16):
+        return stored, "as stored in the checkpoint"
+    return DType.FLOAT32, f"checkpoint is {stored}; activations need a float type"
+
+
+def _resolve_max_model_len(config: EngineConfig, model: ModelLimits) -> tuple[int, str]:
+    limit = model.max_position_embeddings
+    if config.max_model_len is None:
+        return limit, "the model's max_position_embeddings"
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is above the model's context of {limit} tokens; "
+            f"lower it to {limit} or less"
+        )
+    return config.max_model_len, "set by the user"
+
+
+def _resolve_batched_tokens(config: EngineConfig, max_model_len: int) -> tuple[int, str]:
+    wanted = config.max_num_batched_tokens
+    floor = config.max_num_seqs
+    if wanted is not None:
+        if config.chunked_prefill and wanted < floor:
+            raise ConfigError(
+                f"max_num_batched_tokens {wanted} is below max_num_seqs {floor}: a decode step of "
+                f"all sequences would not fit. Raise it to {floor} or lower max_num_seqs"
+            )
+        if not config.chunked_prefill and wanted < max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens {wanted} is below max_model_len {max_model_len} while "
+                "chunked prefill is off; raise it, lower max_model_len, or turn chunks on"
+            )
+        return wanted, "set by the user"
+    if not config.chunked_prefill:
+        return max(max_model_len, floor), "max_model_len, because chunked prefill is off"
+    if max_model_len <= DEFAULT_BATCHED_TOKENS:
+        return max(max_model_len, floor), "a whole prompt fits one step"
+    return max(DEFAULT_BATCHED_TOKENS, floor), "default step budget; longer prompts run in chunks"
+
+
+def _resolve_graphs(config: EngineConfig, caps: Capabilities) -> tuple[bool, str]:
+    if config.enforce_eager:
+        return False, "enforce_eager is set"
+    if Feature.GRAPHS not in caps.features:
+        return False, f"{caps.name} has no graph capture"
+    return False, "not supported yet: no kernel set here is capture-safe for every decode op"

@@ -1,0 +1,55 @@
+"""The only place that reads the environment: every flag is also HAL_<FLAG>.
+
+`--max-model-len` is HAL_MAX_MODEL_LEN. A flag on the command line wins over the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+PREFIX = "HAL_"
+TRACEBACK = "HAL_TRACEBACK"
+"""Set to 1 to print the traceback of an expected error as well."""
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off", ""})
+
+
+def environment() -> Mapping[str, str]:
+    """What to pass to the functions below outside tests."""
+    return os.environ
+
+
+def variable_of(flag: str) -> str:
+    """The environment name of a flag: "max-model-len" -> "HAL_MAX_MODEL_LEN"."""
+    return PREFIX + flag.replace("-", "_").upper()
+
+
+def flag_value(flag: str, environ: Mapping[str, str]) -> str | None:
+    return environ.get(variable_of(flag))
+
+
+def parse_switch(text: str) -> bool:
+    """ "1", "true", "yes", "on" or "0", "false", "no", "off", ""; raises ValueError otherwise."""
+    lowered = text.strip().lower()
+    if lowered in _TRUE:
+        return True
+    if lowered in _FALSE:
+        return False
+    raise ValueError(f"{text!r} is not 1, true, yes, on, 0, false, no or off")
+
+
+def unknown_names(flags: Iterable[str], environ: Mapping[str, str]) -> list[str]:
+    """HAL_ names that no flag has: most likely misspelt."""
+    known = {variable_of(flag) for flag in flags} | {TRACEBACK}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def wants_traceback() -> bool:
+    return os.environ.get(TRACEBACK, "").strip().lower() in _TRUE
+
+
+def child_environment() -> dict[str, str]:
+    """What a child process inherits: all of it, so that library settings reach it."""
+    return dict(os.environ)

@@ -1,0 +1,234 @@
+"""MemoryPlan: where every byte goes. Pure arithmetic, the same at start-up and for absent devices."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from hal.device import Memory, MemoryKind
+from hal.errors import ConfigError, MemoryPlanError
+
+GIB = 1 << 30
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class MemoryMode(StrEnum):
+    """How the one memory knob was given."""
+
+    FRACTION = "fraction"
+    SIZE = "size"
+    RESERVE = "reserve"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRequest:
+    """`--memory` parsed: a fraction in (0, 1], bytes to use, or bytes to leave alone."""
+
+    mode: MemoryMode
+    amount: float
+
+    def __str__(self) -> str:
+        if self.mode is MemoryMode.FRACTION:
+            return f"{self.amount:g}"
+        size = format_bytes(int(self.amount))
+        return size if self.mode is MemoryMode.SIZE else f"reserve:{size}"
+
+
+def format_bytes(num_bytes: int) -> str:
+    """`num_bytes` for people: 1.50 GiB, 12.0 MiB."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if abs(num_bytes) >= size:
+            return f"{num_bytes / size:.2f} {unit}"
+    return f"{num_bytes} B"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `24GiB`, `512M`, `1e9`; raises ConfigError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise ConfigError(f"{text!r} is not a size; write it like 24GiB or 512MiB")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
+
+
+def parse_memory(value: str | float) -> MemoryRequest:
+    """`0.9`, `24GiB` or `reserve:8GiB`; raises ConfigError."""
+    text = str(value).strip()
+    if text.startswith("reserve:"):
+        return MemoryRequest(MemoryMode.RESERVE, parse_size(text.removeprefix("reserve:")))
+    try:
+        fraction = float(text)
+    except ValueError:
+        return MemoryRequest(MemoryMode.SIZE, parse_size(text))
+    if not 0.0 < fraction <= 1.0:
+        raise ConfigError(
+            f"memory {text} is not a fraction from 0 to 1; for a size write a unit, like {text}GiB"
+        )
+    return MemoryRequest(MemoryMode.FRACTION, fraction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInputs:
+    """What the plan adds up. kv_bytes_per_block spans all layers of a block of block_size tokens.
+
+    num_extra_blocks are blocks that no sequence owns (a null block, where the engine keeps one).
+    """
+
+    memory: Memory
+    request: MemoryRequest
+    weights_bytes: int
+    activation_bytes: int
+    logits_bytes: int
+    kv_bytes_per_block: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    graphs_bytes: int = 0
+    communicator_bytes: int = 0
+    num_extra_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """The ledger in bytes, and what the KV pool can hold. `budget_bytes` covers all but others."""
+
+    kind: MemoryKind
+    total_bytes: int
+    others_bytes: int
+    budget_bytes: int
+    weights_bytes: int
+    activation_bytes: int
+    logits_bytes: int
+    graphs_bytes: int
+    communicator_bytes: int
+    kv_bytes: int
+    unused_bytes: int
+    num_blocks: int
+    block_size: int
+    kv_bytes_per_token: float
+    max_model_len: int
+    max_num_seqs: int
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.num_blocks * self.block_size
+
+    @property
+    def full_length_sequences(self) -> float:
+        """Sequences of max_model_len that fit the KV pool at once."""
+        return self.kv_tokens / self.max_model_len
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "kv_tokens": self.kv_tokens}
+
+    def __str__(self) -> str:
+        rows = (
+            ("weights", self.weights_bytes),
+            ("activations", self.activation_bytes),
+            ("logits", self.logits_bytes),
+            ("graphs", self.graphs_bytes),
+            ("communicator", self.communicator_bytes),
+            ("KV cache", self.kv_bytes),
+            ("not used", self.unused_bytes),
+        )
+        lines = [f"  {name:<13}{format_bytes(size):>11}" for name, size in rows if size]
+        lines.append(
+            f"  {self.num_blocks} blocks of {self.block_size} tokens = {self.kv_tokens} tokens, "
+            f"{self.full_length_sequences:.1f} sequences of {self.max_model_len}"
+        )
+        return "\n".join(lines)
+
+
+def plan_memory(inputs: PlanInputs) -> MemoryPlan:
+    """Size the KV pool; raises MemoryPlanError with the computed remedies when it does not fit."""
+    budget = _budget(inputs)
+    fixed = _fixed_bytes(inputs)
+    room = budget - fixed
+    blocks_per_seq = -(-inputs.max_model_len // inputs.block_size)
+    needed = blocks_per_seq + inputs.num_extra_blocks
+    affordable = max(0, room) // inputs.kv_bytes_per_block
+    if affordable < needed:
+        raise MemoryPlanError(_does_not_fit(inputs, budget, fixed, needed))
+    wanted = blocks_per_seq * inputs.max_num_seqs + inputs.num_extra_blocks
+    num_blocks = min(affordable, wanted)
+    kv_bytes = num_blocks * inputs.kv_bytes_per_block
+    return MemoryPlan(
+        kind=inputs.memory.kind,
+        total_bytes=inputs.memory.total_bytes,
+        others_bytes=inputs.memory.total_bytes - inputs.memory.available_bytes,
+        budget_bytes=budget,
+        weights_bytes=inputs.weights_bytes,
+        activation_bytes=inputs.activation_bytes,
+        logits_bytes=inputs.logits_bytes,
+        graphs_bytes=inputs.graphs_bytes,
+        communicator_bytes=inputs.communicator_bytes,
+        kv_bytes=kv_bytes,
+        unused_bytes=room - kv_bytes,
+        num_blocks=num_blocks,
+        block_size=inputs.block_size,
+        kv_bytes_per_token=inputs.kv_bytes_per_block / inputs.block_size,
+        max_model_len=inputs.max_model_len,
+        max_num_seqs=inputs.max_num_seqs,
+    )
+
+
+def _fixed_bytes(inputs: PlanInputs) -> int:
+    return (
+        inputs.weights_bytes
+        + inputs.activation_bytes
+        + inputs.logits_bytes
+        + inputs.graphs_bytes
+        + inputs.communicator_bytes
+    )
+
+
+def _budget(inputs: PlanInputs) -> int:
+    memory, request = inputs.memory, inputs.request
+    available = memory.available_bytes
+    if request.mode is MemoryMode.RESERVE:
+        return available - int(request.amount)
+    if request.mode is MemoryMode.SIZE:
+        wanted = int(request.amount)
+    elif memory.kind is MemoryKind.DEDICATED:
+        wanted = int(memory.total_bytes * request.amount)
+    else:
+        return int(available * request.amount)
+    if wanted > available:
+        others = memory.total_bytes - available
+        raise MemoryPlanError(
+            f"--memory {request} asks for {format_bytes(wanted)}, but only "
+            f"{format_bytes(available)} of {format_bytes(memory.total_bytes)} are available "
+            f"({format_bytes(others)} are held by others). Lower --memory to "
+            f"{_largest_request(memory, request)} or free memory"
+        )
+    return wanted
+
+
+def _largest_request(memory: Memory, request: MemoryRequest) -> str:
+    if request.mode is MemoryMode.SIZE:
+        return f"{memory.available_bytes / GIB:.2f}GiB"
+    return f"{int(100 * memory.available_bytes / memory.total_bytes) / 100:g}"
+
+
+def _does_not_fit(inputs: PlanInputs, budget: int, fixed: int, needed: int) -> str:
+    need = fixed + needed * inputs.kv_bytes_per_block
+    short = need - budget
+    usable = max(0, budget - fixed) // inputs.kv_bytes_per_block - inputs.num_extra_blocks
+    what = (
+        f"does not fit: weights {format_bytes(inputs.weights_bytes)}, activations "
+        f"{format_bytes(inputs.activation_bytes)}, logits {format_bytes(inputs.logits_bytes)} and "
+        f"the KV cache of one sequence of {inputs.max_model_len} tokens "
+        f"{format_bytes(needed * inputs.kv_bytes_per_block)} make {format_bytes(need)}; "
+        f"--memory {inputs.request} gives {format_bytes(budget)}. "
+    )
+    remedies = []
+    if usable > 0:
+        remedies.append(f"lower --max-model-len to {usable * inputs.block_size}")
+    if need <= inputs.memory.available_bytes:
+        remedies.append(f"raise --memory by {short / GIB:.2f} GiB to {need / GIB:.2f}GiB")
+    if not remedies:
+        remedies.append(
+            f"this device has {format_bytes(inputs.memory.available_bytes)} available: "
+            f"free {format_bytes(need - inputs.memory.available_bytes)} or choose a smaller model"
+        )
+    return what + " or ".join(remedies)

@@ -1,0 +1,30 @@
+"""Every op's signature, docstring and problem type; no implementation lives here."""
+
+from hal.opset.attention import attention, qk_norm_rope
+from hal.opset.block import attention_block, mlp_block
+from hal.opset.elementwise import add, gated_activation, plain_activation
+from hal.opset.indexing import gather_rows, keep_tokens, take_tokens
+from hal.opset.linear import linear
+from hal.opset.norm import layer_norm, rms_norm
+from hal.opset.sampling import adjust_logits, logprobs, sample
+from hal.opset.vocab import vocab
+
+__all__ = [
+    "add",
+    "adjust_logits",
+    "attention",
+    "attention_block",
+    "gated_activation",
+    "gather_rows",
+    "keep_tokens",
+    "layer_norm",
+    "linear",
+    "logprobs",
+    "mlp_block",
+    "plain_activation",
+    "qk_norm_rope",
+    "rms_norm",
+    "sample",
+    "take_tokens",
+    "vocab",
+]
