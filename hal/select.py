@@ -309,6 +309,7 @@ class Binder:
         self.selector = selector
         self.arena = arena
         self._device = device
+        self._shared: dict[tuple[str, Any], Any] = {}
 
     @property
     def device(self) -> Device:
@@ -318,3 +319,10 @@ class Binder:
     def bind(self, op: Op, problem: Any) -> Any:
         """The chosen kernel of this site, ready to call."""
         return self.selector.select(op, problem).kernel.bind(problem, self)
+
+    def shared(self, op: Op, problem: Any) -> Any:
+        """Like `bind`, but equal problems get the same object: for families without weights."""
+        key = (op.name, problem)
+        if key not in self._shared:
+            self._shared[key] = self.bind(op, problem)
+        return self._shared[key]

@@ -3,7 +3,7 @@
 from hal.opset.attention import attention, qk_norm_rope
 from hal.opset.block import attention_block, mlp_block
 from hal.opset.elementwise import add, gated_activation, plain_activation
-from hal.opset.indexing import gather_rows, keep_tokens, take_tokens
+from hal.opset.indexing import gather_rows, keep_tokens, store, take_tokens
 from hal.opset.linear import linear
 from hal.opset.norm import layer_norm, rms_norm
 from hal.opset.sampling import adjust_logits, logprobs, sample
@@ -25,6 +25,7 @@ __all__ = [
     "qk_norm_rope",
     "rms_norm",
     "sample",
+    "store",
     "take_tokens",
     "vocab",
 ]

@@ -38,3 +38,12 @@ def take_tokens(token_ids: Tensor, slots: Tensor, last_tokens: Tensor, out: Tens
 @declare(TokenProblem)
 def keep_tokens(tokens: Tensor, slots: Tensor, last_tokens: Tensor) -> None:
     """last_tokens[slots[i]] = tokens[i]; tokens, slots [N] int32, slots distinct."""
+
+
+@declare(GatherProblem)
+def store(values: Tensor, out: Tensor) -> None:
+    """out = values, converted to out's dtype; load time only.
+
+    values: a host tensor (any float dtype, possibly strided) of out's shape. Raises WeightsError
+    where a finite value is beyond out's dtype.
+    """
