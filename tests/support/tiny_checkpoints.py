@@ -1,0 +1,107 @@
+"""Tiny random checkpoints, made in the test process by transformers itself: the parity oracle."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+VOCAB_SIZE = 384
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_TEXTS = (
+    "The quick brown fox jumps over the lazy dog while the river runs to the sea.",
+    "def add(a, b):\n    return a + b  # 12 + 30 = 42",
+    "Größe, café, naïve, 東京, Привет, 🙂 emoji and \t tabs",
+)
+
+
+def make_checkpoint(folder: Path, arch: str, *, dtype: str = "float32", **overrides: Any) -> Path:
+    """Write a random `arch` model with tokenizer and chat template; returns `folder`.
+
+    `overrides` are keys of transformers' config class. The weights depend only on the arguments.
+    """
+    config = _config(arch, overrides)
+    torch.manual_seed(20260)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _randomize(name, parameter)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`."""
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer(),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.save_pretrained(folder)
+
+
+@functools.cache
+def train_tokenizer() -> tokenizers.Tokenizer:
+    """A byte-level BPE over a few sentences: every byte string can be encoded."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(_SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_lines(), trainer)
+    return tokenizer
+
+
+def _lines() -> Iterator[str]:
+    for text in _TEXTS:
+        yield from [text] * 4
+
+
+def _randomize(name: str, parameter: torch.Tensor) -> None:
+    # Library initialisation gives near-uniform logits and zero biases, which would hide mistakes.
+    if parameter.dim() == 1:
+        centre = 0.0 if name.endswith("bias") else 1.0
+        parameter.normal_(mean=centre, std=0.1)
+    else:
+        parameter.normal_(mean=0.0, std=0.08)
+
+
+def _config(arch: str, overrides: dict[str, Any]) -> transformers.PretrainedConfig:
+    if arch == "gpt2":
+        sizes: dict[str, Any] = dict(n_embd=64, n_layer=2, n_head=4, n_positions=256)
+    else:
+        sizes = dict(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+        )
+    if arch == "qwen3":
+        sizes["head_dim"] = 16
+    if arch == "mistral":
+        sizes["sliding_window"] = None
+    values = dict(
+        vocab_size=VOCAB_SIZE, bos_token_id=None, eos_token_id=2, pad_token_id=0, **sizes
+    )
+    return transformers.AutoConfig.for_model(arch, **{**values, **overrides})
