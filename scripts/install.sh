@@ -48,5 +48,5 @@ if compgen -G "$venv/lib/python*/site-packages/hal/kernels/cpu/_C*.so" >/dev/nul
   echo "install: done, with native CPU kernels"
 else
   echo "install: done, without native CPU kernels: reference kernels will run, slower." \
-    "With a C++20 compiler (apt-get install g++), install again: make clean install"
+    "With a C++20 compiler (apt-get install g++), run scripts/install.sh again"
 fi

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """Counts of one pytest run; `failed` includes errors in set-up and collection."""
+    """Counts and wall time of one pytest run; `failed` includes errors in set-up and collection."""
 
     suite: str
     num_passed: int
@@ -32,7 +32,8 @@ class SuiteResult:
 
 def read_report(path: Path) -> SuiteResult:
     """Counts from the test cases themselves; a damaged file raises ParseError."""
-    cases = list(ElementTree.parse(path).getroot().iter("testcase"))
+    root = ElementTree.parse(path).getroot()
+    cases = list(root.iter("testcase"))
     failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     reasons = [s.get("message", "") for c in cases for s in c.findall("skipped")]
     return SuiteResult(
@@ -40,7 +41,7 @@ def read_report(path: Path) -> SuiteResult:
         num_passed=len(cases) - len(failed) - len(reasons),
         num_failed=len(failed),
         num_skipped=len(reasons),
-        time_s=round(sum(float(c.get("time", "0")) for c in cases), 1),
+        time_s=round(sum(float(s.get("time", "0")) for s in root.iter("testsuite")), 1),
         failures=tuple(f"{c.get('classname')}::{c.get('name')}" for c in failed),
         skip_reasons=tuple(sorted(set(reasons))),
     )
