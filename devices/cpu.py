@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from hal.device import Capabilities, Event, Versions
+from hal.device import Capabilities, Event
 from hal.devices import host
 from hal.devices.torch_device import TorchDevice, host_tensor
 from hal.dtypes import DType
@@ -18,22 +17,6 @@ from hal.tensor import Tensor
 
 # Below this no reading of /proc/meminfo: a step's small tensors cannot exhaust a machine.
 _CHECKED_BYTES = 1 << 20
-
-
-def cpu_capabilities() -> Capabilities:
-    """This machine's CPU, from /proc and /sys."""
-    cpu = host.processor()
-    return Capabilities(
-        vendor=cpu.vendor,
-        name=cpu.name,
-        arch=host.processor_arch(cpu),
-        memory=host.host_memory(),
-        compute_units=host.num_usable_cores(),
-        simd_width=host.float32_lanes(cpu.flags),
-        features=host.processor_features(cpu.flags),
-        is_accelerator=False,
-        versions=Versions(driver=f"{platform.system()} {platform.release()}"),
-    )
 
 
 class FinishedEvent(Event):
@@ -47,7 +30,7 @@ class CpuDevice(TorchDevice):
     """Runs in the caller's thread; nothing is ever in flight."""
 
     def __init__(self, capabilities: Capabilities | None = None) -> None:
-        super().__init__(capabilities or cpu_capabilities(), "cpu")
+        super().__init__(capabilities or host.cpu_capabilities(), "cpu")
         self._anonymous_bytes_at_start = host.anonymous_bytes()
 
     def free_bytes(self) -> int:
@@ -63,7 +46,7 @@ class CpuDevice(TorchDevice):
     def empty(self, shape: Sequence[int], dtype: DType) -> Tensor:
         num_bytes = dtype.num_bytes(math.prod(shape))
         if num_bytes >= _CHECKED_BYTES and num_bytes > self.free_bytes():
-            raise self._out_of_memory(shape, dtype)
+            raise self._out_of_memory(num_bytes, f"a tensor {list(shape)} of {dtype}")
         return super().empty(shape, dtype)
 
     def upload(self, host: NDArray[Any]) -> Tensor:

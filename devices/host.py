@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hal.device import Feature, Memory, MemoryKind
+from hal.device import Capabilities, Feature, Memory, MemoryKind, Versions
 
 _KIB = 1024
 _ROOT = Path("/")
@@ -225,3 +225,33 @@ def anonymous_bytes(root: Path = _ROOT) -> int:
     if len(fields) < 3:
         return 0
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_capabilities(root: Path = _ROOT) -> Capabilities:
+    """This machine's CPU as a device."""
+    cpu = processor(root)
+    return Capabilities(
+        vendor=cpu.vendor,
+        name=cpu.name,
+        arch=processor_arch(cpu),
+        memory=host_memory(root),
+        compute_units=num_usable_cores(root),
+        simd_width=float32_lanes(cpu.flags),
+        features=processor_features(cpu.flags),
+        is_accelerator=False,
+        versions=Versions(driver=f"{platform.system()} {platform.release()}"),
+    )
+
+
+def null_capabilities(root: Path = _ROOT) -> Capabilities:
+    """A device with nothing a kernel could ask for: every op falls to its reference."""
+    return Capabilities(
+        vendor="null",
+        name="null device (reference kernels)",
+        arch="null",
+        memory=host_memory(root),
+        compute_units=1,
+        simd_width=1,
+        features=frozenset(),
+        is_accelerator=False,
+    )

@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from hal.device import Capabilities, Versions
 from hal.devices import host
 from hal.devices.cpu import CpuDevice
 from hal.errors import UnsupportedError
-
-
-def null_capabilities() -> Capabilities:
-    """Nothing a kernel could ask for: every op falls to its reference implementation."""
-    return Capabilities(
-        vendor="null",
-        name="null device (reference kernels)",
-        arch="null",
-        memory=host.host_memory(),
-        compute_units=1,
-        simd_width=1,
-        features=frozenset(),
-        is_accelerator=False,
-        versions=Versions(),
-    )
 
 
 class NullDevice(CpuDevice):
@@ -35,4 +19,4 @@ class NullDevice(CpuDevice):
                 f"not supported yet: null:{profile}; the null device neither poses as a profile "
                 "nor injects faults. Use --device null"
             )
-        super().__init__(null_capabilities())
+        super().__init__(host.null_capabilities())

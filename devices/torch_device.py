@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -89,12 +90,9 @@ class TorchDevice(Device):
         return self._live.total_bytes()
 
     def empty(self, shape: Sequence[int], dtype: DType) -> Tensor:
-        try:
+        wanted = dtype.num_bytes(math.prod(shape))
+        with self._typed_out_of_memory(wanted, f"a tensor {list(shape)} of {dtype}"):
             tensor = torch.empty(tuple(shape), dtype=torch_dtype(dtype), device=self._torch_device)
-        except RuntimeError as error:
-            if not self._is_out_of_memory(error):
-                raise
-            raise self._out_of_memory(shape, dtype) from error
         self._live.add(tensor)
         return tensor
 
@@ -112,11 +110,19 @@ class TorchDevice(Device):
     @abstractmethod
     def _is_out_of_memory(self, error: RuntimeError) -> bool: ...
 
-    def _out_of_memory(self, shape: Sequence[int], dtype: DType) -> DeviceOutOfMemory:
-        wanted = dtype.num_bytes(math.prod(shape))
+    @contextmanager
+    def _typed_out_of_memory(self, num_bytes: int, what: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not self._is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(num_bytes, what) from error
+
+    def _out_of_memory(self, num_bytes: int, what: str) -> DeviceOutOfMemory:
         return DeviceOutOfMemory(
-            f"{self.capabilities.name} has no room for a tensor {list(shape)} of {dtype}: "
-            f"{format_bytes(wanted)} wanted, {format_bytes(self.free_bytes())} free, "
+            f"{self.capabilities.name} has no room for {what}: "
+            f"{format_bytes(num_bytes)} wanted, {format_bytes(self.free_bytes())} free, "
             f"{format_bytes(self.allocated_bytes())} held here. "
             "Lower --memory, --max-model-len or --max-num-seqs, or choose a smaller model"
         )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 from hal.device import Capabilities, Feature, Limits, Memory, MemoryKind, Versions
 
-type JsonValue = str | int | float | bool | None | Sequence[JsonValue] | Mapping[str, JsonValue]
+JsonValue: TypeAlias = (
+    "str | int | float | bool | None | Sequence[JsonValue] | Mapping[str, JsonValue]"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,21 @@ class DeviceReport:
             "capabilities": None if caps is None else capabilities_as_json(caps),
         }
 
+    @classmethod
+    def from_json(cls, data: JsonValue) -> DeviceReport:
+        """The report that `as_json` wrote; raises ValueError on anything else."""
+        try:
+            fields = _mapping(data)
+            caps = fields["capabilities"]
+            return cls(
+                spec=str(fields["device"]),
+                capabilities=None if caps is None else capabilities_from_json(_mapping(caps)),
+                reason=str(fields["reason"]),
+                remedy=str(fields["remedy"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a device report: {error}") from error
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
@@ -56,7 +74,7 @@ class ProbeReport:
 
 def capabilities_as_json(caps: Capabilities) -> dict[str, JsonValue]:
     """Plain JSON types; `capabilities_from_json` takes it back."""
-    return {**asdict(caps), "features": sorted(caps.features)}
+    return {**asdict(caps), "features": sorted(str(f) for f in caps.features)}
 
 
 def capabilities_from_json(data: Mapping[str, JsonValue]) -> Capabilities:
@@ -69,7 +87,7 @@ def capabilities_from_json(data: Mapping[str, JsonValue]) -> Capabilities:
         versions = _mapping(fields.pop("versions"))
         features = fields.pop("features")
         if not isinstance(features, list):
-            raise ValueError("features is not a list")
+            raise TypeError("features is not a list")
         return Capabilities(
             memory=Memory(**memory),  # type: ignore[arg-type]  # the dataclass checks the names
             limits=Limits(**limits),  # type: ignore[arg-type]
@@ -83,5 +101,5 @@ def capabilities_from_json(data: Mapping[str, JsonValue]) -> Capabilities:
 
 def _mapping(value: JsonValue) -> Mapping[str, JsonValue]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"expected an object, got {value!r}")
+        raise TypeError(f"expected an object, got {value!r}")
     return value

@@ -1,0 +1,50 @@
+"""A card's properties as torch reports them, for NVIDIA and AMD alike."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hal.device import Memory, MemoryKind
+from hal.devices import host
+
+
+class CardProperties(Protocol):
+    """What `torch.cuda.get_device_properties` returns, as far as it is read here.
+
+    gcnArchName: "gfx942:sramecc+:xnack-" in ROCm's torch; the card's name elsewhere.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def major(self) -> int: ...
+    @property
+    def minor(self) -> int: ...
+    @property
+    def multi_processor_count(self) -> int: ...
+    @property
+    def total_memory(self) -> int: ...
+    @property
+    def is_integrated(self) -> int: ...
+    @property
+    def gcnArchName(self) -> str: ...
+    @property
+    def warp_size(self) -> int: ...
+    @property
+    def shared_memory_per_block(self) -> int: ...
+
+
+def card_memory(card: CardProperties, free_bytes: int) -> Memory:
+    """The card's own memory; an integrated part shares the host's, and its limits."""
+    if not card.is_integrated:
+        return Memory(
+            kind=MemoryKind.DEDICATED, total_bytes=card.total_memory, available_bytes=free_bytes
+        )
+    shared = host.host_memory()
+    return Memory(
+        kind=MemoryKind.UNIFIED,
+        total_bytes=card.total_memory,
+        available_bytes=min(card.total_memory, shared.available_bytes),
+        cgroup_limit_bytes=shared.cgroup_limit_bytes,
+        numa_nodes=shared.numa_nodes,
+    )

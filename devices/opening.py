@@ -1,0 +1,148 @@
+"""From what a user wrote after `--device` to an open device, or the reason why not."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hal.device import DEVICE_INTERFACE_VERSION, Device
+from hal.devices.probe import probe, probe_vendor
+from hal.devices.registry import all_vendors, in_tree_vendors
+from hal.devices.vendor import Vendor
+from hal.errors import ConfigError, DeviceUnavailable, UnsupportedError
+from hal.memory import format_bytes
+from hal.report import DeviceReport, ProbeReport
+
+# What other engines and vendors call them.
+_OTHER_NAMES = {"nvidia": "cuda", "gpu": "auto", "amd": "rocm", "hip": "rocm", "x86": "cpu"}
+_SEVERAL = re.compile(r"(\d+)x(\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """`vendor[:detail]`: "cuda:0", "null:mi300x", "auto"."""
+
+    vendor: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.vendor}:{self.detail}" if self.detail else self.vendor
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open device and one line that says why it is this one."""
+
+    device: Device
+    spec: str
+    reason: str
+
+
+def parse_spec(text: str) -> DeviceSpec:
+    """Split a `--device` value; raises UnsupportedError for several devices."""
+    spec = text.strip().lower()
+    several = _SEVERAL.fullmatch(spec)
+    vendor, _, detail = spec.partition(":")
+    count = int(several.group(1)) if several else len(detail.split(","))
+    if (several or re.fullmatch(r"[\d,]+", detail)) and count != 1:
+        raise UnsupportedError(
+            f"not supported yet: tensor parallel over {count} devices (--device {text}); "
+            "name one device, e.g. --device cuda:0"
+        )
+    if several:
+        raise ConfigError(f"--device {text}: write the device itself, e.g. --device rocm:0")
+    return DeviceSpec(vendor, detail)
+
+
+def open_device(text: str, vendors: Mapping[str, Vendor] | None = None) -> Opened:
+    """Open what `--device text` names; only that vendor is probed, all of them for "auto".
+
+    Raises DeviceUnavailable with the probe's reason and the nearest device that works,
+    ConfigError for a name nobody knows, UnsupportedError for several devices.
+    """
+    spec = parse_spec(text)
+    if spec.vendor == "auto":
+        return _open_best(all_vendors() if vendors is None else vendors)
+    known = vendors or in_tree_vendors()
+    if spec.vendor not in known and vendors is None:
+        known = all_vendors()
+    if spec.vendor not in known:
+        raise ConfigError(_unknown(spec, known))
+    report = _named(probe_vendor(known[spec.vendor]), spec)
+    if not report.is_usable:
+        raise DeviceUnavailable(_unavailable(spec, report, known))
+    return _open(known[spec.vendor], report, spec.detail, "named by --device")
+
+
+def best_device(report: ProbeReport) -> tuple[DeviceReport, str]:
+    """What `auto` means on this machine and why: the accelerator with most memory, else the CPU."""
+    cards = [d for d in report.usable() if d.capabilities and d.capabilities.is_accelerator]
+    if cards:
+        best = max(cards, key=_power)
+        others = f"; the largest of {len(cards)} usable accelerators" if len(cards) > 1 else ""
+        return best, f"{_description(best)}{others}"
+    cpu = next(d for d in report.usable() if d.spec == "cpu")
+    missing = [f"{d.spec}: {d.reason}" for d in report.devices if not d.is_usable]
+    why = f"; no usable accelerator ({'; '.join(missing)})" if missing else ""
+    return cpu, f"{_description(cpu)}{why}"
+
+
+def _power(report: DeviceReport) -> tuple[int, int]:
+    assert report.capabilities is not None
+    return report.capabilities.memory.total_bytes, report.capabilities.compute_units
+
+
+def _description(report: DeviceReport) -> str:
+    caps = report.capabilities
+    assert caps is not None
+    return f"{caps.name}, {caps.arch}, {format_bytes(caps.memory.available_bytes)} available"
+
+
+def _open_best(vendors: Mapping[str, Vendor]) -> Opened:
+    report = probe(v for v in vendors.values() if v.is_for_auto)
+    best, reason = best_device(report)
+    return _open(vendors[best.spec.partition(":")[0]], best, "", reason)
+
+
+def _open(vendor: Vendor, report: DeviceReport, detail: str, reason: str) -> Opened:
+    device = vendor.open(report, detail)
+    if device.interface_version != DEVICE_INTERFACE_VERSION:
+        raise UnsupportedError(
+            f"the device {report.spec} was written for version {device.interface_version} of "
+            f"hal's device interface; this hal has version {DEVICE_INTERFACE_VERSION}. "
+            "Install the release of its package that matches"
+        )
+    return Opened(device, report.spec, reason)
+
+
+def _named(reports: tuple[DeviceReport, ...], spec: DeviceSpec) -> DeviceReport:
+    """The report that `spec` means: its index, or the vendor's first usable device."""
+    exact = [d for d in reports if d.spec == str(spec)]
+    whole = [d for d in reports if d.spec == spec.vendor]
+    if exact or whole:
+        return (exact or whole)[0]
+    if not spec.detail:
+        return next((d for d in reports if d.is_usable), reports[0])
+    found = ", ".join(d.spec for d in reports)
+    return DeviceReport(spec=str(spec), reason=f"there is no such device, only {found}")
+
+
+def _unavailable(spec: DeviceSpec, report: DeviceReport, known: Mapping[str, Vendor]) -> str:
+    remedy = f" Remedy: {report.remedy}." if report.remedy else ""
+    found = probe(v for v in known.values() if v.is_for_auto)
+    same = [d for d in found.of_vendor(spec.vendor) if d.is_usable]
+    nearest = same[0] if same else best_device(found)[0]
+    return (
+        f"--device {spec} cannot be used: {report.reason}.{remedy} "
+        f"Nearest that works: --device {nearest.spec}"
+    )
+
+
+def _unknown(spec: DeviceSpec, known: Mapping[str, Vendor]) -> str:
+    names = ["auto", *known]
+    close = difflib.get_close_matches(spec.vendor, names, n=1)
+    meant = _OTHER_NAMES.get(spec.vendor) or (close[0] if close else "")
+    hint = f" Did you mean --device {meant}?" if meant else ""
+    return f"unknown device {str(spec)!r}; known: {', '.join(names)}.{hint}"
