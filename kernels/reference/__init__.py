@@ -1,1 +1,27 @@
 """Every op in plain torch, float32 inside: the specification and the fallback."""
+
+from hal.kernels.reference import (
+    attention,
+    block,
+    elementwise,
+    indexing,
+    linear,
+    logits,
+    norm,
+    rope,
+    sampling,
+    vocab,
+)
+
+__all__ = [
+    "attention",
+    "block",
+    "elementwise",
+    "indexing",
+    "linear",
+    "logits",
+    "norm",
+    "rope",
+    "sampling",
+    "vocab",
+]

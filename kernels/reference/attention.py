@@ -1,0 +1,100 @@
+"""attention: one sequence at a time, its keys and values gathered through the block table."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hal.kernels.reference.tensors import as_torch, widen
+from hal.opset import attention
+from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem
+from hal.select import Binder, Level
+from hal.tensor import Tensor
+
+
+class PagedAttention(AttentionFamily):
+    """The cache as [num_blocks, 2, num_kv_heads, block_size, head_dim]; subclasses attend."""
+
+    def __init__(self, problem: AttentionProblem, binder: Binder) -> None:
+        super().__init__(problem, binder)
+        q_width = problem.num_heads * problem.head_dim
+        kv_width = problem.num_kv_heads * problem.head_dim
+        self._q_width = q_width
+        self._sides = (slice(q_width, q_width + kv_width), slice(q_width + kv_width, None))
+
+    @property
+    def kv_layout(self) -> str:
+        return "[num_blocks, 2 (keys, values), num_kv_heads, block_size, head_dim]"
+
+    def kv_shape(self, num_blocks: int) -> tuple[int, ...]:
+        p = self.problem
+        return (num_blocks, 2, p.num_kv_heads, p.block_size, p.head_dim)
+
+    def plan(self, meta: AttentionMeta) -> None:
+        slots = as_torch(meta.slot_mapping_device)
+        self._meta = meta
+        self._write_blocks = slots // self.problem.block_size
+        self._write_offsets = slots % self.problem.block_size
+
+    def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
+        cache = as_torch(kv)
+        shape = (-1, self.problem.num_kv_heads, self.problem.head_dim)
+        for side, columns in enumerate(self._sides):
+            by_slot = cache[:, side].transpose(1, 2)  # [num_blocks, block_size, heads, head_dim]
+            rows = as_torch(qkv)[:, columns]
+            by_slot[self._write_blocks, self._write_offsets] = rows.view(shape)
+
+    def copy_blocks(self, kv: Tensor, pairs: NDArray[np.int32]) -> None:
+        cache = as_torch(kv)
+        index = torch.from_numpy(pairs.astype(np.int64)).to(cache.device)
+        cache[index[:, 1]] = cache[index[:, 0]]
+
+
+@attention.family("reference", preference=0, level=Level.REFERENCE)
+class ReferenceAttention(PagedAttention):
+    """Full score matrices in float32.
+
+    Not batch-invariant: a chunk's sums have the length of its context, masked entries included.
+    """
+
+    def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
+        queries = as_torch(qkv)[:, : self._q_width]
+        starts = self._meta.cu_seqlens_q
+        for seq in range(self._meta.num_seqs):
+            rows = slice(int(starts[seq]), int(starts[seq + 1]))
+            as_torch(out)[rows] = self._attend_one(queries[rows], as_torch(kv), seq)
+
+    def _attend_one(self, queries: torch.Tensor, cache: torch.Tensor, seq: int) -> torch.Tensor:
+        """queries [q_len, num_heads * head_dim], the last tokens of the sequence's context."""
+        p = self.problem
+        seq_len = int(self._meta.seq_lens[seq])
+        # [kv_heads, group, q_len, head_dim] against [kv_heads, 1, seq_len, head_dim]
+        q = widen(queries).view(len(queries), p.num_kv_heads, -1, p.head_dim).permute(1, 2, 0, 3)
+        keys, values = self._gather(cache, seq, seq_len)
+        scores = q @ keys.unsqueeze(1).transpose(2, 3) * p.spec.scale
+        if p.spec.softcap is not None:
+            scores = p.spec.softcap * torch.tanh(scores / p.spec.softcap)
+        is_hidden = ~visible_keys(queries.shape[0], seq_len, p.spec.window, cache.device)
+        weights = scores.masked_fill(is_hidden, float("-inf")).softmax(dim=-1)
+        return (weights @ values.unsqueeze(1)).permute(2, 0, 1, 3).reshape(queries.shape)
+
+    def _gather(
+        self, cache: torch.Tensor, seq: int, seq_len: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [num_kv_heads, seq_len, head_dim]: slots behind the end are not read."""
+        num_blocks = -(-seq_len // self.problem.block_size)
+        blocks = as_torch(self._meta.block_table_device)[seq, :num_blocks]
+        stored = cache.index_select(0, blocks)  # [n, 2, kv_heads, block_size, head_dim]
+        rows = widen(stored.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :seq_len])
+        return rows[0], rows[1]
+
+
+def visible_keys(
+    q_len: int, seq_len: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """[q_len, seq_len] bool: which keys each of the last q_len tokens of a context sees."""
+    query = torch.arange(seq_len - q_len, seq_len, device=device).unsqueeze(1)
+    key = torch.arange(seq_len, device=device)
+    is_visible = key <= query
+    return is_visible if window is None else is_visible & (key > query - window)

@@ -1,0 +1,126 @@
+"""attention_block and mlp_block composed of finer ops, each of which is selected on its own.
+
+The composed form runs no arithmetic itself, so its level is native: whether the finer sites run
+native, upcast or reference kernels is in their own selections. Its preference is low, so that a
+fused kernel at this level goes first.
+"""
+
+from __future__ import annotations
+
+from hal.opset import (
+    attention,
+    attention_block,
+    gated_activation,
+    linear,
+    mlp_block,
+    plain_activation,
+    qk_norm_rope,
+)
+from hal.opset.attention import AttentionFamily
+from hal.opset.block import (
+    AttentionBlock,
+    AttentionBlockProblem,
+    AttentionWeights,
+    MlpBlock,
+    MlpBlockProblem,
+)
+from hal.opset.elementwise import ActivationProblem
+from hal.opset.linear import LinearFamily, LinearProblem
+from hal.select import Binder
+from hal.tensor import Tensor
+
+
+@attention_block.family("composed", preference=10, batch_invariant=True)
+class ComposedAttentionBlock(AttentionBlock):
+    """qkv, rotate, write, attend, project: five calls and two intermediate results."""
+
+    def __init__(self, problem: AttentionBlockProblem, binder: Binder) -> None:
+        inner = problem.attention
+        width = inner.num_heads * inner.head_dim
+        self.qkv: LinearFamily = binder.bind(
+            linear,
+            LinearProblem(
+                in_features=problem.hidden_size,
+                out_features=inner.qkv_width,
+                dtype=inner.dtype,
+                has_bias=problem.has_qkv_bias,
+            ),
+        )
+        self.output: LinearFamily = binder.bind(
+            linear,
+            LinearProblem(
+                in_features=width,
+                out_features=problem.hidden_size,
+                dtype=inner.dtype,
+                has_bias=problem.has_output_bias,
+            ),
+        )
+        self.family: AttentionFamily = binder.shared(attention, inner)
+        self._rope = problem.rope
+        self._has_rope = problem.rope.rotary_dim > 0 or problem.rope.has_norm
+        self._qk_norm_rope = binder.bind(qk_norm_rope, problem.rope) if self._has_rope else None
+        self._qkv_buffer = binder.arena.buffer("qkv", inner.qkv_width, inner.dtype)
+        self._heads_buffer = binder.arena.buffer("heads", width, inner.dtype)
+
+    def __call__(
+        self, x: Tensor, positions: Tensor, kv: Tensor, weights: AttentionWeights, out: Tensor
+    ) -> None:
+        num_tokens = x.shape[0]
+        qkv = self._qkv_buffer.rows(num_tokens)
+        heads = self._heads_buffer.rows(num_tokens)
+        self.qkv(x, qkv)
+        if self._qk_norm_rope is not None:
+            self._qk_norm_rope(
+                qkv,
+                self._rope,
+                positions,
+                weights.cos_sin,
+                weights.q_norm,
+                weights.k_norm,
+                weights.norm_eps,
+            )
+        self.family.write_kv(qkv, kv)
+        self.family.attend(qkv, kv, heads)
+        self.output(heads, out)
+
+
+@mlp_block.family("composed", preference=10, batch_invariant=True)
+class ComposedMlpBlock(MlpBlock):
+    """up (with gate), activation, down: three calls and two intermediate results."""
+
+    def __init__(self, problem: MlpBlockProblem, binder: Binder) -> None:
+        width = problem.intermediate_size
+        up_width = 2 * width if problem.is_gated else width
+        self.up: LinearFamily = binder.bind(
+            linear,
+            LinearProblem(
+                in_features=problem.hidden_size,
+                out_features=up_width,
+                dtype=problem.dtype,
+                has_bias=problem.has_bias,
+            ),
+        )
+        self.down: LinearFamily = binder.bind(
+            linear,
+            LinearProblem(
+                in_features=width,
+                out_features=problem.hidden_size,
+                dtype=problem.dtype,
+                has_bias=problem.has_bias,
+            ),
+        )
+        self._activation = problem.activation
+        self._activate = binder.bind(
+            gated_activation if problem.is_gated else plain_activation,
+            ActivationProblem(width=width, activation=problem.activation, dtype=problem.dtype),
+        )
+        self._up_buffer = binder.arena.buffer("mlp_up", up_width, problem.dtype)
+        self._activated_buffer = binder.arena.buffer("mlp_activated", width, problem.dtype)
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        num_tokens = x.shape[0]
+        up = self._up_buffer.rows(num_tokens)
+        activated = self._activated_buffer.rows(num_tokens)
+        self.up(x, up)
+        self._activate(up, self._activation, activated)
+        self.down(activated, out)

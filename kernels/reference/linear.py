@@ -1,0 +1,56 @@
+"""linear: the weight as stored, multiplied in float32."""
+
+from __future__ import annotations
+
+import torch
+
+from hal.device import Device
+from hal.kernels.reference.tensors import as_torch, widen
+from hal.kernels.reference.weight_rows import store_rows, store_values
+from hal.opset import linear
+from hal.opset.linear import LinearFamily, LinearProblem
+from hal.select import Binder, Level
+from hal.tensor import Tensor
+from hal.weights import LogicalWeight
+
+
+class RowMajorLinear(LinearFamily):
+    """Holds weight [out_features, in_features] and bias [out_features]; subclasses multiply."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __init__(self, problem: LinearProblem, binder: Binder) -> None:
+        super().__init__(problem, binder)
+        self._shape = (problem.out_features, problem.in_features)
+
+    @property
+    def num_bytes(self) -> int:
+        rows, columns = self._shape
+        return self.problem.dtype.num_bytes(rows * (columns + int(self.problem.has_bias)))
+
+    def allocate(self, device: Device) -> None:
+        self.weight = as_torch(device.empty(self._shape, self.problem.dtype))
+        if self.problem.has_bias:
+            self.bias = as_torch(device.empty(self._shape[:1], self.problem.dtype))
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None:
+        store_rows(self.weight, first_row, weight)
+
+    def load_bias(self, first_row: int, values: Tensor) -> None:
+        assert self.bias is not None, f"{self.problem} has no bias"
+        store_values(self.bias, first_row, values)
+
+
+@linear.family("reference", preference=0, level=Level.REFERENCE)
+class ReferenceLinear(RowMajorLinear):
+    """Upcasts the whole weight at every call: right, not fast.
+
+    Not batch-invariant: the matrix library chooses another order of summation for other M.
+    """
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        result = widen(as_torch(x)) @ widen(self.weight).T
+        if self.bias is not None:
+            result += self.bias
+        as_torch(out).copy_(result)

@@ -1,0 +1,45 @@
+"""vocab: the matrix as stored; rows looked up, logits multiplied in float32."""
+
+from __future__ import annotations
+
+import torch
+
+from hal.device import Device
+from hal.kernels.reference.tensors import as_torch, widen
+from hal.kernels.reference.weight_rows import store_rows
+from hal.opset import vocab
+from hal.opset.vocab import VocabFamily, VocabProblem
+from hal.select import Binder, Level
+from hal.tensor import Tensor
+from hal.weights import LogicalWeight
+
+
+class RowMajorVocab(VocabFamily):
+    """Holds weight [vocab_size, hidden_size] and looks rows up; subclasses multiply."""
+
+    weight: torch.Tensor
+
+    def __init__(self, problem: VocabProblem, binder: Binder) -> None:
+        super().__init__(problem, binder)
+        self._shape = (problem.vocab_size, problem.hidden_size)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.problem.dtype.num_bytes(self._shape[0] * self._shape[1])
+
+    def allocate(self, device: Device) -> None:
+        self.weight = as_torch(device.empty(self._shape, self.problem.dtype))
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None:
+        store_rows(self.weight, first_row, weight)
+
+    def embed(self, token_ids: Tensor, out: Tensor) -> None:
+        as_torch(out).copy_(self.weight.index_select(0, as_torch(token_ids)))
+
+
+@vocab.family("reference", preference=0, level=Level.REFERENCE)
+class ReferenceVocab(RowMajorVocab):
+    """Upcasts the whole matrix at every call: right, not fast."""
+
+    def logits(self, x: Tensor, out: Tensor) -> None:
+        as_torch(out).copy_(widen(as_torch(x)) @ widen(self.weight).T)
