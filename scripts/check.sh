@@ -11,8 +11,8 @@ check() {
   "$@" || failed+=("$name")
 }
 
-check format ruff format --check --quiet
-check ruff ruff check --quiet
+check format ruff format --check --output-format concise
+check ruff ruff check --quiet --output-format concise
 check mypy mypy
 check sizes python scripts/check_sizes.py
 check layout python scripts/check_layout.py
