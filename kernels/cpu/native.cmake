@@ -41,7 +41,6 @@ endforeach()
 add_library(hal_cpu_kernels INTERFACE)
 target_compile_features(hal_cpu_kernels INTERFACE cxx_std_20)
 target_compile_definitions(hal_cpu_kernels INTERFACE ${kernel_definitions})
-target_include_directories(hal_cpu_kernels INTERFACE "${CMAKE_CURRENT_LIST_DIR}/src")
 target_compile_options(hal_cpu_kernels INTERFACE
   $<$<CXX_COMPILER_ID:GNU,Clang,AppleClang>:-Wall -Wextra>)
 if(OpenMP_CXX_FOUND)
