@@ -1,0 +1,99 @@
+"""The engine: requests in, one step after another, new tokens out. Single-threaded."""
+
+from __future__ import annotations
+
+import random
+
+from hal.engine.executor import Executor
+from hal.engine.request import EngineStats, Output, Request
+from hal.engine.scheduler import Scheduler, SchedulerConfig
+from hal.errors import ConfigError, EngineError, RequestError
+
+
+class Engine:
+    """Owns a scheduler and drives an executor. `rng` gives seeds to requests without one."""
+
+    def __init__(self, config: SchedulerConfig, executor: Executor, rng: random.Random) -> None:
+        _check_capacity(config, executor)
+        self.scheduler = Scheduler(config)
+        self._executor = executor
+        self._rng = rng
+        self._undelivered: list[Output] = []
+        self._num_prompt_tokens = 0
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises RequestError or ContextLengthError; others are unharmed."""
+        _check_token_ids(request, self._executor.vocab_size)
+        seed = request.params.seed
+        self.scheduler.add(request, self._rng.getrandbits(64) if seed is None else seed)
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+
+    def abort(self, request_id: str) -> list[Output]:
+        """End a request now; returns the last output of each choice, none if it is not here."""
+        return self.scheduler.abort(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._undelivered)
+
+    def step(self) -> list[Output]:
+        """Run one step. If it fails: EngineError, and the next call returns whom it ended."""
+        if self._undelivered:
+            outputs, self._undelivered = self._undelivered, []
+            return outputs
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return []
+        try:
+            result = self._executor.submit(batch).wait()
+            return self.scheduler.update(batch, result)
+        except BaseException as error:  # Ctrl-C too must leave no block behind
+            reason = f"step {batch.step} failed: {type(error).__name__}: {error}"
+            self._undelivered = self.scheduler.fail(reason)
+            if isinstance(error, Exception):
+                raise EngineError(
+                    f"{reason}. Its {batch.num_seqs} sequences ended; others go on"
+                ) from error
+            raise
+
+    def stats(self) -> EngineStats:
+        scheduler = self.scheduler
+        return EngineStats(
+            num_steps=scheduler.num_steps,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_blocks_total=scheduler.blocks.num_usable,
+            num_blocks_used=scheduler.blocks.num_used,
+            num_blocks_cached=scheduler.blocks.num_cached,
+            num_preemptions=scheduler.num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=scheduler.num_generated_tokens,
+            num_prefix_queries=scheduler.num_prefix_queries,
+            num_prefix_hits=scheduler.num_prefix_hits,
+        )
+
+
+def _check_capacity(config: SchedulerConfig, executor: Executor) -> None:
+    for name, wanted, limit in (
+        ("max_num_seqs", config.max_num_seqs, executor.max_num_seqs),
+        ("num_blocks", config.num_blocks, executor.num_blocks),
+    ):
+        if wanted > limit:
+            raise ConfigError(f"{name} {wanted} is above the executor's {limit}; lower it")
+
+
+def _check_token_ids(request: Request, vocab_size: int) -> None:
+    """An id outside the vocabulary would read or write outside a tensor on the device."""
+    params = request.params
+    for name, token_ids in (
+        ("prompt", request.prompt_token_ids),
+        ("logit_bias", tuple(params.logit_bias)),
+        ("stop_token_ids", tuple(params.stop_token_ids)),
+        ("eos_token_ids", tuple(request.eos_token_ids)),
+    ):
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+            wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
+            raise RequestError(
+                f"{name} has the token id {wrong}; this model's ids are 0 to {vocab_size - 1}",
+                param=name,
+            )

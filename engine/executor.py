@@ -1,0 +1,37 @@
+"""What the engine needs from whatever runs a Batch: in-process, N ranks, or a shadow in tests."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hal.engine.batch import Batch, StepResult
+
+
+class PendingStep(Protocol):
+    """A step that was submitted and may still run."""
+
+    def wait(self) -> StepResult:
+        """Block until the step is done. Raises what the step raised."""
+
+
+class Executor(Protocol):
+    """Runs batches in the order of submission.
+
+    Keeps per slot: the block table (all NULL_BLOCK at first) and the last sampled token. A step
+    applies block_updates, then block_copies, then writes K/V and samples.
+    """
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Slots it keeps; every slot in a Batch is below."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks it keeps, NULL_BLOCK included; every block id in a Batch is below."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids it accepts in prompts and biases are below."""
+
+    def submit(self, batch: Batch) -> PendingStep:
+        """Start one step. Raises if it could not be started."""

@@ -1,0 +1,49 @@
+"""The limits of one engine, checked against each other before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hal.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits of one engine. num_blocks counts NULL_BLOCK, which no sequence gets.
+
+    window: sliding attention window in tokens, or None; max_model_len: prompt and output tokens.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    window: int | None = None
+    prefix_caching: bool = True
+    chunked_prefill: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("max_model_len", self.max_model_len, 2)
+        _at_least("block_size", self.block_size, 1)
+        _at_least("num_blocks", self.num_blocks, 2)
+        if self.window is not None:
+            _at_least("window", self.window, 1)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_num_seqs "
+                f"{self.max_num_seqs}: every sequence decodes one token a step. Raise it to "
+                f"{self.max_num_seqs} or lower max_num_seqs"
+            )
+        if not self.chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
+            raise ConfigError(
+                f"without chunked prefill a whole prompt runs in one step, but "
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_model_len "
+                f"{self.max_model_len}. Raise it to {self.max_model_len} or enable chunked prefill"
+            )
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ConfigError(f"{name} must be at least {low}; got {value}")

@@ -1,0 +1,121 @@
+"""One choice of one request while it lives in the engine: its tokens, its blocks, its place."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from hal.engine.block_manager import BlockTable
+from hal.engine.request import Request
+
+NO_SLOT = -1
+PROTECTED_AFTER_PREEMPTIONS = 3
+
+
+class Status(Enum):
+    """UNFORKED: waits for the prefill of the request's first choice."""
+
+    UNFORKED = auto()
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+_MASK64 = 2**64 - 1
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The Philox key of choice `index`: choice 0 has the request's seed modulo 2^64.
+
+    Others take the index-th output of SplitMix64 started at that seed (Steele, Lea, Flood 2014).
+    """
+    if index == 0:
+        return seed & _MASK64
+    z = (seed + index * _GOLDEN_GAMMA) & _MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return z ^ (z >> 31)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Mutable state of choice `index`; a running one owns a slot.
+
+    tokens     prompt and sampled tokens. Choices that are not forked yet share their first one's
+    max_len    prompt and output tokens at which it ends with FinishReason.LENGTH
+    unforked   choices that wait for this one's prefill, their slots reserved
+    """
+
+    request: Request
+    index: int
+    arrival: int
+    seed: int
+    tokens: array[int]
+    max_len: int
+    stop_ids: frozenset[int]
+    table: BlockTable = field(default_factory=BlockTable)
+    unforked: list[Sequence] = field(default_factory=list)
+    slot: int = NO_SLOT
+    status: Status = Status.UNFORKED
+    is_decoding: bool = False
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_token_ids)
+
+    @property
+    def family(self) -> list[Sequence]:
+        """This sequence and the choices that its prefill will fork."""
+        return [self, *self.unforked]
+
+    @property
+    def is_protected(self) -> bool:
+        return self.num_preemptions >= PROTECTED_AFTER_PREEMPTIONS
+
+    def stop_reason(self, token_id: int) -> int | None:
+        """The id of the request that stopped it; None for the model's own end of sequence."""
+        is_eos = token_id in self.request.eos_token_ids and not self.request.params.ignore_eos
+        return None if is_eos else token_id
+
+    @property
+    def running_rank(self) -> tuple[bool, int, int, int]:
+        """A total order; the last running sequence is the next victim."""
+        return (not self.is_protected, self.request.priority, self.arrival, self.index)
+
+    @property
+    def waiting_rank(self) -> tuple[int, bool, int, int]:
+        """A total order; at equal priority those that ran before go ahead of new ones."""
+        return (self.request.priority, self.num_preemptions == 0, self.arrival, self.index)
+
+
+def make_sequences(request: Request, arrival: int, seed: int, max_model_len: int) -> Sequence:
+    """The first choice of a request, with the others unforked behind it."""
+    params = request.params
+    assert params.max_tokens is not None, "Request.params.max_tokens is resolved by the caller"
+    tokens = array("i", request.prompt_token_ids)
+    stop_ids = frozenset(params.stop_token_ids)
+    if not params.ignore_eos:
+        stop_ids |= request.eos_token_ids
+    choices = [
+        Sequence(
+            request=request,
+            index=index,
+            arrival=arrival,
+            seed=choice_seed(seed, index),
+            tokens=tokens,
+            max_len=min(len(tokens) + params.max_tokens, max_model_len),
+            stop_ids=stop_ids,
+        )
+        for index in range(params.n)
+    ]
+    choices[0].unforked = choices[1:]
+    choices[0].status = Status.WAITING
+    return choices[0]
