@@ -101,7 +101,5 @@ def _config(arch: str, overrides: dict[str, Any]) -> transformers.PretrainedConf
         sizes["head_dim"] = 16
     if arch == "mistral":
         sizes["sliding_window"] = None
-    values = dict(
-        vocab_size=VOCAB_SIZE, bos_token_id=None, eos_token_id=2, pad_token_id=0, **sizes
-    )
+    values = dict(vocab_size=VOCAB_SIZE, bos_token_id=None, eos_token_id=2, pad_token_id=0, **sizes)
     return transformers.AutoConfig.for_model(arch, **{**values, **overrides})
