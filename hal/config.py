@@ -13,6 +13,10 @@ from hal.memory import MemoryRequest, parse_memory
 DEFAULT_MODEL = "hal-tiny"
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_BATCHED_TOKENS = 2048
+DEFAULT_BLOCK_SIZE = 16
+
+
+_COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "threads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ class EngineConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "threads"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}")
@@ -93,6 +97,7 @@ class ResolvedConfig:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    block_size: int
     prefix_caching: bool
     chunked_prefill: bool
     use_graphs: bool
@@ -118,6 +123,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=max_batched,
+        block_size=config.block_size or DEFAULT_BLOCK_SIZE,
         prefix_caching=config.prefix_caching,
         chunked_prefill=config.chunked_prefill,
         use_graphs=use_graphs,

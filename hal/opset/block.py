@@ -31,7 +31,7 @@ class AttentionBlockProblem:
 class AttentionWeights:
     """Per-layer vectors and tables that are no linear weights; None where the model has none."""
 
-    cos_sin: Tensor
+    cos_sin: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
     norm_eps: float

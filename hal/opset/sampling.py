@@ -48,8 +48,8 @@ class SamplingInputs:
 
 
 @declare(SampleProblem)
-def adjust_logits(logits: Tensor, inputs: SamplingInputs) -> None:
-    """Apply penalties, then bias, in place; logits [N, vocab_size] float32.
+def adjust_logits(logits: Tensor, inputs: SamplingInputs, out: Tensor) -> None:
+    """out = logits with penalties, then bias; both [N, vocab_size] float32, `out` may be `logits`.
 
     For each (row, id, count) seen: positive logits are divided by repetition, others multiplied;
     then minus frequency * count, minus presence where count > 0. Bias is added last.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hal.opset import gather_rows, keep_tokens, take_tokens
+from hal.kernels.reference.weight_rows import store_values
+from hal.opset import gather_rows, keep_tokens, store, take_tokens
 from hal.select import Level
 
 
@@ -28,3 +29,9 @@ def keep_tokens_reference(
 ) -> None:
     """Scatters by slot."""
     last_tokens.index_copy_(0, slots.long(), tokens)
+
+
+@store.kernel("reference", preference=0, level=Level.REFERENCE, batch_invariant=True)
+def store_reference(values: torch.Tensor, out: torch.Tensor) -> None:
+    """One converting copy."""
+    store_values(out, 0, values)

@@ -1,0 +1,275 @@
+"""What a model file builds its layers with: binds ops, declares parameters, knows the step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hal import opset
+from hal.collective import Collective
+from hal.dtypes import DType
+from hal.engine.layers.parameters import (
+    LinearLayout,
+    Parallel,
+    Parameters,
+    Rows,
+    Table,
+    Vector,
+    add_linear,
+)
+from hal.engine.model_config import ModelConfig
+from hal.engine.rope import rope_frequencies
+from hal.opset.attention import AttentionProblem, AttentionSpec, RopeProblem
+from hal.opset.block import (
+    AttentionBlock,
+    AttentionBlockProblem,
+    AttentionWeights,
+    MlpBlock,
+    MlpBlockProblem,
+)
+from hal.opset.elementwise import Activation
+from hal.opset.indexing import GatherProblem
+from hal.opset.norm import NormProblem
+from hal.opset.vocab import VocabFamily, VocabProblem
+from hal.select import Binder, Buffer
+from hal.tensor import Tensor
+
+# The names that configs use for the same function.
+_ACTIVATIONS = {
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "gelu": Activation.GELU,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "relu": Activation.RELU,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """Choices made before layers are built."""
+
+    dtype: DType
+    block_size: int
+    max_model_len: int
+
+
+class RmsNorm:
+    """RMSNorm of one place in the model."""
+
+    def __init__(self, build: Builder, name: str, eps: float) -> None:
+        hidden_size = build.config.hidden_size
+        problem = NormProblem(hidden_size=hidden_size, dtype=build.options.dtype)
+        self._norm = build.binder.bind(opset.rms_norm, problem)
+        self._weight = build.parameters.vector(f"{name}.weight", hidden_size)
+        self._eps = eps
+
+    def __call__(self, x: Tensor, residual: Tensor | None, out: Tensor) -> None:
+        self._norm(x, residual, self._weight.tensor, self._eps, out)
+
+
+class LayerNorm:
+    """Layer normalisation with bias of one place in the model."""
+
+    def __init__(self, build: Builder, name: str, eps: float) -> None:
+        hidden_size = build.config.hidden_size
+        problem = NormProblem(hidden_size=hidden_size, dtype=build.options.dtype)
+        self._norm = build.binder.bind(opset.layer_norm, problem)
+        self._weight = build.parameters.vector(f"{name}.weight", hidden_size)
+        self._bias = build.parameters.vector(f"{name}.bias", hidden_size)
+        self._eps = eps
+
+    def __call__(self, x: Tensor, residual: Tensor | None, out: Tensor) -> None:
+        self._norm(x, residual, self._weight.tensor, self._bias.tensor, self._eps, out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionNames:
+    """Checkpoint names of one attention; `qkv` row runs from first to last."""
+
+    qkv: tuple[Rows, ...]
+    output: str
+    q_norm: str | None = None
+    k_norm: str | None = None
+    is_transposed: bool = False
+
+
+class Attention:
+    """One layer's attention block with its vectors, reduced over ranks."""
+
+    def __init__(self, build: Builder, names: AttentionNames, layer: int) -> None:
+        problem = build.attention_problem(layer)
+        self.family = build.binder.shared(opset.attention, problem.attention)
+        self._block: AttentionBlock = build.binder.bind(opset.attention_block, problem)
+        self._reduce = build.collective.all_reduce
+        self._declare(build, names, problem)
+        self._cos_sin = build.cos_sin()
+        self._q_norm = build.optional_vector(names.q_norm, build.config.head_dim)
+        self._k_norm = build.optional_vector(names.k_norm, build.config.head_dim)
+        self._eps = build.config.norm_eps
+        self._weights: AttentionWeights | None = None
+
+    def _declare(
+        self, build: Builder, names: AttentionNames, problem: AttentionBlockProblem
+    ) -> None:
+        transposed = names.is_transposed
+        qkv = LinearLayout(rows=names.qkv, parallel=Parallel.COLUMN, is_transposed=transposed)
+        output = LinearLayout(
+            rows=(Rows(name=names.output, num_rows=problem.hidden_size),),
+            parallel=Parallel.ROW,
+            is_transposed=transposed,
+        )
+        add_linear(build.parameters, self._block.qkv, qkv)
+        add_linear(build.parameters, self._block.output, output)
+
+    def __call__(self, x: Tensor, positions: Tensor, kv: Tensor, out: Tensor) -> None:
+        if self._weights is None:
+            self._weights = self._collect()
+        self._block(x, positions, kv, self._weights, out)
+        self._reduce(out)
+
+    def _collect(self) -> AttentionWeights:
+        return AttentionWeights(
+            cos_sin=None if self._cos_sin is None else self._cos_sin.tensor,
+            q_norm=None if self._q_norm is None else self._q_norm.tensor,
+            k_norm=None if self._k_norm is None else self._k_norm.tensor,
+            norm_eps=self._eps,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpNames:
+    """Checkpoint names of one MLP; gate is None where it is not gated."""
+
+    up: str
+    down: str
+    gate: str | None = None
+    is_transposed: bool = False
+
+
+class Mlp:
+    """One layer's MLP block, reduced over ranks."""
+
+    def __init__(self, build: Builder, names: MlpNames) -> None:
+        config = build.config
+        self._block: MlpBlock = build.binder.bind(
+            opset.mlp_block,
+            MlpBlockProblem(
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                activation=_ACTIVATIONS[config.activation],
+                is_gated=names.gate is not None,
+                has_bias=config.mlp_bias,
+                dtype=build.options.dtype,
+            ),
+        )
+        self._reduce = build.collective.all_reduce
+        inputs = [name for name in (names.gate, names.up) if name is not None]
+        add_linear(
+            build.parameters,
+            self._block.up,
+            LinearLayout(
+                rows=tuple(Rows(name=n, num_rows=config.intermediate_size) for n in inputs),
+                parallel=Parallel.COLUMN,
+                is_transposed=names.is_transposed,
+            ),
+        )
+        add_linear(
+            build.parameters,
+            self._block.down,
+            LinearLayout(
+                rows=(Rows(name=names.down, num_rows=config.hidden_size),),
+                parallel=Parallel.ROW,
+                is_transposed=names.is_transposed,
+            ),
+        )
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        self._block(x, out)
+        self._reduce(out)
+
+
+class Builder:
+    """Binds and declares the parts of one model."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        options: BuildOptions,
+        binder: Binder,
+        collective: Collective,
+    ) -> None:
+        self.config = config
+        self.options = options
+        self.binder = binder
+        self.collective = collective
+        width = GatherProblem(width=config.hidden_size, dtype=options.dtype)
+        self.parameters = Parameters(options.dtype, binder.bind(opset.store, width))
+        self._cos_sin: Table | None = None
+
+    def hidden_buffer(self, name: str) -> Buffer:
+        """A [max_tokens, hidden_size] piece of the step arena."""
+        return self.binder.arena.buffer(name, self.config.hidden_size, self.options.dtype)
+
+    def optional_vector(self, name: str | None, size: int) -> Vector | None:
+        return None if name is None else self.parameters.vector(f"{name}.weight", size)
+
+    def vocab(self, *, rows: int, embeds: bool, makes_logits: bool) -> VocabFamily:
+        """A [rows, hidden_size] vocabulary family, owned by the weights."""
+        problem = VocabProblem(
+            vocab_size=rows,
+            hidden_size=self.config.hidden_size,
+            dtype=self.options.dtype,
+            embeds=embeds,
+            makes_logits=makes_logits,
+        )
+        family: VocabFamily = self.binder.bind(opset.vocab, problem)
+        self.parameters.own(family)
+        return family
+
+    def attention_problem(self, layer: int) -> AttentionBlockProblem:
+        config, dtype = self.config, self.options.dtype
+        rotary_dim = 0 if config.rope is None else config.rope.rotary_dim(config.head_dim)
+        return AttentionBlockProblem(
+            hidden_size=config.hidden_size,
+            attention=AttentionProblem(
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                dtype=dtype,
+                block_size=self.options.block_size,
+                spec=AttentionSpec(
+                    scale=config.head_dim**-0.5,
+                    window=config.windows[layer],
+                ),
+            ),
+            rope=RopeProblem(
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                rotary_dim=rotary_dim,
+                has_norm=config.qk_norm,
+                dtype=dtype,
+            ),
+            has_qkv_bias=config.qkv_bias,
+            has_output_bias=config.o_bias,
+        )
+
+    def cos_sin(self) -> Table | None:
+        """The rotary table that all layers share; None where positions are learned."""
+        if self._cos_sin is None and self.config.rope is not None:
+            self._cos_sin = self.parameters.table(self._rotary_table())
+        return self._cos_sin
+
+    def _rotary_table(self) -> NDArray[np.float32]:
+        """[max_model_len, rotary_dim]: cosines, then sines; angles in float64."""
+        rope = self.config.rope
+        assert rope is not None
+        max_len = self.options.max_model_len
+        frequencies = rope_frequencies(rope, self.config.head_dim, max_len)
+        angles = np.outer(np.arange(max_len, dtype=np.float64), frequencies.inv_freq)
+        table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        return (table * frequencies.attention_scaling).astype(np.float32)

@@ -1,0 +1,124 @@
+"""A decoder-only stack: embed, layers, final norm, logits. Model files supply the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hal import opset
+from hal.engine.layers.builder import Attention, Builder
+from hal.kv import KVKind, KVSpec
+from hal.opset.attention import AttentionFamily
+from hal.opset.indexing import GatherProblem
+from hal.opset.vocab import VocabFamily
+from hal.select import Buffer
+from hal.tensor import Tensor
+
+Norm = Callable[[Tensor, Tensor | None, Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What layers read besides the hidden states: positions [T] int32 and each layer's cache."""
+
+    num_tokens: int
+    positions: Tensor
+    kv_caches: Sequence[Tensor]
+
+
+class MlpLike(Protocol):
+    """A layer's second half."""
+
+    def __call__(self, x: Tensor, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A pre-norm transformer layer."""
+
+    attention_norm: Norm
+    attention: Attention
+    mlp_norm: Norm
+    mlp: MlpLike
+
+
+class Embedding(Protocol):
+    """Token ids (and positions, where learned) to hidden states."""
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderParts:
+    """What a model file makes."""
+
+    embedding: Embedding
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    head: VocabFamily
+
+
+class Decoder:
+    """Runs a step through the layers. The residual stream and the layer's delta stay apart, so
+    that each norm adds and normalises in one pass."""
+
+    def __init__(self, build: Builder, parts: DecoderParts) -> None:
+        config, dtype = build.config, build.options.dtype
+        self._parts = parts
+        self._residual = build.hidden_buffer("residual")
+        self._hidden = build.hidden_buffer("hidden")
+        self._delta = build.hidden_buffer("delta")
+        width = GatherProblem(width=config.hidden_size, dtype=dtype)
+        self._gather = build.binder.bind(opset.gather_rows, width)
+        self.parameters = build.parameters
+        self.kv_specs = tuple(_kv_spec(build, layer) for layer in range(config.num_layers))
+
+    @property
+    def attention_families(self) -> tuple[AttentionFamily, ...]:
+        """Each layer's attention family; equal problems share one object."""
+        return tuple(layer.attention.family for layer in self._parts.layers)
+
+    def forward(self, token_ids: Tensor, step: Step) -> None:
+        """Run all layers over token_ids [T] int32; the result stays in the step arena."""
+        rows = step.num_tokens
+        residual, hidden = self._residual.rows(rows), self._hidden.rows(rows)
+        delta = self._delta.rows(rows)
+        self._parts.embedding(token_ids, step.positions, residual)
+        for index, layer in enumerate(self._parts.layers):
+            if index == 0:
+                layer.attention_norm(residual, None, hidden)
+            else:
+                layer.attention_norm(delta, residual, hidden)
+            layer.attention(hidden, step.positions, step.kv_caches[index], delta)
+            layer.mlp_norm(delta, residual, hidden)
+            layer.mlp(hidden, delta)
+
+    def logits(self, rows: Tensor, num_tokens: int, scratch: LogitsScratch, out: Tensor) -> None:
+        """Logits of the forwarded rows; rows [N] int32, out [N, vocab_size] float32."""
+        num_rows = rows.shape[0]
+        delta, residual = scratch.delta.rows(num_rows), scratch.residual.rows(num_rows)
+        self._gather(self._delta.rows(num_tokens), rows, delta)
+        self._gather(self._residual.rows(num_tokens), rows, residual)
+        self._parts.final_norm(delta, residual, delta)
+        self._parts.head.logits(delta, out)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsScratch:
+    """The sampled rows' hidden states, [max_num_seqs, hidden_size] each."""
+
+    delta: Buffer
+    residual: Buffer
+
+
+def _kv_spec(build: Builder, layer: int) -> KVSpec:
+    config = build.config
+    window = config.windows[layer]
+    return KVSpec(
+        kind=KVKind.FULL if window is None else KVKind.SLIDING,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=build.options.dtype,
+        window=window,
+    )

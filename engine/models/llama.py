@@ -1,0 +1,83 @@
+"""Llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Also Code Llama, Vicuna, WizardLM and every checkpoint of model_type "llama".
+Source: Touvron et al. 2023 (Llama 2); Dubey et al. 2024 (Llama 3).
+"""
+
+from __future__ import annotations
+
+from hal.engine.layers.builder import Attention, AttentionNames, Builder, Mlp, MlpNames, RmsNorm
+from hal.engine.layers.decoder import Decoder, DecoderParts, Embedding, Layer
+from hal.engine.layers.parameters import Rows
+from hal.opset.vocab import VocabFamily
+from hal.tensor import Tensor
+
+
+def build(build: Builder) -> Decoder:
+    """The whole model; ModelConfig says what differs between the checkpoints of this family."""
+    embedding, head = token_embedding(build)
+    config = build.config
+    parts = DecoderParts(
+        embedding=embedding,
+        layers=tuple(_layer(build, index) for index in range(config.num_layers)),
+        final_norm=RmsNorm(build, "model.norm", config.norm_eps),
+        head=head,
+    )
+    return Decoder(build, parts)
+
+
+class TokenEmbedding:
+    """Rows of the vocabulary matrix; positions are rotated in later."""
+
+    def __init__(self, family: VocabFamily) -> None:
+        self._family = family
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, out: Tensor) -> None:
+        self._family.embed(token_ids, out)
+
+
+def token_embedding(build: Builder) -> tuple[Embedding, VocabFamily]:
+    """The embedding and the logits head: one family when tied, two when not."""
+    config = build.config
+    tied = config.tie_word_embeddings
+    family = build.vocab(rows=config.vocab_size, embeds=True, makes_logits=tied)
+    build.parameters.vocab("model.embed_tokens.weight", family)
+    if tied:
+        return TokenEmbedding(family), family
+    head = build.vocab(rows=config.vocab_size, embeds=False, makes_logits=True)
+    build.parameters.vocab("lm_head.weight", head)
+    return TokenEmbedding(family), head
+
+
+def _layer(build: Builder, index: int) -> Layer:
+    config = build.config
+    prefix = f"model.layers.{index}"
+    attention = f"{prefix}.self_attn"
+    q_rows = config.num_heads * config.head_dim
+    kv_rows = config.num_kv_heads * config.head_dim
+    return Layer(
+        attention_norm=RmsNorm(build, f"{prefix}.input_layernorm", config.norm_eps),
+        attention=Attention(
+            build,
+            AttentionNames(
+                qkv=(
+                    Rows(name=f"{attention}.q_proj", num_rows=q_rows),
+                    Rows(name=f"{attention}.k_proj", num_rows=kv_rows),
+                    Rows(name=f"{attention}.v_proj", num_rows=kv_rows),
+                ),
+                output=f"{attention}.o_proj",
+                q_norm=f"{attention}.q_norm" if config.qk_norm else None,
+                k_norm=f"{attention}.k_norm" if config.qk_norm else None,
+            ),
+            index,
+        ),
+        mlp_norm=RmsNorm(build, f"{prefix}.post_attention_layernorm", config.norm_eps),
+        mlp=Mlp(
+            build,
+            MlpNames(
+                gate=f"{prefix}.mlp.gate_proj",
+                up=f"{prefix}.mlp.up_proj",
+                down=f"{prefix}.mlp.down_proj",
+            ),
+        ),
+    )

@@ -1,0 +1,309 @@
+"""The Python API: `LLM` runs the engine in this process, `AsyncLLM` in a thread of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from hal.aliases import apply_aliases
+from hal.build import BuiltEngine, build_engine
+from hal.config import EngineConfig
+from hal.engine.chat_template import ChatTemplate, load_chat_template
+from hal.engine.collector import (
+    CompletionOutput,
+    Delta,
+    Logprob,
+    RequestCollector,
+    RequestOutput,
+)
+from hal.engine.progress import Progress, SilentProgress, StreamProgress, Unit
+from hal.engine.request import FinishReason, Output, Request
+from hal.engine.tokenizer import Tokenizer
+from hal.errors import ContextLengthError, EngineError, RequestError, TokenizerError
+from hal.memory import MemoryPlan
+from hal.sampling_params import SamplingParams
+
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Delta", "Logprob", "RequestOutput"]
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+Message = Mapping[str, Any]
+Conversation = Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    text: str | None
+    token_ids: tuple[int, ...]
+
+
+class _Session:
+    """What LLM and AsyncLLM share: a built engine, its tokenizer, and requests made from prompts."""
+
+    def __init__(self, config: EngineConfig, show_progress: bool) -> None:
+        progress: Progress = SilentProgress()
+        if show_progress:
+            progress = StreamProgress(sys.stderr, "loading weights", Unit.BYTES)
+        self.built: BuiltEngine = build_engine(config, progress)
+        self.engine = self.built.engine
+        self._tokenizer, self._tokenizer_error = _load_tokenizer(self.built)
+        self._templates: ChatTemplate | None = None
+        self._ids = itertools.count()
+
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            assert self._tokenizer_error is not None
+            raise self._tokenizer_error
+        return self._tokenizer
+
+    def default_params(self) -> SamplingParams:
+        return self.built.generation.sampling_params
+
+    def collector(self, prompt: Prompt, params: SamplingParams) -> RequestCollector:
+        """A new request for this prompt; not added to the engine yet."""
+        encoded = self._encode(prompt)
+        request = Request(
+            request_id=str(next(self._ids)),
+            prompt_token_ids=encoded.token_ids,
+            params=self._with_budget(params, len(encoded.token_ids)),
+            eos_token_ids=self.built.generation.eos_token_ids,
+        )
+        if params.stop_strings and self._tokenizer is None:
+            self.tokenizer()
+        return RequestCollector(request, encoded.text, self._tokenizer)
+
+    def render(self, messages: Conversation, **options: Any) -> Sequence[int]:
+        """Token ids of a conversation, through the chat template."""
+        tokenizer = self.tokenizer()
+        if self._templates is None:
+            self._templates = load_chat_template(
+                self.built.folder,
+                tokenizer.special_tokens,
+                self.built.resolved.config.chat_template,
+            )
+        text = self._templates.render(messages, **options)
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def _encode(self, prompt: Prompt) -> _Encoded:
+        if isinstance(prompt, Mapping):
+            if "prompt_token_ids" in prompt:
+                return self._encode(prompt["prompt_token_ids"])
+            if "prompt" in prompt:
+                return self._encode(prompt["prompt"])
+            raise RequestError(
+                f"a prompt given as a dict needs 'prompt' or 'prompt_token_ids'; got {list(prompt)}"
+            )
+        if isinstance(prompt, str):
+            return _Encoded(prompt, tuple(self.tokenizer().encode(prompt)))
+        if any(not isinstance(token, int) or isinstance(token, bool) for token in prompt):
+            raise RequestError("a prompt is a string or a list of token ids", param="prompt")
+        return _Encoded(None, tuple(prompt))
+
+    def _with_budget(self, params: SamplingParams, num_prompt: int) -> SamplingParams:
+        """max_tokens None becomes what the context leaves; more than that is refused."""
+        max_model_len = self.built.resolved.max_model_len
+        left = max_model_len - num_prompt
+        if params.max_tokens is None:
+            return replace(params, max_tokens=max(1, left))
+        if num_prompt < max_model_len and params.max_tokens > left:
+            raise ContextLengthError(
+                f"{num_prompt} prompt tokens and max_tokens {params.max_tokens} make "
+                f"{num_prompt + params.max_tokens}, but the context has {max_model_len}; "
+                f"lower max_tokens to {left} or leave it out",
+                param="max_tokens",
+            )
+        return params
+
+
+def _load_tokenizer(built: BuiltEngine) -> tuple[Tokenizer | None, TokenizerError | None]:
+    """A folder without tokenizer files still serves token ids; the error waits for text."""
+    try:
+        return Tokenizer.load(built.folder), None
+    except TokenizerError as error:
+        return None, error
+
+
+def _config(model: str, settings: Mapping[str, object]) -> EngineConfig:
+    return EngineConfig(**{"model": model, **apply_aliases(settings)})  # type: ignore[arg-type]
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many: a list of ints is one prompt."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _params_for(
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    default: SamplingParams,
+    num_prompts: int,
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or default] * num_prompts
+    if len(params) != num_prompts:
+        raise RequestError(f"{len(params)} sampling params for {num_prompts} prompts")
+    return list(params)
+
+
+def _conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    if messages and isinstance(messages[0], Mapping):
+        return [messages]  # type: ignore[list-item]
+    return list(messages)  # type: ignore[arg-type]
+
+
+class LLM:
+    """An engine in this process. Settings are those of EngineConfig; vLLM's names work as aliases.
+
+    Raises HalError subclasses. Use as a context manager, or call close().
+    """
+
+    def __init__(
+        self, model: str = "hal-tiny", *, show_progress: bool | None = None, **settings: Any
+    ) -> None:
+        show = sys.stderr.isatty() if show_progress is None else show_progress
+        self._session: _Session | None = _Session(_config(model, settings), show)
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """Where every byte went."""
+        return self._open().built.plan
+
+    def explain(self) -> dict[str, object]:
+        """Device, settings, memory and kernels, each with its reason."""
+        return self._open().built.as_dict()
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self._open().tokenizer()
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The checkpoint's generation_config.json over our defaults."""
+        return self._open().default_params()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Complete every prompt; results in the order of the prompts.
+
+        A prompt is text, a list of token ids, or {"prompt": ...} / {"prompt_token_ids": ...}.
+        All prompts are checked before the first one runs.
+        """
+        session = self._open()
+        items = _prompts(prompts)
+        params = _params_for(sampling_params, session.default_params(), len(items))
+        collectors = [session.collector(p, s) for p, s in zip(items, params, strict=True)]
+        show = sys.stderr.isatty() if use_tqdm is None else use_tqdm
+        _run(session, collectors, _batch_progress(show, sys.stderr), lambda _delta: None)
+        return [collector.result for collector in collectors]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many, through the model's chat template."""
+        session = self._open()
+        prompts = [
+            session.render(conversation, add_generation_prompt=add_generation_prompt)
+            for conversation in _conversations(messages)
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[Delta]:
+        """Text as it is made. Closing the iterator aborts the request and frees its blocks."""
+        session = self._open()
+        collector = session.collector(prompt, sampling_params or session.default_params())
+        return _stream(session, collector)
+
+    def close(self) -> None:
+        """Drop the engine and its memory; a second call does nothing."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> _Session:
+        if self._session is None:
+            raise EngineError("this LLM is closed; make a new one")
+        return self._session
+
+
+def _batch_progress(show: bool, stream: TextIO) -> Progress:
+    return StreamProgress(stream, "requests", Unit.REQUESTS) if show else SilentProgress()
+
+
+def _run(
+    session: _Session,
+    collectors: Iterable[RequestCollector],
+    progress: Progress,
+    on_delta: Callable[[Delta], None],
+) -> None:
+    """Run these requests to their end. On any error or Ctrl-C, none of them stays in the engine."""
+    running = {collector.request.request_id: collector for collector in collectors}
+    progress.start(len(running))
+    try:
+        for collector in running.values():
+            session.engine.add(collector.request)
+        while running:
+            for output in session.engine.step():
+                _route(session, running, output, progress)
+    finally:
+        for request_id in running:
+            session.engine.abort(request_id)
+    progress.finish()
+
+
+def _route(
+    session: _Session, running: dict[str, RequestCollector], output: Output, progress: Progress
+) -> Delta | None:
+    """Give an output to its request; ends the request when its last choice has ended."""
+    collector = running.get(output.request_id)
+    if collector is None:
+        return None
+    delta = collector.feed(output)
+    if output.finish_reason is FinishReason.ERROR:
+        raise EngineError(f"request {output.request_id}: {output.error}")
+    if collector.finished:
+        del running[output.request_id]
+        # A stop string ends a request that the engine would go on with.
+        session.engine.abort(output.request_id)
+        progress.advance(1)
+    return delta
+
+
+def _stream(session: _Session, collector: RequestCollector) -> Iterator[Delta]:
+    running = {collector.request.request_id: collector}
+    session.engine.add(collector.request)
+    try:
+        while running:
+            for output in session.engine.step():
+                delta = _route(session, running, output, SilentProgress())
+                if delta is not None and (delta.text or delta.finish_reason or delta.token_ids):
+                    yield delta
+    finally:
+        for request_id in running:
+            session.engine.abort(request_id)
