@@ -39,7 +39,7 @@ def resolve_model(model: str, *, offline: bool = False, cache_dir: Path | None =
     """
     if model == EMBEDDED_MODEL:
         folder = _embedded_folder()
-    elif Path(model).expanduser().exists():
+    elif model and Path(model).expanduser().exists():  # Path("") is the current folder
         folder = Path(model).expanduser().resolve()
     elif _looks_like_path(model):
         raise ModelError(f"model folder {model} does not exist; check the path")
