@@ -62,6 +62,3 @@ class CpuDevice(TorchDevice):
         raise UnsupportedError(
             f"{self.capabilities.name} has no graph capture; run with --enforce-eager"
         )
-
-    def _is_out_of_memory(self, error: RuntimeError) -> bool:
-        return "can't allocate memory" in str(error)

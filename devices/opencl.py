@@ -5,6 +5,7 @@ As a module (`python -m hal.devices.opencl`) it is the child that loads the Open
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -25,15 +26,23 @@ class OpenclVendor(Vendor):
     name = "opencl"
     is_for_auto = False
 
+    def __init__(
+        self,
+        binding: str = "pyopencl",
+        command: Sequence[str] = module_command("hal.devices.opencl"),
+    ) -> None:
+        self._binding = binding
+        self._command = command
+
     def probe(self) -> tuple[DeviceReport, ...]:
-        if find_spec("pyopencl") is None:
-            reason = "pyopencl is not installed, so OpenCL devices cannot be listed"
+        if find_spec(self._binding) is None:
+            reason = f"{self._binding} is not installed, so OpenCL devices cannot be listed"
             return (
                 DeviceReport(
                     spec=self.name, reason=reason, remedy="pip install 'hal-runtime[opencl]'"
                 ),
             )
-        answer = ask(module_command("hal.devices.opencl"))
+        answer = ask(self._command)
         if answer.failure:
             return (DeviceReport(spec=self.name, reason=answer.failure),)
         nothing = DeviceReport(
@@ -47,9 +56,8 @@ class OpenclVendor(Vendor):
         raise UnsupportedError(_REASON)
 
 
-def _found_devices() -> list[DeviceReport]:
-    """Every device of every platform; pyopencl ships no types, so they are read as Any."""
-    pyopencl = import_module("pyopencl")
+def found_devices(pyopencl: Any) -> list[DeviceReport]:
+    """Every device of every platform. `pyopencl` is that module: it ships no types."""
     try:
         platforms = pyopencl.get_platforms()
     except pyopencl.LogicError:  # "no platform found" is an error to the OpenCL loader
@@ -92,4 +100,4 @@ def _capabilities(platform: Any, device: Any) -> Capabilities:
 
 
 if __name__ == "__main__":
-    print_answer(_found_devices())
+    print_answer(found_devices(import_module("pyopencl")))

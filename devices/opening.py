@@ -53,6 +53,8 @@ def parse_spec(text: str) -> DeviceSpec:
         )
     if several:
         raise ConfigError(f"--device {text}: write the device itself, e.g. --device rocm:0")
+    if vendor == "auto" and detail:
+        raise ConfigError(f"--device {text}: auto takes no index; name the vendor, e.g. cuda:1")
     return DeviceSpec(vendor, detail)
 
 

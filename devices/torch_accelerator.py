@@ -99,7 +99,3 @@ class TorchAccelerator(TorchDevice):
         with self._api.graph(graph):
             run()
         return graph.replay
-
-    def _is_out_of_memory(self, error: RuntimeError) -> bool:
-        # Besides torch's own type: graph pools and HIP report it as a plain RuntimeError.
-        return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)

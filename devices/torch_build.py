@@ -1,4 +1,4 @@
-"""Which accelerator the installed torch was built for, read from its files: torch stays unloaded."""
+"""Which accelerator the installed torch was built for, read without importing it."""
 
 from __future__ import annotations
 

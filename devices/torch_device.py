@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -78,6 +77,14 @@ def _as_writeable(host: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(_Writeable(host))
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch means "no room": not each of its allocators has a type of its own for it."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return "out of memory" in text or "can't allocate memory" in text
+
+
 class TorchDevice(Device):
     """A device of torch tensors; subclasses name the torch device and know its free memory."""
 
@@ -107,15 +114,12 @@ class TorchDevice(Device):
     def collective(self) -> Collective:
         return SingleRank()
 
-    @abstractmethod
-    def _is_out_of_memory(self, error: RuntimeError) -> bool: ...
-
     @contextmanager
     def _typed_out_of_memory(self, num_bytes: int, what: str) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if not self._is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise self._out_of_memory(num_bytes, what) from error
 
