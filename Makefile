@@ -13,7 +13,7 @@ help:
 	@echo "make check    format, ruff, mypy, sizes, layout"
 	@echo "make format   let ruff rewrite the sources"
 	@echo "make install  only create $(VENV) and install into it"
-	@echo "make clean    remove $(VENV), build folders and caches"
+	@echo "make clean    remove $(VENV), what was compiled, and caches"
 
 install: $(STAMP)
 
@@ -35,4 +35,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf $(VENV) build dist test_reports .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build/cp* dist test_reports .mypy_cache .pytest_cache .ruff_cache .hypothesis

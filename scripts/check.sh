@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that can be said about the sources without running them. Runs all, then fails if any did.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 failed=()
 
 check() {

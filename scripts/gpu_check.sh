@@ -9,7 +9,7 @@
 #   LIMIT_S=540       a part that takes longer is stopped and fails
 # Needs torch, transformers, numpy, safetensors, tokenizers and pytest; no install, no server packages.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 part=${1:-}
 device=${DEVICE:-cuda}
 out=${OUT:-gpu_check_out}

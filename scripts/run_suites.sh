@@ -4,7 +4,7 @@
 #   scripts/run_suites.sh [SUITE...]     default: all
 #   PYTEST_ARGS='-x -k name'             more arguments for every pytest
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 reports=test_reports
 rm -rf "$reports"
 mkdir -p "$reports"
