@@ -69,25 +69,31 @@ class ReferenceAttention(PagedAttention):
         """queries [q_len, num_heads * head_dim], the last tokens of the sequence's context."""
         p = self.problem
         seq_len = int(self._meta.seq_lens[seq])
-        # [kv_heads, group, q_len, head_dim] against [kv_heads, 1, seq_len, head_dim]
+        first = first_visible(seq_len - len(queries), p.spec.window)
+        # [kv_heads, group, q_len, head_dim] against [kv_heads, 1, num_keys, head_dim]
         q = widen(queries).view(len(queries), p.num_kv_heads, -1, p.head_dim).permute(1, 2, 0, 3)
-        keys, values = self._gather(cache, seq, seq_len)
+        keys, values = self._gather(cache, seq, slice(first, seq_len))
         scores = q @ keys.unsqueeze(1).transpose(2, 3) * p.spec.scale
         if p.spec.softcap is not None:
             scores = p.spec.softcap * torch.tanh(scores / p.spec.softcap)
-        is_hidden = ~visible_keys(queries.shape[0], seq_len, p.spec.window, cache.device)
-        weights = scores.masked_fill(is_hidden, float("-inf")).softmax(dim=-1)
+        is_seen = visible_keys(len(queries), seq_len, p.spec.window, cache.device)[:, first:]
+        weights = scores.masked_fill(~is_seen, float("-inf")).softmax(dim=-1)
         return (weights @ values.unsqueeze(1)).permute(2, 0, 1, 3).reshape(queries.shape)
 
     def _gather(
-        self, cache: torch.Tensor, seq: int, seq_len: int
+        self, cache: torch.Tensor, seq: int, positions: slice
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [num_kv_heads, seq_len, head_dim]: slots behind the end are not read."""
-        num_blocks = -(-seq_len // self.problem.block_size)
+        """Keys and values [num_kv_heads, num_keys, head_dim] of these positions, no others."""
+        num_blocks = -(-positions.stop // self.problem.block_size)
         blocks = as_torch(self._meta.block_table_device)[seq, :num_blocks]
         stored = cache.index_select(0, blocks)  # [n, 2, kv_heads, block_size, head_dim]
-        rows = widen(stored.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :seq_len])
+        rows = widen(stored.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, positions])
         return rows[0], rows[1]
+
+
+def first_visible(context_before: int, window: int | None) -> int:
+    """The first position that a token with `context_before` tokens before it sees."""
+    return 0 if window is None else max(0, context_before + 1 - window)
 
 
 def visible_keys(

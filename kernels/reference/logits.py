@@ -47,13 +47,18 @@ def logprobs_reference(
     """Sorts whole rows. A row without a token (-1) has NaN log probabilities by itself."""
     token = tokens.long().clamp(min=0).unsqueeze(1)
     every = logits.log_softmax(dim=-1)
-    value = logits.gather(1, token)
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    is_before = (logits > value) | ((logits == value) & (ids < token))
     chosen.copy_(every.gather(1, token).squeeze(1))
-    rank.copy_(is_before.sum(dim=-1))
+    rank.copy_(rank_of(logits, token))
     if top.shape[1] > 0:
         # The logits decide the order: the logarithm rounds different ones to the same value.
         best = logits.sort(dim=-1, descending=True, stable=True).indices[:, : top.shape[1]]
         top_ids.copy_(best)
         top.copy_(every.gather(1, best))
+
+
+def rank_of(logits: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """[N]: how many ids are likelier than token [N, 1], or as likely with a lower id."""
+    value = logits.gather(1, token)
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    is_before = (logits > value) | ((logits == value) & (ids < token))
+    return is_before.sum(dim=-1)

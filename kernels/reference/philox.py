@@ -32,11 +32,27 @@ def philox4x32(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 def gumbel_noise(seeds: torch.Tensor, token_index: torch.Tensor, num_ids: int) -> torch.Tensor:
     """Noise [N, num_ids] float64 of ids 0.. ; seeds [N] int64, token_index [N] int32."""
-    groups = torch.arange(-(-num_ids // 4), device=seeds.device)
+    groups = torch.arange(-(-num_ids // 4), device=seeds.device).expand(len(seeds), -1)
+    return _gumbel(_words(seeds, token_index, groups).flatten(1)[:, :num_ids])
+
+
+def gumbel_noise_at(
+    seeds: torch.Tensor, token_index: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
+    """The same for chosen ids [N, K] int64."""
+    words = _words(seeds, token_index, ids // 4)
+    return _gumbel(words.gather(2, (ids % 4).unsqueeze(2)).squeeze(2))
+
+
+def _words(seeds: torch.Tensor, token_index: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """[N, G, 4] random words of counter (group, token index, 0, 0); groups [N, G]."""
     key = torch.stack([seeds & _LOW_32, seeds >> 32 & _LOW_32], dim=-1).unsqueeze(1)
-    second = token_index.long().unsqueeze(1).expand(-1, len(groups))
-    first, zero = groups.expand_as(second), torch.zeros_like(second)
-    words = philox4x32(torch.stack([first, second, zero, zero], dim=-1), key)
+    second = token_index.long().unsqueeze(1).expand_as(groups)
+    zero = torch.zeros_like(groups)
+    return philox4x32(torch.stack([groups, second, zero, zero], dim=-1), key)
+
+
+def _gumbel(words: torch.Tensor) -> torch.Tensor:
     # In float64 u is never 0 or 1, so the noise is finite.
-    u = (words.flatten(1)[:, :num_ids].double() + 0.5) * 2.0**-32
+    u = (words.double() + 0.5) * 2.0**-32
     return -torch.log(-torch.log(u))

@@ -26,17 +26,18 @@ def qk_norm_rope_reference(
     angles = None if cos_sin is None else cos_sin.index_select(0, positions)
     for first, width, weight in ((0, q_width, q_weight), (q_width, k_width, k_weight)):
         heads = qkv[:, first : first + width].view(-1, width // problem.head_dim, problem.head_dim)
-        heads.copy_(_rotate(_normalise(widen(heads), weight, eps), angles, problem.rotary_dim))
+        heads.copy_(rotate(normalise(widen(heads), weight, eps), angles, problem.rotary_dim))
 
 
-def _normalise(heads: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+def normalise(heads: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """RMS norm of heads [T, heads, head_dim]; weight [head_dim] or [heads, head_dim]."""
     if weight is None:
         return heads
     mean_square = (heads * heads).mean(dim=-1, keepdim=True)
     return heads * torch.rsqrt(mean_square + eps) * weight
 
 
-def _rotate(heads: torch.Tensor, angles: torch.Tensor | None, rotary_dim: int) -> torch.Tensor:
+def rotate(heads: torch.Tensor, angles: torch.Tensor | None, rotary_dim: int) -> torch.Tensor:
     """heads [T, heads, head_dim]; angles [T, rotary_dim], cosines then sines."""
     if rotary_dim == 0:
         return heads

@@ -19,7 +19,7 @@ def sample_reference(logits: torch.Tensor, inputs: SamplingInputs, tokens: torch
     chosen = logits.argmax(dim=-1)
     if not inputs.is_all_greedy:
         temperature = as_torch(inputs.temperature)
-        drawn = _draw(scale_rows(logits, temperature), inputs)
+        drawn = draw(scale_rows(logits, temperature), inputs)
         chosen = torch.where(temperature > 0, drawn, chosen)
     tokens.copy_(torch.where(has_finite_maximum(logits), chosen, NO_TOKEN))
 
@@ -36,7 +36,8 @@ def scale_rows(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     return (logits - logits.amax(dim=-1, keepdim=True)) * inverse
 
 
-def _draw(scaled: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
+def draw(scaled: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
+    """A token of each row of scaled logits whose maximum is 0."""
     if inputs.has_filters:
         scaled = scaled.masked_fill(~_kept(scaled, inputs), float("-inf"))
     noise = gumbel_noise(as_torch(inputs.seeds), as_torch(inputs.token_index), scaled.shape[1])
@@ -53,17 +54,27 @@ def _kept(scaled: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
 
 
 def keep_sorted(
-    ordered: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+    ordered: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    mass_outside: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The same for rows sorted in descending order (equal values by id) with maximum 0."""
+    """The same for rows sorted in descending order (equal values by id) with maximum 0.
+
+    mass_outside [N]: the sum of exp of what is in the row, but not in `ordered`.
+    """
     vocab_size = ordered.shape[1]
     k = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size).long()
     edge = ordered.gather(1, k.unsqueeze(1) - 1)
     is_in_top_k = ordered >= edge  # values equal to the k-th stay
     weights = ordered.exp()
     has_min_p = weights >= min_p.unsqueeze(1)
-    probabilities = torch.where(is_in_top_k, weights, 0.0)
-    probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    weights = torch.where(is_in_top_k, weights, 0.0)
+    mass = weights.sum(dim=-1, keepdim=True)
+    if mass_outside is not None:
+        mass = mass + mass_outside.unsqueeze(1)
+    probabilities = weights / mass
     mass_before = probabilities.cumsum(dim=-1) - probabilities
     # At 1 nothing is cut, whatever the sums round to; the first token always stays.
     has_top_p = (mass_before < top_p.unsqueeze(1)) | (top_p >= 1).unsqueeze(1)
