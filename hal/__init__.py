@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hal.async_llm import AsyncLLM
     from hal.config import EngineConfig
     from hal.errors import HalError
-    from hal.llm import LLM, AsyncLLM, RequestOutput
+    from hal.llm import LLM, RequestOutput
     from hal.sampling_params import SamplingParams
 
 _EXPORTS = {
-    "AsyncLLM": "hal.llm",
+    "AsyncLLM": "hal.async_llm",
     "EngineConfig": "hal.config",
     "HalError": "hal.errors",
     "LLM": "hal.llm",

@@ -36,6 +36,7 @@ class BuiltEngine:
     """A running engine with everything that explains it."""
 
     engine: Engine
+    runner: ModelRunner
     device: Device
     device_reason: str
     collective: Collective
@@ -103,6 +104,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
             assembled.runner,
             random.Random(config.seed),
         ),
+        runner=assembled.runner,
         device=device,
         device_reason=opened.reason,
         collective=collective,

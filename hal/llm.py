@@ -1,12 +1,10 @@
-"""The Python API: `LLM` runs the engine in this process, `AsyncLLM` in a thread of it."""
+"""The Python API: `LLM` runs the engine in this process, step by step in the caller's thread."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import sys
-import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -29,7 +27,7 @@ from hal.errors import ContextLengthError, EngineError, RequestError, TokenizerE
 from hal.memory import MemoryPlan
 from hal.sampling_params import SamplingParams
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Delta", "Logprob", "RequestOutput"]
+__all__ = ["LLM", "CompletionOutput", "Delta", "Logprob", "RequestOutput"]
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
@@ -42,7 +40,7 @@ class _Encoded:
     token_ids: tuple[int, ...]
 
 
-class _Session:
+class Session:
     """What LLM and AsyncLLM share: a built engine, its tokenizer, and requests made from prompts."""
 
     def __init__(self, config: EngineConfig, show_progress: bool) -> None:
@@ -128,11 +126,11 @@ def _load_tokenizer(built: BuiltEngine) -> tuple[Tokenizer | None, TokenizerErro
         return None, error
 
 
-def _config(model: str, settings: Mapping[str, object]) -> EngineConfig:
+def engine_config(model: str, settings: Mapping[str, object]) -> EngineConfig:
     return EngineConfig(**{"model": model, **apply_aliases(settings)})  # type: ignore[arg-type]
 
 
-def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many: a list of ints is one prompt."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
@@ -141,7 +139,7 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def _params_for(
+def as_params(
     params: SamplingParams | Sequence[SamplingParams] | None,
     default: SamplingParams,
     num_prompts: int,
@@ -153,7 +151,7 @@ def _params_for(
     return list(params)
 
 
-def _conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+def as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
     if messages and isinstance(messages[0], Mapping):
         return [messages]  # type: ignore[list-item]
     return list(messages)  # type: ignore[arg-type]
@@ -169,7 +167,7 @@ class LLM:
         self, model: str = "hal-tiny", *, show_progress: bool | None = None, **settings: Any
     ) -> None:
         show = sys.stderr.isatty() if show_progress is None else show_progress
-        self._session: _Session | None = _Session(_config(model, settings), show)
+        self._session: Session | None = Session(engine_config(model, settings), show)
 
     @property
     def plan(self) -> MemoryPlan:
@@ -200,11 +198,11 @@ class LLM:
         All prompts are checked before the first one runs.
         """
         session = self._open()
-        items = _prompts(prompts)
-        params = _params_for(sampling_params, session.default_params(), len(items))
+        items = as_prompts(prompts)
+        params = as_params(sampling_params, session.default_params(), len(items))
         collectors = [session.collector(p, s) for p, s in zip(items, params, strict=True)]
         show = sys.stderr.isatty() if use_tqdm is None else use_tqdm
-        _run(session, collectors, _batch_progress(show, sys.stderr), lambda _delta: None)
+        _run(session, collectors, _batch_progress(show, sys.stderr))
         return [collector.result for collector in collectors]
 
     def chat(
@@ -219,7 +217,7 @@ class LLM:
         session = self._open()
         prompts = [
             session.render(conversation, add_generation_prompt=add_generation_prompt)
-            for conversation in _conversations(messages)
+            for conversation in as_conversations(messages)
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
@@ -246,7 +244,7 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _open(self) -> _Session:
+    def _open(self) -> Session:
         if self._session is None:
             raise EngineError("this LLM is closed; make a new one")
         return self._session
@@ -257,10 +255,9 @@ def _batch_progress(show: bool, stream: TextIO) -> Progress:
 
 
 def _run(
-    session: _Session,
+    session: Session,
     collectors: Iterable[RequestCollector],
     progress: Progress,
-    on_delta: Callable[[Delta], None],
 ) -> None:
     """Run these requests to their end. On any error or Ctrl-C, none of them stays in the engine."""
     running = {collector.request.request_id: collector for collector in collectors}
@@ -270,15 +267,15 @@ def _run(
             session.engine.add(collector.request)
         while running:
             for output in session.engine.step():
-                _route(session, running, output, progress)
+                route(session, running, output, progress)
     finally:
         for request_id in running:
             session.engine.abort(request_id)
     progress.finish()
 
 
-def _route(
-    session: _Session, running: dict[str, RequestCollector], output: Output, progress: Progress
+def route(
+    session: Session, running: dict[str, RequestCollector], output: Output, progress: Progress
 ) -> Delta | None:
     """Give an output to its request; ends the request when its last choice has ended."""
     collector = running.get(output.request_id)
@@ -295,13 +292,13 @@ def _route(
     return delta
 
 
-def _stream(session: _Session, collector: RequestCollector) -> Iterator[Delta]:
+def _stream(session: Session, collector: RequestCollector) -> Iterator[Delta]:
     running = {collector.request.request_id: collector}
     session.engine.add(collector.request)
     try:
         while running:
             for output in session.engine.step():
-                delta = _route(session, running, output, SilentProgress())
+                delta = route(session, running, output, SilentProgress())
                 if delta is not None and (delta.text or delta.finish_reason or delta.token_ids):
                     yield delta
     finally:

@@ -1,0 +1,199 @@
+"""`AsyncLLM`: the same calls as `LLM`, awaited; the engine steps in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Self
+
+from hal.errors import EngineError
+from hal.llm import (
+    Conversation,
+    Delta,
+    Prompt,
+    RequestOutput,
+    Session,
+    as_conversations,
+    as_params,
+    as_prompts,
+    engine_config,
+)
+from hal.memory import MemoryPlan
+from hal.sampling_params import SamplingParams
+
+Command = Callable[[], None]
+
+
+class _Stream:
+    """One request's way from the engine thread to a coroutine: deltas, then None or an error."""
+
+    def __init__(self, session: Session, prompt: Prompt, params: SamplingParams) -> None:
+        self.collector = session.collector(prompt, params)
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+
+    def put(self, item: Delta | Exception | None) -> None:
+        """From the engine thread; a loop that was closed meanwhile has nobody waiting."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        while (item := await self._items.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+class _Worker(threading.Thread):
+    """Owns the engine: only this thread calls it after start-up."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(name="hal-engine", daemon=True)
+        self._session = session
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._streams: dict[str, _Stream] = {}
+        self._is_open = True
+
+    def submit(self, stream: _Stream) -> None:
+        self._commands.put(lambda: self._add(stream))
+
+    def abort(self, request_id: str) -> None:
+        self._commands.put(lambda: self._abort(request_id))
+
+    def stop(self) -> None:
+        self._commands.put(self._stop)
+
+    def run(self) -> None:
+        engine = self._session.engine
+        while self._is_open:
+            if not engine.has_work or not self._commands.empty():
+                self._commands.get()()
+                continue
+            try:
+                for output in engine.step():
+                    self._route(output)
+            except EngineError:
+                # The sequences of the failed step come out of the next one, with the reason.
+                continue
+
+    def _add(self, stream: _Stream) -> None:
+        request = stream.collector.request
+        try:
+            self._session.engine.add(request)
+        except Exception as error:
+            stream.put(error)
+            return
+        self._streams[request.request_id] = stream
+
+    def _abort(self, request_id: str) -> None:
+        self._streams.pop(request_id, None)
+        self._session.engine.abort(request_id)
+
+    def _stop(self) -> None:
+        self._is_open = False
+        for request_id, stream in list(self._streams.items()):
+            self._abort(request_id)
+            stream.put(EngineError("the engine was closed while the request ran"))
+
+    def _route(self, output: Any) -> None:
+        stream = self._streams.get(output.request_id)
+        if stream is None:
+            return
+        if output.error is not None:
+            self._abort(output.request_id)
+            stream.put(EngineError(f"request {output.request_id}: {output.error}"))
+            return
+        delta = stream.collector.feed(output)
+        if delta is not None:
+            stream.put(delta)
+        if stream.collector.finished:
+            self._abort(output.request_id)
+            stream.put(None)
+
+
+class AsyncLLM:
+    """LLM for asyncio. Requests of all coroutines share one engine and are batched together.
+
+    Cancelling a coroutine aborts its request and frees its blocks.
+    """
+
+    def __init__(
+        self, model: str = "hal-tiny", *, show_progress: bool | None = None, **settings: Any
+    ) -> None:
+        show = sys.stderr.isatty() if show_progress is None else show_progress
+        self._session = Session(engine_config(model, settings), show)
+        self._worker = _Worker(self._session)
+        self._worker.start()
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """Where every byte went."""
+        return self._session.built.plan
+
+    def explain(self) -> dict[str, object]:
+        """Device, settings, memory and kernels, each with its reason."""
+        return self._session.built.as_dict()
+
+    async def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete every prompt; results in the order of the prompts."""
+        items = as_prompts(prompts)
+        params = as_params(sampling_params, self._session.default_params(), len(items))
+        streams = [_Stream(self._session, p, s) for p, s in zip(items, params, strict=True)]
+        async with asyncio.TaskGroup() as group:
+            for stream in streams:
+                group.create_task(self._drain(stream))
+        return [stream.collector.result for stream in streams]
+
+    async def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many, through the model's chat template."""
+        prompts = [
+            self._session.render(conversation, add_generation_prompt=add_generation_prompt)
+            for conversation in as_conversations(messages)
+        ]
+        return await self.generate(prompts, sampling_params)
+
+    async def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> AsyncIterator[Delta]:
+        """Text as it is made."""
+        params = sampling_params or self._session.default_params()
+        async for delta in self._run(_Stream(self._session, prompt, params)):
+            yield delta
+
+    def close(self) -> None:
+        """End every request with an error and stop the engine thread."""
+        self._worker.stop()
+        self._worker.join()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def _drain(self, stream: _Stream) -> None:
+        async for _ in self._run(stream):
+            pass
+
+    async def _run(self, stream: _Stream) -> AsyncIterator[Delta]:
+        if not self._worker.is_alive():
+            raise EngineError("this AsyncLLM is closed; make a new one")
+        self._worker.submit(stream)
+        try:
+            async for delta in stream.deltas():
+                yield delta
+        finally:
+            self._worker.abort(stream.collector.request.request_id)
