@@ -17,6 +17,7 @@ from hal.report import DeviceReport, ProbeReport
 
 # What other engines and vendors call them.
 _OTHER_NAMES = {"nvidia": "cuda", "gpu": "auto", "amd": "rocm", "hip": "rocm", "x86": "cpu"}
+AUTO = "auto"
 _SEVERAL = re.compile(r"(\d+)x(\S+)")
 
 
@@ -29,6 +30,14 @@ class DeviceSpec:
 
     def __str__(self) -> str:
         return f"{self.vendor}:{self.detail}" if self.detail else self.vendor
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A usable device, not opened yet, and one line that says why it is this one."""
+
+    report: DeviceReport
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,6 @@ def parse_spec(text: str) -> DeviceSpec:
         )
     if several:
         raise ConfigError(f"--device {text}: write the device itself, e.g. --device rocm:0")
-    if vendor == "auto" and detail:
-        raise ConfigError(f"--device {text}: auto takes no index; name the vendor, e.g. cuda:1")
     return DeviceSpec(vendor, detail)
 
 
@@ -65,30 +72,66 @@ def open_device(text: str, vendors: Mapping[str, Vendor] | None = None) -> Opene
     ConfigError for a name nobody knows, UnsupportedError for several devices.
     """
     spec = parse_spec(text)
-    if spec.vendor == "auto":
-        return _open_best(all_vendors() if vendors is None else vendors)
-    known = vendors or in_tree_vendors()
-    if spec.vendor not in known and vendors is None:
-        known = all_vendors()
-    if spec.vendor not in known:
+    known = _vendors_for(spec) if vendors is None else vendors
+    check_spec(spec, known)
+    chosen = choose_device(spec, _look_for(spec, known))
+    vendor = known[chosen.report.spec.partition(":")[0]]
+    return Opened(_open(vendor, chosen.report, spec.detail), chosen.report.spec, chosen.reason)
+
+
+def check_spec(spec: DeviceSpec, known: Mapping[str, Vendor]) -> None:
+    """Raises ConfigError for a vendor that nobody knows, or what its vendor says of the detail."""
+    if spec.vendor == AUTO:
+        if spec.detail:
+            raise ConfigError(f"--device {spec}: auto takes no index; name the vendor, e.g. cuda:1")
+    elif spec.vendor not in known:
         raise ConfigError(_unknown(spec, known))
-    report = _named(probe_vendor(known[spec.vendor]), spec)
-    if not report.is_usable:
-        raise DeviceUnavailable(_unavailable(spec, report, known))
-    return _open(known[spec.vendor], report, spec.detail, "named by --device")
+    else:
+        known[spec.vendor].check_detail(spec.detail)
 
 
-def best_device(report: ProbeReport) -> tuple[DeviceReport, str]:
-    """What `auto` means on this machine and why: the accelerator with most memory, else the CPU."""
+def choose_device(spec: DeviceSpec, report: ProbeReport) -> Chosen:
+    """What `spec` means among the devices found; raises DeviceUnavailable.
+
+    report: covers the vendor of `spec`; for "auto", every vendor that may be chosen
+    """
+    if spec.vendor == AUTO:
+        return _best(report)
+    named = _named(report.of_vendor(spec.vendor), spec)
+    if not named.is_usable:
+        raise DeviceUnavailable(_unavailable(spec, named, report))
+    return Chosen(named, "named by --device")
+
+
+def _vendors_for(spec: DeviceSpec) -> Mapping[str, Vendor]:
+    """Other packages are only asked where this one does not know the name."""
+    ours = in_tree_vendors()
+    return ours if spec.vendor in ours else all_vendors()
+
+
+def _look_for(spec: DeviceSpec, known: Mapping[str, Vendor]) -> ProbeReport:
+    candidates = {name: vendor for name, vendor in known.items() if vendor.is_for_auto}
+    if spec.vendor == AUTO:
+        return probe(candidates.values())
+    found = probe_vendor(known[spec.vendor])
+    if _named(found, spec).is_usable:
+        return ProbeReport(found)
+    # The error names the nearest device that works: only then is it worth looking at the others.
+    others = probe(vendor for name, vendor in candidates.items() if name != spec.vendor)
+    return ProbeReport((*found, *others.devices))
+
+
+def _best(report: ProbeReport) -> Chosen:
+    """The accelerator with most memory, else the CPU."""
     cards = [d for d in report.usable() if d.capabilities and d.capabilities.is_accelerator]
     if cards:
         best = max(cards, key=_power)
         others = f"; the largest of {len(cards)} usable accelerators" if len(cards) > 1 else ""
-        return best, f"{_description(best)}{others}"
+        return Chosen(best, f"{_description(best)}{others}")
     cpu = next(d for d in report.usable() if d.spec == "cpu")
     missing = [f"{d.spec}: {d.reason}" for d in report.devices if not d.is_usable]
     why = f"; no usable accelerator ({'; '.join(missing)})" if missing else ""
-    return cpu, f"{_description(cpu)}{why}"
+    return Chosen(cpu, f"{_description(cpu)}{why}")
 
 
 def _power(report: DeviceReport) -> tuple[int, int]:
@@ -102,13 +145,7 @@ def _description(report: DeviceReport) -> str:
     return f"{caps.name}, {caps.arch}, {format_bytes(caps.memory.available_bytes)} available"
 
 
-def _open_best(vendors: Mapping[str, Vendor]) -> Opened:
-    report = probe(v for v in vendors.values() if v.is_for_auto)
-    best, reason = best_device(report)
-    return _open(vendors[best.spec.partition(":")[0]], best, "", reason)
-
-
-def _open(vendor: Vendor, report: DeviceReport, detail: str, reason: str) -> Opened:
+def _open(vendor: Vendor, report: DeviceReport, detail: str) -> Device:
     device = vendor.open(report, detail)
     if device.interface_version != DEVICE_INTERFACE_VERSION:
         raise UnsupportedError(
@@ -116,7 +153,7 @@ def _open(vendor: Vendor, report: DeviceReport, detail: str, reason: str) -> Ope
             f"hal's device interface; this hal has version {DEVICE_INTERFACE_VERSION}. "
             "Install the release of its package that matches"
         )
-    return Opened(device, report.spec, reason)
+    return device
 
 
 def _named(reports: tuple[DeviceReport, ...], spec: DeviceSpec) -> DeviceReport:
@@ -131,19 +168,18 @@ def _named(reports: tuple[DeviceReport, ...], spec: DeviceSpec) -> DeviceReport:
     return DeviceReport(spec=str(spec), reason=f"there is no such device, only {found}")
 
 
-def _unavailable(spec: DeviceSpec, report: DeviceReport, known: Mapping[str, Vendor]) -> str:
-    remedy = f" Remedy: {report.remedy}." if report.remedy else ""
-    found = probe(v for v in known.values() if v.is_for_auto)
-    same = [d for d in found.of_vendor(spec.vendor) if d.is_usable]
-    nearest = same[0] if same else best_device(found)[0]
+def _unavailable(spec: DeviceSpec, named: DeviceReport, report: ProbeReport) -> str:
+    remedy = f" Remedy: {named.remedy}." if named.remedy else ""
+    same = [d for d in report.of_vendor(spec.vendor) if d.is_usable]
+    nearest = same[0] if same else _best(report).report
     return (
-        f"--device {spec} cannot be used: {report.reason}.{remedy} "
+        f"--device {spec} cannot be used: {named.reason}.{remedy} "
         f"Nearest that works: --device {nearest.spec}"
     )
 
 
 def _unknown(spec: DeviceSpec, known: Mapping[str, Vendor]) -> str:
-    names = ["auto", *known]
+    names = [AUTO, *known]
     close = difflib.get_close_matches(spec.vendor, names, n=1)
     meant = _OTHER_NAMES.get(spec.vendor) or (close[0] if close else "")
     hint = f" Did you mean --device {meant}?" if meant else ""

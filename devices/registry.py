@@ -11,7 +11,7 @@ from hal.devices.child import TIMEOUT_S, ask, module_command
 from hal.devices.opencl import OpenclVendor
 from hal.devices.torch_build import TorchBuild, torch_build
 from hal.devices.vendor import ENTRY_POINT_GROUP, Absence, Vendor
-from hal.errors import ConfigError, DeviceUnavailable
+from hal.errors import ConfigError, DeviceUnavailable, UnsupportedError
 from hal.report import DeviceReport
 
 
@@ -23,14 +23,16 @@ class CpuVendor(Vendor):
     def probe(self) -> tuple[DeviceReport, ...]:
         return (DeviceReport(spec=self.name, capabilities=host.cpu_capabilities()),)
 
-    def open(self, report: DeviceReport, detail: str) -> Device:
-        from hal.devices.cpu import CpuDevice
-
+    def check_detail(self, detail: str) -> None:
         if detail:
             raise ConfigError(
                 f"--device cpu:{detail}: the CPU is one device; write --device cpu, and limit its "
                 "cores with taskset or --threads"
             )
+
+    def open(self, report: DeviceReport, detail: str) -> Device:
+        from hal.devices.cpu import CpuDevice
+
         return CpuDevice(report.capabilities)
 
 
@@ -43,10 +45,17 @@ class NullVendor(Vendor):
     def probe(self) -> tuple[DeviceReport, ...]:
         return (DeviceReport(spec=self.name, capabilities=host.null_capabilities()),)
 
+    def check_detail(self, detail: str) -> None:
+        if detail:
+            raise UnsupportedError(
+                f"not supported yet: --device null:{detail}; the null device neither poses as a "
+                "profile nor injects faults. Use --device null"
+            )
+
     def open(self, report: DeviceReport, detail: str) -> Device:
         from hal.devices.null import NullDevice
 
-        return NullDevice(detail)
+        return NullDevice()
 
 
 class TorchVendor(Vendor):

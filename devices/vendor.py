@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from hal.device import Device
+from hal.errors import ConfigError
 from hal.report import DeviceReport
 
 ENTRY_POINT_GROUP = "hal.devices"
@@ -36,6 +37,13 @@ class Vendor(ABC):
 
         Nothing that could crash or hang runs in this process; see `hal.devices.child`.
         """
+
+    def check_detail(self, detail: str) -> None:
+        """Raises ConfigError for what may not follow `name:`; unless overridden, all but an index."""
+        if detail and not detail.isdigit():
+            raise ConfigError(
+                f"--device {self.name}:{detail}: {detail!r} is no index; write e.g. {self.name}:0"
+            )
 
     @abstractmethod
     def open(self, report: DeviceReport, detail: str) -> Device:
