@@ -39,7 +39,7 @@ class Vendor(ABC):
         """
 
     def check_detail(self, detail: str) -> None:
-        """Raises ConfigError for what may not follow `name:`; unless overridden, all but an index."""
+        """Raises ConfigError for what may not follow `name:`; by default all but an index."""
         if detail and not detail.isdigit():
             raise ConfigError(
                 f"--device {self.name}:{detail}: {detail!r} is no index; write e.g. {self.name}:0"
