@@ -379,7 +379,7 @@ def _check_result(batch: Batch, result: StepResult) -> None:
         raise EngineError("not supported yet: several or no tokens per sequence and step")
 
 
-def _waiting_rank(seq: Sequence) -> tuple[int, bool, int, int]:
+def _waiting_rank(seq: Sequence) -> tuple[int, int, int]:
     return seq.waiting_rank
 
 

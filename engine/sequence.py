@@ -91,9 +91,9 @@ class Sequence:
         return (not self.is_protected, self.request.priority, self.arrival, self.index)
 
     @property
-    def waiting_rank(self) -> tuple[int, bool, int, int]:
-        """A total order; at equal priority those that ran before go ahead of new ones."""
-        return (self.request.priority, self.num_preemptions == 0, self.arrival, self.index)
+    def waiting_rank(self) -> tuple[int, int, int]:
+        """A total order. A preempted sequence arrived before any of its priority that never ran."""
+        return (self.request.priority, self.arrival, self.index)
 
 
 def make_sequences(request: Request, arrival: int, seed: int, max_model_len: int) -> Sequence:
