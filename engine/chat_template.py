@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
@@ -80,7 +80,11 @@ class ChatTemplate:
         values = {
             **self._special_tokens,
             **extra,
-            "messages": messages,
+            # APIs send content=None beside tool calls; templates expect the key to be left out.
+            "messages": [
+                {key: item for key, item in message.items() if item is not None}
+                for message in messages
+            ],
             "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
@@ -152,7 +156,7 @@ def make_environment(clock: Clock) -> ImmutableSandboxedEnvironment:
 class _GenerationTag(Extension):
     """`{% generation %}` marks assistant text for training masks; here its body is just text."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

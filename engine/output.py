@@ -116,7 +116,7 @@ class OutputProcessor:
 
 @dataclass(frozen=True, slots=True)
 class LogprobText:
-    """One token with its logprob; `token` shows incomplete characters as U+FFFD, `data` is exact."""
+    """One token with its logprob: `data` is exact, `token` shows half characters as U+FFFD."""
 
     token: str
     data: bytes

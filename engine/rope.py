@@ -218,7 +218,8 @@ def _factor(scaling: ConfigFields, kind: RopeKind, implied: float) -> float:
 def _check_rope(rope: RopeConfig, source: str) -> None:
     if rope.theta <= 1 or rope.factor <= 0:
         raise ModelError(
-            f"{source}: rope_theta {rope.theta:g} must be above 1 and factor {rope.factor:g} above 0"
+            f"{source}: rope_theta {rope.theta:g} must be above 1 "
+            f"and factor {rope.factor:g} above 0"
         )
     if not 0 < rope.partial_rotary_factor <= 1:
         raise ModelError(

@@ -24,8 +24,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class PieceRules:
     """How a tokenizer's decoder turns token strings into bytes.
 
-    replacements: (from, to) strings, as "\u2581" to a space. strip_start: how many leading spaces of a
-    whole text belong to the tokenizer and not to the text.
+    replacements: (from, to) strings, as U+2581 to a space. strip_start: how many leading spaces
+    of a whole text belong to the tokenizer and not to the text.
     """
 
     is_byte_level: bool = False

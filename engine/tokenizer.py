@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
-from tokenizers.processors import TemplateProcessing
 
 from hal.engine.config_fields import ConfigFields
 from hal.engine.slow_tokenizer import converted_tokenizer_file
@@ -63,11 +61,13 @@ class Tokenizer:
         fields = ConfigFields.read_optional(folder / _CONFIG_FILE)
         special_tokens = _named_tokens(folder, fields)
         _mark_special(backend, special_tokens.values())
-        _apply_bos_eos(backend, fields, special_tokens)
         return cls(backend, special_tokens, str(path))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; `add_special_tokens` puts BOS where the checkpoint wants it.
+        """Token ids; `add_special_tokens` adds BOS where tokenizer.json's post-processor does.
+
+        Flags like add_bos_token are older than that post-processor and not read, as in
+        transformers 5.
 
         Pass False for a rendered chat template: templates write BOS themselves.
         """
@@ -151,31 +151,3 @@ def _mark_special(backend: tokenizers.Tokenizer, tokens: Iterable[str]) -> None:
             if token not in special and backend.token_to_id(token) is not None
         ]
     )
-
-
-def _apply_bos_eos(
-    backend: tokenizers.Tokenizer, fields: ConfigFields, special_tokens: Mapping[str, str]
-) -> None:
-    """Written add_bos_token / add_eos_token flags replace tokenizer.json's own post-processor."""
-    if fields.first("add_bos_token") is None and fields.first("add_eos_token") is None:
-        return
-    before = _added_token(backend, fields, special_tokens, "bos_token")
-    after = _added_token(backend, fields, special_tokens, "eos_token")
-    tokens: list[Any] = [(token, backend.token_to_id(token)) for token in {*before, *after}]
-    backend.post_processor = TemplateProcessing(
-        single=[*before, "$A", *after], special_tokens=tokens
-    )
-
-
-def _added_token(
-    backend: tokenizers.Tokenizer,
-    fields: ConfigFields,
-    special_tokens: Mapping[str, str],
-    name: str,
-) -> list[str]:
-    token = special_tokens.get(name)
-    if token is None or not fields.flag(f"add_{name}", default=False):
-        return []
-    if backend.token_to_id(token) is None:
-        raise TokenizerError(f"{fields.source}: add_{name} is set, but {token!r} has no token id")
-    return [token]

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 VOCAB_SIZE = 384
@@ -68,6 +68,39 @@ def train_tokenizer() -> tokenizers.Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_lines(), trainer)
+    return tokenizer
+
+
+@functools.cache
+def sentencepiece_tokenizer() -> tokenizers.Tokenizer:
+    """Shaped like Llama 2's: BPE over characters with U+2581 for spaces and byte fallback."""
+    characters = ["\u2581", *map(chr, range(0x21, 0x7F)), "é", "東"]
+    merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he"), ("\u2581", "\u2581")]
+    tokens = [
+        *("<unk>", "<s>", "</s>"),
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *characters,
+        *(left + right for left, right in merges),
+    ]
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return tokenizer
 
 
