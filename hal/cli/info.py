@@ -1,0 +1,87 @@
+"""`hal-info`: every device found or not and why, and the kernel chosen for each op."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hal.cli.arguments import ENGINE_FLAGS, CommandLine, Flag, FlagGroup, report_error
+from hal.env import environment, wants_traceback
+from hal.errors import HalError, UnsupportedError
+
+if TYPE_CHECKING:
+    from hal.cli.info_report import InfoRequest
+
+PROG = "hal-info"
+_DESCRIPTION = (
+    "Every device of this machine with the reason when it cannot be used, the kernel chosen for "
+    "each op with the reasons against the others, versions, and what is missing. "
+    "Exit code 2: the device named by --device is not usable."
+)
+_SHARED = ("device", "dtype", "kernel", "strict", "deterministic")
+_FLAGS = FlagGroup(
+    "what to show",
+    (
+        *(flag for flag in ENGINE_FLAGS.flags if flag.name in _SHARED),
+        Flag(name="json", help="print one JSON object instead of text", convert=None),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    try:
+        return _show(sys.argv[1:] if argv is None else argv, environment())
+    except HalError as error:
+        if wants_traceback():
+            raise
+        return report_error(PROG, error)
+
+
+def _show(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    values = _parse(argv, environ)
+    # After parsing, because these import torch.
+    from hal.cli.info_report import collect
+    from hal.cli.info_text import render
+
+    report = collect(_request(values))
+    if values.get("json"):
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        print(render(report))
+    error = report.choice.error
+    return 0 if error is None else report_error(PROG, error)
+
+
+def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, object]:
+    """This command's own settings; those of others are fine in the environment, not as flags."""
+    line = CommandLine(PROG, _DESCRIPTION, [_FLAGS])
+    own = {flag.dest for flag in _FLAGS.flags}
+    foreign = sorted(line.parse(argv, {}).keys() - own)
+    if foreign:
+        names = ", ".join(foreign)
+        raise UnsupportedError(
+            f"not supported yet: {PROG} with {names}; it shows devices and kernels without a "
+            "model. GET /hal/plan of a running hal-serve shows them for its model"
+        )
+    return {name: value for name, value in line.parse(argv, environ).items() if name in own}
+
+
+def _request(values: Mapping[str, object]) -> InfoRequest:
+    from hal.cli.info_report import InfoRequest
+
+    kernel = values.get("kernel") or []
+    assert isinstance(kernel, list)
+    return InfoRequest(
+        device=str(values.get("device", "auto")),
+        dtype=str(values.get("dtype", "auto")),
+        kernel=tuple(str(override) for override in kernel),
+        strict=bool(values.get("strict", False)),
+        deterministic=bool(values.get("deterministic", False)),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""What `hal-info` says, as data: devices, chosen kernels, versions, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import hal.kernels
+from hal.cli.info_sites import EXAMPLE_MODEL, Site, example_sites
+from hal.cli.installation import Missing, Version, installed_versions, missing_parts
+from hal.config import EngineConfig, ModelLimits, resolve
+from hal.devices.opening import AUTO, Chosen, check_spec, choose_device, parse_spec
+from hal.devices.probe import probe
+from hal.devices.registry import all_vendors
+from hal.devices.vendor import Vendor
+from hal.dtypes import DType
+from hal.engine.models import MODELS
+from hal.errors import ConfigError, SelectionError
+from hal.report import DeviceReport, JsonValue, ProbeReport
+from hal.select import Rejection, SelectionPolicy, Selector
+
+# Raised when a key changes its meaning or goes; a new key leaves it alone.
+SCHEMA_VERSION = 1
+# Most checkpoints are stored in bfloat16; without a model this is what "auto" starts from.
+_EXAMPLE_LIMITS = ModelLimits(dtype=DType.BFLOAT16, max_position_embeddings=4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfoRequest:
+    """What to show; the fields mean what they mean to `hal-serve`."""
+
+    device: str = AUTO
+    dtype: str = AUTO
+    kernel: tuple[str, ...] = ()
+    strict: bool = False
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpReport:
+    """The kernel of one op; `kernel` and `level` are empty where none can run."""
+
+    op: str
+    kernel: str
+    level: str
+    reason: str
+    rejected: tuple[Rejection, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """The kernels of one device for the example model, in the dtype chosen for it."""
+
+    device: str
+    dtype: str
+    dtype_reason: str
+    ops: tuple[OpReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChoice:
+    """What `--device` means here, or the error that says why it means nothing."""
+
+    chosen: Chosen | None
+    error: ConfigError | None
+
+
+def choice_among(text: str, report: ProbeReport, vendors: Mapping[str, Vendor]) -> DeviceChoice:
+    """Decide as the engine would, from a report of every vendor."""
+    try:
+        spec = parse_spec(text)
+        check_spec(spec, vendors)
+        if spec.vendor == AUTO:
+            report = ProbeReport(
+                tuple(d for d in report.devices if vendors[d.spec.partition(":")[0]].is_for_auto)
+            )
+        return DeviceChoice(choose_device(spec, report), None)
+    except ConfigError as error:
+        return DeviceChoice(None, error)
+
+
+def kernel_report(request: InfoRequest, device: DeviceReport) -> KernelReport:
+    """Select a kernel for every op on a usable device; kernels must be registered."""
+    caps = device.capabilities
+    assert caps is not None, "only usable devices are asked for kernels"
+    config = EngineConfig(
+        device=device.spec,
+        dtype=request.dtype,
+        kernel=request.kernel,
+        strict=request.strict,
+        deterministic=request.deterministic,
+    )
+    resolved = resolve(config, caps, _EXAMPLE_LIMITS)
+    policy = SelectionPolicy(
+        overrides=config.kernel_overrides,
+        strict=request.strict,
+        deterministic=request.deterministic,
+    )
+    selector = Selector(caps, policy)
+    return KernelReport(
+        device=device.spec,
+        dtype=str(resolved.dtype),
+        dtype_reason=next(c.reason for c in resolved.choices if c.name == "dtype"),
+        ops=tuple(_op_report(selector, site) for site in example_sites(resolved.dtype)),
+    )
+
+
+def _op_report(selector: Selector, site: Site) -> OpReport:
+    try:
+        selection = selector.select(site.op, site.problem)
+    except SelectionError as error:
+        return OpReport(op=site.op.name, kernel="", level="", reason=error.message, rejected=())
+    return OpReport(
+        op=site.op.name,
+        kernel=selection.kernel.name,
+        level=str(selection.kernel.traits.level),
+        reason=selection.reason,
+        rejected=selection.rejected,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfoReport:
+    """Everything `hal-info` prints."""
+
+    request: InfoRequest
+    probe: ProbeReport
+    choice: DeviceChoice
+    kernels: tuple[KernelReport, ...]
+    versions: tuple[Version, ...]
+    missing: tuple[Missing, ...]
+
+    def as_json(self) -> dict[str, JsonValue]:
+        chosen, error = self.choice.chosen, self.choice.error
+        return {
+            "schema": SCHEMA_VERSION,
+            "requested": self.request.device,
+            "chosen": None if chosen is None else chosen.report.spec,
+            "reason": "" if chosen is None else chosen.reason,
+            "error": None if error is None else {"code": error.code, "message": error.message},
+            "devices": [device.as_json() for device in self.probe.devices],
+            "example_model": EXAMPLE_MODEL,
+            "kernels": [asdict(kernels) for kernels in self.kernels],
+            "architectures": sorted(MODELS),
+            "versions": {v.name: v.version for v in self.versions},
+            "missing": [asdict(m) for m in self.missing],
+        }
+
+
+def collect(request: InfoRequest, vendors: Mapping[str, Vendor] | None = None) -> InfoReport:
+    """Look at everything. Raises ConfigError for a dtype or kernel override that nobody knows."""
+    known = all_vendors() if vendors is None else vendors
+    # Asking drivers and importing kernels (torch) take about as long: side by side.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        probing = pool.submit(probe, known.values())
+        versions = pool.submit(installed_versions)
+        hal.kernels.register_all()
+        report = probing.result()
+    return InfoReport(
+        request=request,
+        probe=report,
+        choice=choice_among(request.device, report, known),
+        kernels=tuple(kernel_report(request, device) for device in report.usable()),
+        versions=versions.result(),
+        missing=missing_parts(versions.result()),
+    )
