@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hal.engine.config_fields import ConfigFields
+from hal.engine.tokenizer import Tokenizer
 from hal.errors import ModelError, RequestError
 from hal.sampling_params import SamplingParams
 
@@ -27,12 +28,19 @@ class GenerationDefaults:
     max_new_tokens: int | None = None
 
 
-def read_generation_defaults(folder: Path) -> GenerationDefaults:
-    """Read generation_config.json; without it, config.json still names the EOS ids."""
+def read_generation_defaults(
+    folder: Path, tokenizer: Tokenizer | None = None
+) -> GenerationDefaults:
+    """Read generation_config.json; without it, config.json still names the EOS ids.
+
+    The tokenizer's own EOS ends a text as well: chat fine-tunes often change it there only.
+    """
     fields = ConfigFields.read_optional(folder / "generation_config.json")
     eos_token_ids = fields.token_ids("eos_token_id")
     if not eos_token_ids:
         eos_token_ids = ConfigFields.read(folder / "config.json").token_ids("eos_token_id")
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        eos_token_ids = (*eos_token_ids, tokenizer.eos_token_id)
     return GenerationDefaults(
         eos_token_ids=frozenset(eos_token_ids),
         sampling_params=_sampling_params(fields),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hal.engine.generation_config import GenerationDefaults, read_generation_defaults
+from hal.engine.tokenizer import Tokenizer
 from hal.errors import ModelError
 from hal.sampling_params import SamplingParams
 
@@ -35,6 +36,14 @@ def test_eos_ids(
     tmp_path: Path, config: dict[str, Any], generation: Any, expected: set[int]
 ) -> None:
     assert _read(tmp_path, config, generation).eos_token_ids == expected
+
+
+def test_the_tokenizers_eos_ends_a_text_too(tmp_path: Path, tokenizer_folder: Path) -> None:
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
+
+    defaults = read_generation_defaults(tmp_path, Tokenizer.load(tokenizer_folder))
+
+    assert defaults.eos_token_ids == {0, 2}
 
 
 def test_sampling_defaults(tmp_path: Path) -> None:
