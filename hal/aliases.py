@@ -25,7 +25,7 @@ class Alias:
 
     name: str
     becomes: str | None = None
-    neutral: tuple[object, ...] = ()
+    neutral: tuple[bool | int | str, ...] = ()
     is_noop: bool = False
     reason: str = ""
     flag_type: type[bool] | type[int] | type[float] | type[str] = str
@@ -55,7 +55,7 @@ ALIASES: tuple[Alias, ...] = (
     ),
     Alias(
         name="quantization",
-        neutral=(None, "none", "None"),
+        neutral=("none",),
         reason="weights are used in float32, bfloat16 or float16; choose an unquantised checkpoint",
     ),
     Alias(
@@ -72,12 +72,10 @@ ALIASES: tuple[Alias, ...] = (
     ),
     Alias(
         name="speculative_config",
-        neutral=(None,),
         reason="every token is decoded by the model itself; leave it out",
     ),
     Alias(
         name="tokenizer",
-        neutral=(None,),
         reason="the tokenizer is read from the model folder; put its files there",
     ),
     Alias(
@@ -91,16 +89,14 @@ ALIASES: tuple[Alias, ...] = (
         neutral=("auto", "safetensors"),
         reason="weights are read from safetensors files only",
     ),
-    Alias(name="revision", neutral=(None,), reason=_LOCAL_FILES),
-    Alias(name="tokenizer_revision", neutral=(None,), reason=_LOCAL_FILES),
+    Alias(name="revision", reason=_LOCAL_FILES),
+    Alias(name="tokenizer_revision", reason=_LOCAL_FILES),
     Alias(
         name="download_dir",
-        neutral=(None,),
         reason="the hub's own cache is used; set HF_HOME to move it",
     ),
     Alias(
         name="num_gpu_blocks_override",
-        neutral=(None,),
         reason="the memory plan decides; set memory instead",
         flag_type=int,
     ),
@@ -119,9 +115,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def apply_aliases(kwargs: Mapping[str, object]) -> dict[str, object]:
-    """Keyword arguments for EngineConfig; raises ConfigError or UnsupportedError, drops nothing.
+    """Keyword arguments for EngineConfig; raises ConfigError or UnsupportedError.
 
-    None for one of our own settings means "the default", as vLLM's signatures do.
+    None means "the default" for every name, as in vLLM's signatures.
     """
     settings: dict[str, object] = {}
     given_as: dict[str, str] = {}
@@ -140,7 +136,7 @@ def apply_aliases(kwargs: Mapping[str, object]) -> dict[str, object]:
 
 
 def _field_of(name: str, value: object) -> str | None:
-    """The EngineConfig field, or None for an accepted no-op."""
+    """The EngineConfig field that takes the value, or None for an accepted no-op."""
     known = EngineConfig.field_names()
     if name in known:
         return name
@@ -151,8 +147,14 @@ def _field_of(name: str, value: object) -> str | None:
         raise ConfigError(f"unknown setting {name}={value!r}; {hint}")
     if alias.becomes is not None:
         return alias.becomes
-    if alias.is_noop or any(type(n) is type(value) and n == value for n in alias.neutral):
-        return None
-    if isinstance(value, float) and any(n == value for n in alias.neutral):
+    if value is None or alias.is_noop or _is_neutral(alias, value):
         return None
     raise UnsupportedError(f"not supported yet: {name}={value!r}; {alias.reason}")
+
+
+def _is_neutral(alias: Alias, value: object) -> bool:
+    """True is not 1 here, but 0.0 is 0."""
+    return any(
+        neutral == value and isinstance(neutral, bool) == isinstance(value, bool)
+        for neutral in alias.neutral
+    )

@@ -1,0 +1,279 @@
+"""Flags of all commands: a table, read from the command line first and HAL_<FLAG> second.
+
+Parsing imports neither torch nor a server, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+from hal.aliases import ALIASES, BY_NAME, apply_aliases, nearest
+from hal.config import EngineConfig
+from hal.env import flag_value, parse_switch, unknown_names, variable_of
+from hal.errors import ConfigError, HalError
+
+Convert = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One flag. `convert` is None for a switch; `sets` is what a switch means."""
+
+    name: str
+    help: str = ""
+    metavar: str = ""
+    convert: Convert | None = str
+    sets: bool = True
+    repeats: bool = False
+    default: object = None
+    is_hidden: bool = False
+    field: str = ""
+
+    @property
+    def dest(self) -> str:
+        """Where the value goes: the flag's own name, unless it sets a field of another name."""
+        return self.field or self.name.replace("-", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class FlagGroup:
+    """Flags under one heading of --help."""
+
+    title: str
+    flags: tuple[Flag, ...]
+
+
+def _default(name: str) -> object:
+    return next(f.default for f in fields(EngineConfig) if f.name == name)
+
+
+def _setting(name: str, help: str, metavar: str, convert: Convert = str) -> Flag:
+    field = name.replace("-", "_")
+    return Flag(name=name, help=help, metavar=metavar, convert=convert, default=_default(field))
+
+
+ENGINE_FLAGS = FlagGroup(
+    "model and engine",
+    (
+        _setting("device", "auto, cpu, or one that hal-info lists", "NAME"),
+        _setting("dtype", "auto, float32, bfloat16 or float16", "TYPE"),
+        _setting(
+            "memory", "share of the device's memory, a size (24GiB), or reserve:8GiB", "AMOUNT"
+        ),
+        _setting("max-model-len", "longest prompt + answer in tokens", "N", int),
+        _setting("max-num-seqs", "most sequences that run at once", "N", int),
+        _setting("max-num-batched-tokens", "most tokens of one step", "N", int),
+        _setting("block-size", "tokens per KV block", "N", int),
+        Flag(name="enforce-eager", help="no graph capture", convert=None),
+        Flag(
+            name="no-prefix-caching",
+            help="never share the KV blocks of equal prompt starts",
+            convert=None,
+            sets=False,
+            field="prefix_caching",
+        ),
+        _setting("seed", "base of the random seeds", "N", int),
+        _setting("chat-template", "Jinja file that replaces the model's template", "FILE", Path),
+        Flag(name="offline", help="never ask the hub, use its cache only", convert=None),
+        Flag(
+            name="kernel",
+            help="use kernel NAME for op OP; may be repeated",
+            metavar="OP=NAME",
+            repeats=True,
+        ),
+        Flag(name="strict", help="refuse slow fallback kernels on an accelerator", convert=None),
+        Flag(
+            name="deterministic",
+            help="only kernels whose sums do not depend on the batch",
+            convert=None,
+        ),
+        _setting("threads", "CPU threads", "N", int),
+        _setting("kv-cache-dtype", "auto: as the model", "TYPE"),
+    ),
+)
+
+MODEL = Flag(
+    name="model",
+    help="a folder, a hub id, or the embedded hal-tiny",
+    metavar="MODEL",
+    default=_default("model"),
+    is_hidden=True,
+)
+
+
+def _alias_flags() -> Iterator[Flag]:
+    for alias in ALIASES:
+        flag = alias.name.replace("_", "-")
+        if alias.flag_type is bool:
+            yield Flag(name=flag, convert=None, is_hidden=True)
+            yield Flag(
+                name=f"no-{flag}", convert=None, sets=False, field=alias.name, is_hidden=True
+            )
+        else:
+            yield Flag(name=flag, convert=alias.flag_type, is_hidden=True)
+
+
+ALIAS_FLAGS = FlagGroup("vLLM names", tuple(_alias_flags()))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises ConfigError instead of printing usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+class CommandLine:
+    """One command's flags; `parse()` gives only what the user set, by the field's name."""
+
+    def __init__(self, prog: str, description: str, groups: Sequence[FlagGroup]) -> None:
+        own = {flag.name for group in groups for flag in group.flags}
+        aliases = tuple(f for f in ALIAS_FLAGS.flags if f.name not in own)
+        self._flags = (MODEL, *(f for g in groups for f in g.flags), *aliases)
+        self._parser = _Parser(
+            prog=prog, description=description, allow_abbrev=False, add_help=False, epilog=_EPILOG
+        )
+        self._parser.add_argument(
+            "model_positional", metavar="MODEL", nargs="?", help=_shown(MODEL)
+        )
+        for group in groups:
+            section = self._parser.add_argument_group(group.title)
+            for flag in group.flags:
+                _add(section, flag)
+        for flag in (MODEL, *aliases):
+            _add(self._parser, flag)
+        last = self._parser.add_argument_group("about")
+        last.add_argument("-h", "--help", action="help", help="show this and exit")
+        last.add_argument("--version", action="store_true", help="print the version and exit")
+
+    def parse(self, argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, object]:
+        """Raises ConfigError naming the flag, with the nearest known one for a misspelt flag."""
+        namespace, unknown = self._parser.parse_known_args(argv)
+        if unknown:
+            raise ConfigError(self._unknown(unknown[0]))
+        given = {k: v for k, v in vars(namespace).items() if v is not None}
+        if given.pop("version"):
+            _print_version(self._parser.prog)
+        given = _merge_model(given)
+        return {**self._from_environment(environ, given), **given}
+
+    def warnings(self, environ: Mapping[str, str]) -> list[str]:
+        """Lines about HAL_ names in the environment that no flag has."""
+        known = [flag.name for flag in self._flags] + list(SHARED_NAMES)
+        lines = []
+        for name in unknown_names(known, environ):
+            guess = nearest(name, [variable_of(flag) for flag in known])
+            hint = f"; did you mean {guess}?" if guess else ""
+            lines.append(f"{name} in the environment is not a setting and is ignored{hint}")
+        return lines
+
+    def _from_environment(
+        self, environ: Mapping[str, str], given: Mapping[str, object]
+    ) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for flag in self._flags:
+            text = flag_value(flag.name, environ)
+            if text is None or flag.dest in given:
+                continue
+            try:
+                values[flag.dest] = _convert(flag, text)
+            except ValueError as error:
+                raise ConfigError(f"{variable_of(flag.name)}={text!r}: {error}") from error
+        return values
+
+    def _unknown(self, argument: str) -> str:
+        flag = argument.split("=", 1)[0]
+        if not flag.startswith("-"):
+            return f"unexpected argument {argument!r}; only one MODEL is taken"
+        guess = nearest(flag, [f"--{f.name}" for f in self._flags])
+        hint = f"did you mean {guess}?" if guess else f"see {self._parser.prog} --help"
+        return f"unknown flag {flag}; {hint}"
+
+
+# Flags of other commands: one environment serves all of them.
+SHARED_NAMES = ("host", "port", "api-key", "served-model-name", "shutdown-timeout")
+
+_EPILOG = (
+    "Every flag can be set in the environment as HAL_<FLAG>, e.g. HAL_MAX_MODEL_LEN=4096. "
+    "vLLM's names are understood too: "
+    + ", ".join(f"--{a.name.replace('_', '-')}" for a in ALIASES if a.becomes or a.reason)
+    + "; a value that is not honoured is refused with the reason."
+)
+
+
+def engine_config(values: Mapping[str, object]) -> EngineConfig:
+    """The engine's share of parsed values; refuses what is not honoured."""
+    known = EngineConfig.field_names() | BY_NAME.keys()
+    settings = apply_aliases({k: v for k, v in values.items() if k in known})
+    if "kernel" in settings:
+        settings["kernel"] = tuple(_strings(settings["kernel"]))
+    return EngineConfig(**settings)  # type: ignore[arg-type]  # converted by the flag table
+
+
+def report_error(prog: str, error: HalError) -> int:
+    """Print the cause as the last line of stderr; returns the exit code."""
+    print(f"{prog}: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def _strings(value: object) -> list[str]:
+    assert isinstance(value, list)
+    return [str(item) for item in value]
+
+
+def _convert(flag: Flag, text: str) -> object:
+    if flag.convert is None:
+        return flag.sets == parse_switch(text)
+    if flag.repeats:
+        return [flag.convert(part) for part in text.split(",")]
+    return flag.convert(text)
+
+
+def _add(section: argparse._ActionsContainer, flag: Flag) -> None:
+    shown = argparse.SUPPRESS if flag.is_hidden else _shown(flag)
+    name = f"--{flag.name}"
+    if flag.convert is None:
+        section.add_argument(
+            name, dest=flag.dest, action="store_const", const=flag.sets, help=shown
+        )
+        return
+    section.add_argument(
+        name,
+        dest=flag.dest,
+        type=flag.convert,
+        metavar=flag.metavar or None,
+        action="append" if flag.repeats else "store",
+        help=shown,
+    )
+
+
+def _shown(flag: Flag) -> str:
+    default = "" if flag.default is None else f"; default {flag.default}"
+    return f"{flag.help}{default}  [{variable_of(flag.name)}]".replace("%", "%%")
+
+
+def _merge_model(values: dict[str, object]) -> dict[str, object]:
+    """MODEL and --model are the same setting."""
+    positional = values.pop("model_positional", None)
+    if positional is None:
+        return values
+    flagged = values.get("model")
+    if flagged is not None and flagged != positional:
+        raise ConfigError(f"MODEL is {positional!r} and --model is {flagged!r}; give one of them")
+    return {**values, "model": positional}
+
+
+def _print_version(prog: str) -> NoReturn:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("hal-runtime")
+    except PackageNotFoundError:
+        number = "not installed (running from a checkout)"
+    print(f"{prog} {number}")
+    raise SystemExit(0)

@@ -1,0 +1,237 @@
+"""hal-serve: an OpenAI-compatible server for one model."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hal.cli.arguments import (
+    ENGINE_FLAGS,
+    CommandLine,
+    Flag,
+    FlagGroup,
+    engine_config,
+    report_error,
+)
+from hal.cli.listener import bind, is_loopback
+from hal.config import EngineConfig
+from hal.env import environment, wants_traceback
+from hal.errors import ConfigError, HalError
+
+if TYPE_CHECKING:
+    from hal.server.front import Front
+
+EXIT_INTERRUPTED = 130
+FAKE_PREFIX = "fake:"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+SERVER_FLAGS = FlagGroup(
+    "server",
+    (
+        Flag(name="host", help="address to listen on", metavar="ADDRESS", default="127.0.0.1"),
+        Flag(name="port", help="port; 0 takes a free one", metavar="N", convert=int, default=8000),
+        Flag(name="api-key", help="clients must send it; prefer the environment", metavar="KEY"),
+        Flag(name="served-model-name", help="name in the API; default MODEL", metavar="NAME"),
+        Flag(
+            name="shutdown-timeout",
+            help="seconds that running requests get after SIGTERM or Ctrl-C",
+            metavar="S",
+            convert=float,
+            default=30.0,
+        ),
+        Flag(
+            name="heartbeat-timeout",
+            help="seconds without a sign of the engine process until it counts as dead",
+            metavar="S",
+            convert=float,
+            default=10.0,
+        ),
+        Flag(
+            name="step-timeout",
+            help="seconds one engine step may take until it counts as hung",
+            metavar="S",
+            convert=float,
+            default=300.0,
+        ),
+        Flag(name="log-level", help=", ".join(LOG_LEVELS), metavar="LEVEL", default="info"),
+        Flag(name="engine", help="fake:SCRIPT runs a scripted engine in tests", is_hidden=True),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """What hal-serve was asked to do."""
+
+    config: EngineConfig
+    host: str
+    port: int
+    api_key: str | None
+    served_name: str
+    shutdown_timeout_s: float
+    heartbeat_timeout_s: float
+    step_timeout_s: float
+    log_level: str
+    fake_script: str | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit code, the last line on stderr is the cause."""
+    try:
+        options = parse_options(sys.argv[1:] if argv is None else argv, environment())
+        return _serve(options)
+    except HalError as error:
+        if wants_traceback():
+            logging.exception("hal-serve failed")
+        return report_error("hal-serve", error)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptions:
+    """Raises ConfigError or UnsupportedError."""
+    command = CommandLine(
+        "hal-serve",
+        "Serve a model over the OpenAI API. Ctrl-C drains and stops; a second Ctrl-C stops now.",
+        (ENGINE_FLAGS, SERVER_FLAGS),
+    )
+    values = command.parse(argv, environ)
+    for line in command.warnings(environ):
+        print(f"hal-serve: {line}", file=sys.stderr)
+    config = engine_config({k: v for k, v in values.items() if k != "served_model_name"})
+    given = {flag.dest: values.get(flag.dest, flag.default) for flag in SERVER_FLAGS.flags}
+    options = ServeOptions(
+        config=config,
+        host=str(given["host"]),
+        port=_number(given["port"]),
+        api_key=_text(given["api_key"]),
+        served_name=_text(given["served_model_name"]) or config.model,
+        shutdown_timeout_s=_seconds("shutdown-timeout", given, least=0.0),
+        heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
+        step_timeout_s=_seconds("step-timeout", given, least=1.0),
+        log_level=str(given["log_level"]),
+        fake_script=_fake_script(_text(given["engine"])),
+    )
+    _check(options)
+    return options
+
+
+def _check(options: ServeOptions) -> None:
+    if not 0 <= options.port <= 65535:
+        raise ConfigError(f"--port {options.port} is not a port; choose 1 to 65535, or 0 for any")
+    if options.log_level not in LOG_LEVELS:
+        raise ConfigError(
+            f"--log-level {options.log_level!r} is not one of {', '.join(LOG_LEVELS)}"
+        )
+    if options.api_key is not None and not options.api_key.strip():
+        raise ConfigError("--api-key is empty; give a key or leave it out")
+    if options.api_key is None and not is_loopback(options.host):
+        raise ConfigError(
+            f"--host {options.host} is reachable from other machines; set HAL_API_KEY (or "
+            "--api-key), or listen on 127.0.0.1"
+        )
+
+
+def _serve(options: ServeOptions) -> int:
+    listener = bind(options.host, options.port)
+    folder = _model_folder(options)
+    # The child starts first: it needs seconds for its imports, this process a second for its own.
+    from hal.server.supervisor import EngineProcess, WatchdogLimits
+
+    process = EngineProcess(
+        [sys.executable, "-P", "-m", "hal.cli.engine_process"],
+        WatchdogLimits(
+            heartbeat_timeout_s=options.heartbeat_timeout_s, step_timeout_s=options.step_timeout_s
+        ),
+    )
+    try:
+        process.spawn()
+        import asyncio
+
+        from hal.cli.banner import print_banner
+        from hal.server.async_engine import AsyncEngine
+        from hal.server.front import Front
+        from hal.server.messages import Start
+        from hal.server.run import RunOptions, serve
+        from hal.server.text import TextModel
+
+        _set_up_logging(options.log_level)
+        url = f"http://{_url_host(options.host)}:{listener.getsockname()[1]}"
+        print(f"hal-serve: loading {options.config.model} ...", file=sys.stderr, flush=True)
+
+        def on_ready(front: Front) -> None:
+            print_banner(front, url, has_key=options.api_key is not None)
+
+        async def run() -> int:
+            front = Front(engine=AsyncEngine(process), served_name=options.served_name)
+            run_options = RunOptions(
+                start=Start(replace(options.config, model=str(folder)), options.fake_script),
+                load_text=lambda: TextModel.load(folder, options.config.chat_template),
+                on_ready=on_ready,
+                api_key=options.api_key,
+                shutdown_timeout_s=options.shutdown_timeout_s,
+            )
+            return await serve(front, listener, run_options)
+
+        return asyncio.run(run())
+    finally:
+        process.kill()
+        listener.close()
+
+
+def _model_folder(options: ServeOptions) -> Path:
+    """A scripted engine reads no weights, so its folder needs none."""
+    if options.fake_script is not None:
+        return Path(options.config.model)
+    from hal.engine.checkpoint import resolve_model
+
+    return resolve_model(options.config.model, offline=options.config.offline)
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("hal").addHandler(handler)
+    logging.getLogger("hal").setLevel(level.upper())
+    logging.getLogger("uvicorn.error").addHandler(handler)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def _fake_script(engine: str | None) -> str | None:
+    if engine is None:
+        return None
+    if not engine.startswith(FAKE_PREFIX):
+        raise ConfigError(f"--engine {engine!r} is unknown; only fake:SCRIPT exists")
+    return engine.removeprefix(FAKE_PREFIX)
+
+
+def _seconds(flag: str, given: Mapping[str, object], *, least: float) -> float:
+    value = given[flag.replace("-", "_")]
+    assert isinstance(value, float)
+    if not least <= value < float("inf"):
+        raise ConfigError(f"--{flag} must be at least {least:g} seconds; got {value:g}")
+    return value
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _text(value: object) -> str | None:
+    assert value is None or isinstance(value, str)
+    return value
+
+
+def _url_host(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""The routes. FastAPI dispatches; bodies are parsed by schema.py, errors leave in one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from hal.server.chat import create_chat_completion
+from hal.server.completions import create_completion
+from hal.server.errors import ApiError, internal_error, invalid_value, model_not_found
+from hal.server.front import Front, ignored_header
+from hal.server.limits import ApiKeyCheck, RequestLimits, RequestLog
+from hal.server.metrics import CONTENT_TYPE
+from hal.server.params import chat_messages, check_token_ids
+from hal.server.schema import DetokenizeBody, TokenizeBody, parse_body
+from hal.server.supervisor import EngineState
+from hal.server.wire import error_response, json_response
+
+Handler = Callable[[Front, HttpRequest], Awaitable[Response]]
+
+
+def build_app(front: Front, api_key: str | None = None) -> ASGIApp:
+    """The whole HTTP side as one ASGI application."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    for method, path, handler in ROUTES:
+        app.add_route(path, _endpoint(front, handler), methods=[method])
+    app.add_exception_handler(HTTPException, _routing_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+    checked = RequestLimits(ApiKeyCheck(app, api_key))
+    return RequestLog(checked, front.metrics.http_answer)
+
+
+def _endpoint(front: Front, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+    async def endpoint(http: HttpRequest) -> Response:
+        try:
+            return await handler(front, http)
+        except Exception as error:
+            answer = front.refused(error)
+            if answer.status == 500 and not isinstance(error, ApiError):
+                raise  # logged with its traceback by the outermost layer
+            return error_response(answer)
+
+    return endpoint
+
+
+async def _routing_error(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        message = f"{http.method} is not allowed on {http.url.path}"
+        headers = dict(error.headers or {})
+        return error_response(ApiError(405, "method_not_allowed", message, headers=headers))
+    return error_response(ApiError(404, "not_found", f"no such path: {http.url.path[:200]}"))
+
+
+async def _unexpected_error(http: HttpRequest, error: Exception) -> Response:
+    return error_response(internal_error())
+
+
+async def live(front: Front, http: HttpRequest) -> Response:
+    """The front answers; says nothing about the engine."""
+    return json_response({"status": "alive"})
+
+
+async def ready(front: Front, http: HttpRequest) -> Response:
+    """200 when requests are served now; the engine is alive and idle or progressing."""
+    state = "draining" if front.engine.is_draining else str(front.engine.process.state)
+    if front.is_ready:
+        return json_response({"status": "ready"})
+    return json_response({"status": state}, {"retry-after": "1"}, status=503)
+
+
+async def health(front: Front, http: HttpRequest) -> Response:
+    """As /ready, but still 200 while the last requests are served before a stop."""
+    state = front.engine.process.state
+    if state is EngineState.READY and front.text is not None:
+        return json_response({"status": "healthy"})
+    return json_response({"status": str(state)}, {"retry-after": "1"}, status=503)
+
+
+async def metrics(front: Front, http: HttpRequest) -> Response:
+    return Response(front.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+async def show_version(front: Front, http: HttpRequest) -> Response:
+    return json_response({"version": runtime_version()})
+
+
+async def show_plan(front: Front, http: HttpRequest) -> Response:
+    """Which device and why, every resolved setting, every byte, every kernel with its reasons."""
+    info = front.info
+    limits = {
+        "max_model_len": info.max_model_len,
+        "max_num_seqs": info.max_num_seqs,
+        "max_num_batched_tokens": info.max_num_batched_tokens,
+        "num_blocks": info.num_blocks,
+        "block_size": info.block_size,
+    }
+    explain = orjson.loads(info.explain_json)
+    return json_response({"served_model_name": front.served_name, "limits": limits, **explain})
+
+
+async def list_models(front: Front, http: HttpRequest) -> Response:
+    return json_response({"object": "list", "data": [_model_card(front)]})
+
+
+async def show_model(front: Front, http: HttpRequest) -> Response:
+    name = http.path_params["name"]
+    if name != front.served_name:
+        raise model_not_found(name, front.served_name)
+    return json_response(_model_card(front))
+
+
+async def tokenize(front: Front, http: HttpRequest) -> Response:
+    body = parse_body(await http.body(), TokenizeBody)
+    front.check_model(body.model)
+    text = front.loaded_text()
+    if (body.prompt is None) == (body.messages is None):
+        raise invalid_value("give either prompt or messages", "prompt")
+    max_model_len = front.info.max_model_len
+    if body.messages is not None:
+        prompt = await text.render(
+            chat_messages(body.messages),
+            add_generation_prompt=body.add_generation_prompt is not False,
+            variables=None,
+        )
+        add_special_tokens = bool(body.add_special_tokens)
+    else:
+        prompt = body.prompt or ""
+        add_special_tokens = body.add_special_tokens is not False
+    token_ids = await text.encode(
+        prompt, max_model_len, add_special_tokens=add_special_tokens, param="prompt"
+    )
+    strings = [text.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in token_ids]
+    return json_response(
+        {
+            "count": len(token_ids),
+            "max_model_len": max_model_len,
+            "tokens": token_ids,
+            "token_strs": strings if body.return_token_strs else None,
+        },
+        ignored_header(body),
+    )
+
+
+async def detokenize(front: Front, http: HttpRequest) -> Response:
+    body = parse_body(await http.body(), DetokenizeBody)
+    front.check_model(body.model)
+    text = front.loaded_text()
+    check_token_ids(body.tokens, front.info.vocab_size, "tokens")
+    prompt = text.tokenizer.decode(body.tokens, skip_special_tokens=bool(body.skip_special_tokens))
+    return json_response({"prompt": prompt}, ignored_header(body))
+
+
+def runtime_version() -> str:
+    try:
+        return version("hal-runtime")
+    except PackageNotFoundError:
+        return "0+checkout"
+
+
+def _model_card(front: Front) -> dict[str, object]:
+    info = front.engine.process.info
+    return {
+        "id": front.served_name,
+        "object": "model",
+        "created": front.created,
+        "owned_by": "hal",
+        "max_model_len": None if info is None else info.max_model_len,
+    }
+
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/live", live),
+    ("GET", "/ready", ready),
+    ("GET", "/health", health),
+    ("GET", "/metrics", metrics),
+    ("GET", "/version", show_version),
+    ("GET", "/hal/plan", show_plan),
+    ("GET", "/v1/models", list_models),
+    ("GET", "/v1/models/{name:path}", show_model),
+    ("POST", "/v1/completions", create_completion),
+    ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
+)

@@ -1,0 +1,157 @@
+"""Requests of the front on their way through the engine process: submit, read outputs, abort."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hal.engine.request import EngineStats, Output, Request
+from hal.errors import HalError
+from hal.server.errors import draining, engine_loading, engine_unavailable, overloaded
+from hal.server.messages import (
+    Abort,
+    Add,
+    Admitted,
+    FromEngine,
+    Outputs,
+    Ready,
+    Rejected,
+    Start,
+)
+from hal.server.supervisor import EngineProcess, EngineState
+
+MAX_INFLIGHT = 1024
+"""Requests inside the server; more are refused with 503, so that no queue grows without bound."""
+
+
+Sink = asyncio.Queue[Output | Exception]
+
+
+class _Inflight:
+    """One request inside the engine; its outputs go to `sink`."""
+
+    def __init__(self, request: Request, sink: Sink) -> None:
+        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sink = sink
+        self.open_choices = set(range(request.params.n))
+
+    def put(self, output: Output) -> None:
+        if output.finish_reason is not None:
+            self.open_choices.discard(output.index)
+        self.sink.put_nowait(output)
+
+    def fail(self, error: Exception) -> None:
+        if self.admitted.done():
+            self.sink.put_nowait(error)
+        else:
+            self.admitted.set_exception(error)
+
+
+class AsyncEngine:
+    """The engine as coroutines see it. One event loop, no locks."""
+
+    def __init__(self, process: EngineProcess) -> None:
+        self.process = process
+        self.stats: EngineStats | None = None
+        self.is_draining = False
+        self.ready = asyncio.Event()
+        self._inflight: dict[str, _Inflight] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_inflight(self) -> int:
+        return len(self._inflight)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.process.state is EngineState.READY and not self.is_draining
+
+    async def run(self, start: Start) -> HalError:
+        """Serve until the engine fails; every request in flight has then been told."""
+        failure = await self.process.run(start, self._dispatch)
+        self.fail_all(failure)
+        return failure
+
+    async def submit(self, request: Request, sink: Sink) -> None:
+        """Return once the engine has accepted; raises its RequestError or an ApiError.
+
+        Outputs follow on `sink`; what ends it early is put there as an exception.
+        """
+        self.check_open()
+        entry = _Inflight(request, sink)
+        self._inflight[request.request_id] = entry
+        self._idle.clear()
+        self.process.send(Add(request))
+        try:
+            await entry.admitted
+        except BaseException:
+            self.abort(request.request_id)
+            raise
+
+    def abort(self, request_id: str) -> bool:
+        """End a request wherever it is; False if it is unknown or already finished."""
+        if self._forget(request_id) is None:
+            return False
+        self.process.send(Abort(request_id))
+        return True
+
+    def end_choice(self, request_id: str, index: int) -> None:
+        """One choice needs no more tokens: its stop string was found. The last one aborts."""
+        entry = self._inflight.get(request_id)
+        if entry is None:
+            return
+        entry.open_choices.discard(index)
+        if not entry.open_choices:
+            self.abort(request_id)
+
+    def fail_all(self, error: Exception) -> None:
+        for request_id, entry in list(self._inflight.items()):
+            self._forget(request_id)
+            entry.fail(error)
+
+    async def drained(self) -> None:
+        """Return when no request is in flight."""
+        await self._idle.wait()
+
+    def check_open(self) -> None:
+        """Raises ApiError 503 unless requests are taken now."""
+        state = self.process.state
+        if state is EngineState.STARTING:
+            raise engine_loading()
+        if self.is_draining or state is EngineState.STOPPED:
+            raise draining()
+        if state is EngineState.FAILED:
+            raise engine_unavailable(self.process.failure)
+        if len(self._inflight) >= MAX_INFLIGHT:
+            raise overloaded(MAX_INFLIGHT)
+
+    def _dispatch(self, message: FromEngine) -> None:
+        match message:
+            case Outputs():
+                self.stats = message.stats
+                for output in message.outputs:
+                    self._deliver(output)
+            case Admitted():
+                entry = self._inflight.get(message.request_id)
+                if entry is not None and not entry.admitted.done():
+                    entry.admitted.set_result(None)
+            case Rejected():
+                entry = self._forget(message.request_id)
+                if entry is not None:
+                    entry.fail(message.error.to_error())
+            case Ready():
+                self.ready.set()
+
+    def _deliver(self, output: Output) -> None:
+        entry = self._inflight.get(output.request_id)
+        if entry is None:
+            return
+        entry.put(output)
+        if not entry.open_choices:
+            self._forget(output.request_id)
+
+    def _forget(self, request_id: str) -> _Inflight | None:
+        entry = self._inflight.pop(request_id, None)
+        if not self._inflight:
+            self._idle.set()
+        return entry

@@ -1,0 +1,197 @@
+"""The engine's process: messages between steps, one frame of outputs per step.
+
+Main thread: build, add, abort, step. One thread reads the socket, one sends heartbeats. The
+process ignores SIGINT and SIGTERM (a terminal or an init system signals the whole group, while
+the front still drains) and ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+from hal.engine.request import EngineStats, FinishReason, Output, Request
+from hal.errors import EngineError, HalError, RequestError
+from hal.server.messages import (
+    HEARTBEAT_INTERVAL_S,
+    Abort,
+    Add,
+    Admitted,
+    EngineInfo,
+    ErrorRecord,
+    Failed,
+    FromEngine,
+    Heartbeat,
+    Outputs,
+    Ready,
+    Rejected,
+    Start,
+    decode_to_engine,
+    encode_frame,
+    receive_frame,
+    request_id_of,
+)
+
+MAX_FAILED_STEPS = 3
+"""In a row: then the device is taken for broken and the process ends."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class StepEngine(Protocol):
+    """What the process needs of an engine; hal.engine.engine.Engine is one."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def add(self, request: Request) -> None: ...
+
+    def abort(self, request_id: str) -> object: ...
+
+    def step(self) -> Sequence[Output]: ...
+
+    def stats(self) -> EngineStats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine that can step, and what users are told about it."""
+
+    engine: StepEngine
+    info: EngineInfo
+
+
+Build = Callable[[Start], LoadedEngine]
+
+
+def run_engine_process(fd: int, parent_pid: int, build: Build) -> int:
+    """Serve the engine on the inherited socket `fd`; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _die_with_parent(parent_pid)
+    return EngineLoop(socket.socket(fileno=fd)).run(build)
+
+
+class EngineLoop:
+    """Owns the connection and drives one engine until the front is gone or the engine fails."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._send_lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._num_steps = 0
+        self._num_failed_steps = 0
+        self._is_busy = True
+
+    def run(self, build: Build) -> int:
+        threading.Thread(target=self._read_frames, name="reader", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
+        try:
+            start = decode_to_engine(self._inbox.get())
+            assert isinstance(start, Start), start
+            loaded = build(start)
+            self._send(Ready(loaded.info))
+            self._drive(loaded.engine)
+        except HalError as error:
+            self._send(Failed(ErrorRecord.of(error)))
+            return error.exit_code
+        except Exception as error:  # noqa: BLE001 a bug: its place is worth a traceback
+            traceback.print_exc()
+            failure = EngineError(f"the engine stopped on {type(error).__name__}: {error}")
+            self._send(Failed(ErrorRecord.of(failure)))
+            return failure.exit_code
+
+    def _drive(self, engine: StepEngine) -> NoReturn:
+        while True:
+            if not engine.has_work:
+                self._send(Outputs([], engine.stats()))
+                self._is_busy = False
+                self._handle(engine, self._inbox.get())
+                self._is_busy = True
+            while not self._inbox.empty():
+                self._handle(engine, self._inbox.get())
+            if engine.has_work:
+                outputs = self._step(engine)
+                self._send(Outputs(list(outputs), engine.stats()))
+
+    def _step(self, engine: StepEngine) -> Sequence[Output]:
+        """One step. The requests of a failed one are told in the next; many failures are fatal."""
+        try:
+            outputs = engine.step()
+        except EngineError as error:
+            self._num_failed_steps += 1
+            if self._num_failed_steps == MAX_FAILED_STEPS:
+                raise
+            traceback.print_exception(error)
+            outputs = []
+        else:
+            if any(output.finish_reason is not FinishReason.ERROR for output in outputs):
+                self._num_failed_steps = 0
+        self._num_steps += 1
+        return outputs
+
+    def _handle(self, engine: StepEngine, payload: bytes) -> None:
+        try:
+            message = decode_to_engine(payload)
+        except RequestError as error:
+            self._send(Rejected(request_id_of(payload), ErrorRecord.of(error)))
+            return
+        if isinstance(message, Add):
+            self._add(engine, message.request)
+        elif isinstance(message, Abort):
+            engine.abort(message.request_id)
+
+    def _add(self, engine: StepEngine, request: Request) -> None:
+        try:
+            engine.add(request)
+        except RequestError as error:
+            self._send(Rejected(request.request_id, ErrorRecord.of(error)))
+        else:
+            self._send(Admitted(request.request_id))
+
+    def _send(self, message: FromEngine) -> None:
+        frame = encode_frame(message)
+        try:
+            with self._send_lock:
+                self._connection.sendall(frame)
+        except OSError:
+            _exit_without_parent()
+
+    def _read_frames(self) -> None:
+        while True:
+            try:
+                payload = receive_frame(self._connection)
+            except OSError:
+                payload = None
+            if payload is None:
+                _exit_without_parent()
+            else:
+                self._inbox.put(payload)
+
+    def _send_heartbeats(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(HEARTBEAT_INTERVAL_S):
+            self._send(Heartbeat(self._num_steps, self._is_busy))
+
+
+def _exit_without_parent() -> None:
+    """The front has closed the connection: nobody can be told anything, nothing is kept."""
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Linux kills this process when its parent dies; elsewhere the closed socket ends it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        _exit_without_parent()

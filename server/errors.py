@@ -1,0 +1,117 @@
+"""One shape for every error that leaves the server, and the table from our errors to HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+from hal.errors import (
+    ContextLengthError,
+    DeviceOutOfMemory,
+    EngineError,
+    HalError,
+    RequestError,
+    TokenizerError,
+    UnsupportedError,
+)
+
+INVALID_REQUEST = "invalid_request_error"
+
+
+@dataclass(slots=True, eq=False)
+class ApiError(Exception):
+    """An answer that is not 2xx; `code` is a string that never changes its meaning."""
+
+    status: int
+    code: str
+    message: str
+    type: str = INVALID_REQUEST
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def body(self) -> dict[str, object]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self.body())
+
+
+def invalid_value(message: str, param: str | None = None) -> ApiError:
+    return ApiError(400, "invalid_value", message, param=param)
+
+
+def unsupported(message: str, param: str | None = None) -> ApiError:
+    return ApiError(400, "unsupported_parameter", f"not supported yet: {message}", param=param)
+
+
+def context_length_exceeded(message: str, param: str) -> ApiError:
+    return ApiError(400, "context_length_exceeded", message, param=param)
+
+
+def model_not_found(name: str, served: str) -> ApiError:
+    message = f"model {name[:100]!r} is not served here; the served model is {served!r}"
+    return ApiError(404, "model_not_found", message, param="model")
+
+
+def engine_loading() -> ApiError:
+    return _unavailable("loading", "the model is still loading; GET /ready turns 200 when done", 2)
+
+
+def draining() -> ApiError:
+    return _unavailable("draining", "the server is shutting down; send this to another one", 5)
+
+
+def overloaded(limit: int) -> ApiError:
+    return _unavailable("server_overloaded", f"{limit} requests are in flight; try again later", 1)
+
+
+def engine_unavailable(failure: HalError | None) -> ApiError:
+    reason = failure.code if failure is not None else "unknown"
+    return _unavailable("engine_unavailable", f"the engine has failed ({reason})", 5)
+
+
+def _unavailable(code: str, message: str, retry_after_s: int) -> ApiError:
+    headers = {"retry-after": str(retry_after_s)}
+    return ApiError(503, code, message, "service_unavailable_error", headers=headers)
+
+
+def internal_error() -> ApiError:
+    """For bugs: what happened goes to the log, not to the client."""
+    message = "internal error; the server's log has the details under this x-request-id"
+    return ApiError(500, "internal_error", message, "server_error")
+
+
+def numerical_error() -> ApiError:
+    message = "the model produced logits that are not finite; other requests are unharmed"
+    return ApiError(500, "numerical_error", message, "server_error")
+
+
+def api_error(error: Exception) -> ApiError:
+    """The answer to any exception of a handler."""
+    match error:
+        case ApiError():
+            return error
+        case ContextLengthError():
+            return context_length_exceeded(error.message, error.param or "prompt")
+        case RequestError():
+            return invalid_value(error.message, error.param)
+        case UnsupportedError():
+            return ApiError(400, "unsupported_parameter", error.message)
+        case TokenizerError():
+            return invalid_value(error.message)
+        case DeviceOutOfMemory() | EngineError():
+            return engine_unavailable(error)
+        case _:
+            return internal_error()

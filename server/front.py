@@ -1,0 +1,118 @@
+"""What every route needs: the engine, the text side, the served name, and how to start a job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from starlette.requests import Request as HttpRequest
+
+from hal.sampling_params import SamplingParams
+from hal.server.async_engine import AsyncEngine
+from hal.server.errors import ApiError, api_error, engine_loading, model_not_found
+from hal.server.generation import Generation, Job
+from hal.server.messages import EngineInfo
+from hal.server.metrics import EngineView, ServerMetrics
+from hal.server.params import check_token_ids, with_token_budget
+from hal.server.schema import Body, ignored_fields
+from hal.server.stream import unless_disconnected
+from hal.server.supervisor import EngineState
+from hal.server.text import TextModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompts:
+    """Token ids of every prompt of a body; `field` is where they came from, for error messages."""
+
+    token_ids: Sequence[Sequence[int]]
+    field: str
+    continues_text: bool
+
+
+@dataclass(slots=True)
+class Front:
+    """One server's state; `text` is None until the tokenizer is loaded."""
+
+    engine: AsyncEngine
+    served_name: str
+    text: TextModel | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+    metrics: ServerMetrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = ServerMetrics(self.served_name, self._engine_view)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.text is not None and self.engine.is_ready
+
+    @property
+    def info(self) -> EngineInfo:
+        """Raises ApiError 503 while the engine loads."""
+        info = self.engine.process.info
+        if info is None:
+            raise engine_loading()
+        return info
+
+    def loaded_text(self) -> TextModel:
+        """Raises ApiError 503 until requests can be served."""
+        self.engine.check_open()
+        if self.text is None:
+            raise engine_loading()
+        return self.text
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.served_name:
+            raise model_not_found(name, self.served_name)
+
+    async def start(
+        self,
+        http: HttpRequest,
+        encoded: EncodedPrompts,
+        params: SamplingParams,
+        job_id: str,
+        priority: int,
+    ) -> Generation:
+        """Check the prompts against the context and get the engine's acceptance."""
+        info = self.info
+        for prompt in encoded.token_ids:
+            check_token_ids(prompt, info.vocab_size, encoded.field)
+        job = Job(
+            request_id=job_id,
+            prompts=encoded.token_ids,
+            params=[
+                with_token_budget(params, len(prompt), info.max_model_len, encoded.field)
+                for prompt in encoded.token_ids
+            ],
+            continues_text=encoded.continues_text,
+            priority=priority,
+        )
+        generation = Generation(self.engine, self.loaded_text(), self.metrics, job)
+        await unless_disconnected(http.receive, generation.start())
+        return generation
+
+    def refused(self, error: Exception) -> ApiError:
+        """Count and translate what a handler raised."""
+        answer = api_error(error)
+        if answer.status != 499:  # counted as aborted where the generation was closed
+            self.metrics.rejected(answer.code)
+        return answer
+
+    def _engine_view(self) -> EngineView | None:
+        process, stats = self.engine.process, self.engine.stats
+        if stats is None or process.info is None or process.state is not EngineState.READY:
+            return None
+        return EngineView(stats, process.heartbeat_age_s, process.info.block_size)
+
+
+def job_id(http: HttpRequest) -> str:
+    """The request id as the log has it, so that answers and log lines can be matched."""
+    found = http.scope["hal_request_id"]
+    assert isinstance(found, str)
+    return found
+
+
+def ignored_header(body: Body) -> dict[str, str]:
+    names = ignored_fields(body)
+    return {"x-hal-ignored": ", ".join(names)} if names else {}

@@ -1,0 +1,174 @@
+"""One API request from admission to its last token: text, stop strings, usage, abort."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from hal.engine.output import OutputProcessor
+from hal.engine.request import FinishReason, Output, Request, TokenLogprobs
+from hal.sampling_params import SamplingParams
+from hal.server.async_engine import AsyncEngine, Sink
+from hal.server.errors import numerical_error
+from hal.server.metrics import ServerMetrics
+from hal.server.text import TextModel
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """What one step added to a choice; `stop_reason` is the stop string or id that ended it."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a whole API request; each prompt counts once, whatever n is."""
+
+    num_prompt: int = 0
+    num_completion: int = 0
+    num_cached: int = 0
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "prompt_tokens": self.num_prompt,
+            "completion_tokens": self.num_completion,
+            "total_tokens": self.num_prompt + self.num_completion,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to generate: one engine request per prompt, all with one id and mode."""
+
+    request_id: str
+    prompts: Sequence[Sequence[int]]
+    params: Sequence[SamplingParams]
+    continues_text: bool
+    priority: int = 0
+
+
+class _Choice:
+    def __init__(self, request_id: str, index_in_request: int, processor: OutputProcessor) -> None:
+        self.request_id = request_id
+        self.index_in_request = index_in_request
+        self.processor = processor
+        self.is_open = True
+        self.last_token_at: float | None = None
+
+
+class Generation:
+    """Start it, read its deltas to the end, and close it in any case: close() aborts the rest."""
+
+    def __init__(
+        self, engine: AsyncEngine, text: TextModel, metrics: ServerMetrics, job: Job
+    ) -> None:
+        self.usage = Usage(num_prompt=sum(len(prompt) for prompt in job.prompts))
+        self._engine = engine
+        self._metrics = metrics
+        self._job = job
+        self._sink: Sink = asyncio.Queue()
+        self._started_at = time.monotonic()
+        self._num_per_prompt = job.params[0].n
+        self._requests = [_request(job, i, text) for i in range(len(job.prompts))]
+        self._prompt_of = {request.request_id: i for i, request in enumerate(self._requests)}
+        self._choices = [
+            _Choice(
+                request.request_id,
+                index,
+                OutputProcessor(text.tokenizer, request.params, continues_text=job.continues_text),
+            )
+            for request in self._requests
+            for index in range(request.params.n)
+        ]
+        self._num_open = len(self._choices)
+        self._is_failed = False
+
+    async def start(self) -> None:
+        """Return when the engine has accepted every prompt; raises what it refused with."""
+        try:
+            for request in self._requests:
+                await self._engine.submit(request, self._sink)
+        except BaseException as error:
+            if self._abort_all() and isinstance(error, asyncio.CancelledError):
+                self._metrics.aborted("client_disconnect")
+            self._num_open = 0
+            raise
+
+    async def deltas(self) -> AsyncIterator[ChoiceDelta]:
+        """Every delta of every choice, as they come; raises ApiError or HalError on failure."""
+        while self._num_open:
+            item = await self._sink.get()
+            if isinstance(item, Exception):
+                self._is_failed = True
+                raise item
+            delta = self._delta_of(item)
+            if delta is not None:
+                yield delta
+        seconds = time.monotonic() - self._started_at
+        self._metrics.request_finished(seconds, self.usage.num_prompt, self.usage.num_completion)
+
+    def close(self) -> None:
+        """Abort what still runs: the client has gone, or the engine failed."""
+        if self._num_open and self._abort_all():
+            self._metrics.aborted("error" if self._is_failed else "client_disconnect")
+        self._num_open = 0
+
+    def _abort_all(self) -> bool:
+        return any([self._engine.abort(request.request_id) for request in self._requests])
+
+    def _delta_of(self, output: Output) -> ChoiceDelta | None:
+        prompt = self._prompt_of[output.request_id]
+        index = prompt * self._num_per_prompt + output.index
+        choice = self._choices[index]
+        if not choice.is_open:
+            return None
+        if output.finish_reason is FinishReason.ERROR:
+            self._is_failed = True
+            self._metrics.choice_finished(FinishReason.ERROR)
+            raise numerical_error()
+        self._count(choice, output)
+        text = choice.processor.process(output)
+        reason: str | None = output.finish_reason
+        stop_reason: str | int | None = output.stop_reason
+        if text.finished_by_stop is not None:
+            reason, stop_reason = FinishReason.STOP, text.finished_by_stop
+        if reason is not None:
+            self._finish(choice, reason)
+        return ChoiceDelta(index, text.text, output.logprobs, reason, stop_reason)
+
+    def _finish(self, choice: _Choice, reason: str) -> None:
+        choice.is_open = False
+        self._num_open -= 1
+        self._metrics.choice_finished(reason)
+        self._engine.end_choice(choice.request_id, choice.index_in_request)
+
+    def _count(self, choice: _Choice, output: Output) -> None:
+        now = time.monotonic()
+        if not output.token_ids:
+            return
+        if choice.last_token_at is None:
+            self._metrics.first_token(now - self._started_at)
+            if choice.index_in_request == 0:
+                self.usage.num_cached += output.num_cached_tokens
+        else:
+            self._metrics.next_token(now - choice.last_token_at)
+        choice.last_token_at = now
+        self.usage.num_completion += len(output.token_ids)
+
+
+def _request(job: Job, index: int, text: TextModel) -> Request:
+    return Request(
+        request_id=f"{job.request_id}-{index}",
+        prompt_token_ids=tuple(job.prompts[index]),
+        params=job.params[index],
+        eos_token_ids=text.defaults.eos_token_ids,
+        priority=job.priority,
+    )

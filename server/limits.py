@@ -1,0 +1,234 @@
+"""The outermost layers of the HTTP side: log and catch, limits, API key. Plain ASGI.
+
+Nothing behind them sees a request that is too large, has a strange Host, or lacks the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hal.server.errors import ApiError, api_error, internal_error, invalid_value
+
+MAX_BODY_BYTES = 32 * 2**20
+MAX_HEADER_BYTES = 64 * 2**10
+MAX_HEADERS = 128
+BODY_TIMEOUT_S = 60.0
+OPEN_PATHS = frozenset({"/live", "/ready", "/health"})
+"""The only paths that need no API key."""
+
+_DISCARD_TIMEOUT_S = 5.0
+_HOST = re.compile(rb"([A-Za-z0-9]([A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_JSON_TYPE = re.compile(rb"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
+
+access_log = logging.getLogger("hal.server.access")
+error_log = logging.getLogger("hal.server")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRecord:
+    """One answered request, for the log and the metrics."""
+
+    method: str
+    path: str
+    status: int
+    seconds: float
+
+
+class RequestLog:
+    """Gives every request an id and one log line, and turns what nobody caught into a 500."""
+
+    def __init__(self, app: ASGIApp, observe: Callable[[HttpRecord], None]) -> None:
+        self._app = app
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = _request_id(scope)
+        scope["hal_request_id"] = request_id.decode("ascii")
+        started_at = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499
+        except Exception as error:  # noqa: BLE001 the last place before the parser
+            if not isinstance(error, ApiError):
+                error_log.exception("request %s failed", scope["hal_request_id"])
+            if status == 0:
+                answer = error if isinstance(error, ApiError) else internal_error()
+                await send_error(answer, send_with_id)
+        seconds = time.monotonic() - started_at
+        self._observe(HttpRecord(scope["method"], scope["path"], status, seconds))
+        access_log.info(
+            "%s %s %r %d %.1f ms",
+            scope["hal_request_id"],
+            scope["method"],
+            scope["path"],
+            status,
+            1000 * seconds,
+        )
+
+
+class RequestLimits:
+    """Refuses headers, hosts, content types and bodies that are not sane."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            _check_headers(scope)
+            if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                await self._check_body_headers(scope, receive)
+        except ApiError as error:
+            await send_error(error, send)
+            return
+        await self._app(scope, _BoundedBody(receive, self._max_body_bytes).receive, send)
+
+    async def _check_body_headers(self, scope: Scope, receive: Receive) -> None:
+        length = _header(scope, b"content-length")
+        if length is not None and int(length) > self._max_body_bytes:
+            # A client that is still sending would see a reset instead of the answer.
+            await _discard(receive, 2 * self._max_body_bytes)
+            raise body_too_large(self._max_body_bytes)
+        content_type = _header(scope, b"content-type") or b""
+        if not _JSON_TYPE.fullmatch(content_type):
+            shown = content_type[:50].decode("latin-1") or "none"
+            raise ApiError(
+                415,
+                "unsupported_media_type",
+                f"the body must be JSON: send Content-Type: application/json, not {shown}",
+            )
+
+
+class ApiKeyCheck:
+    """Lets only requests with the right key through, except on OPEN_PATHS."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+        self._app = app
+        self._digest = None if api_key is None else hashlib.sha256(api_key.encode()).digest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._digest is None or scope["path"] in OPEN_PATHS or self._is_valid(scope):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            401,
+            "invalid_api_key",
+            "missing or wrong API key; send the header Authorization: Bearer KEY",
+            "authentication_error",
+            headers={"www-authenticate": "Bearer"},
+        )
+        await send_error(error, send)
+
+    def _is_valid(self, scope: Scope) -> bool:
+        assert self._digest is not None
+        scheme, _, key = (_header(scope, b"authorization") or b"").partition(b" ")
+        # Digests of equal length: the comparison tells nothing about the key, not even its size.
+        is_equal = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self._digest)
+        return is_equal and scheme.lower() == b"bearer"
+
+
+class _BoundedBody:
+    """`receive` that counts bytes and time until the body is complete."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._is_complete = False
+        self._deadline = time.monotonic() + BODY_TIMEOUT_S
+
+    async def receive(self) -> Message:
+        if self._is_complete:
+            return await self._receive()
+        try:
+            remaining_s = self._deadline - time.monotonic()
+            message = await asyncio.wait_for(self._receive(), remaining_s)
+        except TimeoutError:
+            raise ApiError(
+                408,
+                "request_timeout",
+                f"the body did not arrive within {BODY_TIMEOUT_S:g} s",
+            ) from None
+        if message["type"] == "http.request":
+            self._num_bytes += len(message.get("body", b""))
+            self._is_complete = not message.get("more_body", False)
+            if self._num_bytes > self._max_bytes:
+                raise body_too_large(self._max_bytes)
+        return message
+
+
+def body_too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413, "request_too_large", f"the body is above the limit of {max_bytes} bytes; send less"
+    )
+
+
+async def send_error(error: Exception, send: Send) -> None:
+    """Answer with the one error shape."""
+    answer = api_error(error)
+    body = answer.to_json()
+    headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in answer.headers.items()]
+    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _check_headers(scope: Scope) -> None:
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    num_bytes = sum(len(name) + len(value) for name, value in headers)
+    if len(headers) > MAX_HEADERS or num_bytes > MAX_HEADER_BYTES:
+        raise ApiError(
+            431,
+            "headers_too_large",
+            f"{len(headers)} headers of {num_bytes} bytes; the limits are {MAX_HEADERS} headers "
+            f"and {MAX_HEADER_BYTES} bytes",
+        )
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        raise invalid_value("the Host header must be given once, as NAME or NAME:PORT")
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == wanted), None)
+
+
+def _request_id(scope: Scope) -> bytes:
+    given = _header(scope, b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return uuid.uuid4().hex.encode("ascii")
+
+
+async def _discard(receive: Receive, max_bytes: int) -> None:
+    num_bytes = 0
+    try:
+        async with asyncio.timeout(_DISCARD_TIMEOUT_S):
+            while num_bytes < max_bytes:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

@@ -1,0 +1,156 @@
+"""Prometheus metrics under the names that vLLM's dashboards use, with the prefix `hal:`.
+
+Gauges and engine counters are read from the latest EngineStats when somebody scrapes; request
+counters and histograms are fed by the front, whose clock measures every interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from hal.engine.request import EngineStats
+from hal.server.limits import HttpRecord
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_PREFIX = "hal:"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_TOKENS = tuple(2**i for i in range(18))
+_KNOWN_HANDLERS = frozenset(
+    {"/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"}
+    | {"/live", "/ready", "/health", "/metrics", "/version", "/hal/plan"}
+)
+_KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """What a scrape reads: the latest stats and the age of the last heartbeat."""
+
+    stats: EngineStats
+    heartbeat_age_s: float
+    block_size: int
+
+
+class ServerMetrics:
+    """All metrics of one server, in a registry of its own."""
+
+    def __init__(self, model_name: str, view: Callable[[], EngineView | None]) -> None:
+        disable_created_metrics()  # a second series for each counter, which nobody reads
+        self._registry = CollectorRegistry()
+        self._model_name = model_name
+        self._registry.register(_EngineCollector(model_name, view))
+        self._http = self._counter("http_requests_total", "HTTP answers", "handler method status")
+        self._success = self._counter("request_success_total", "Choices by end", "finished_reason")
+        self._rejected = self._counter("requests_rejected_total", "Refused requests", "reason")
+        self._aborted = self._counter("requests_aborted_total", "Aborted requests", "cause")
+        self._ttft = self._histogram("time_to_first_token_seconds", "Until the first", _SECONDS)
+        self._itl = self._histogram("inter_token_latency_seconds", "Between two", _TOKEN_SECONDS)
+        self._e2e = self._histogram("e2e_request_latency_seconds", "Whole request", _SECONDS)
+        self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens", _TOKENS)
+        self._generated = self._histogram("request_generation_tokens", "New tokens", _TOKENS)
+
+    def http_answer(self, record: HttpRecord) -> None:
+        # A label for every path that somebody tries would grow without bound.
+        handler = record.path if record.path in _KNOWN_HANDLERS else "other"
+        method = record.method if record.method in _KNOWN_METHODS else "other"
+        self._http.labels(self._model_name, handler, method, str(record.status)).inc()
+
+    def rejected(self, code: str) -> None:
+        self._rejected.labels(self._model_name, code).inc()
+
+    def aborted(self, cause: str) -> None:
+        self._aborted.labels(self._model_name, cause).inc()
+
+    def first_token(self, seconds: float) -> None:
+        self._ttft.labels(self._model_name).observe(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        self._itl.labels(self._model_name).observe(seconds)
+
+    def choice_finished(self, reason: str) -> None:
+        self._success.labels(self._model_name, reason).inc()
+
+    def request_finished(self, seconds: float, num_prompt: int, num_generated: int) -> None:
+        self._e2e.labels(self._model_name).observe(seconds)
+        self._prompt.labels(self._model_name).observe(num_prompt)
+        self._generated.labels(self._model_name).observe(num_generated)
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, help: str, labels: str) -> Counter:
+        names = ["model_name", *labels.split()]
+        return Counter(_PREFIX + name, help, names, registry=self._registry)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        labels = ["model_name"]
+        return Histogram(_PREFIX + name, help, labels, buckets=buckets, registry=self._registry)
+
+
+class _EngineCollector(Collector):
+    """Turns the latest EngineStats into metric families at scrape time."""
+
+    def __init__(self, model_name: str, view: Callable[[], EngineView | None]) -> None:
+        self._model_name = model_name
+        self._view = view
+
+    def collect(self) -> Iterable[Metric]:
+        view = self._view()
+        if view is None:
+            return
+        stats = view.stats
+        total = max(stats.num_blocks_total, 1)
+        yield self._gauge("num_requests_running", "Sequences in steps", stats.num_running)
+        yield self._gauge("num_requests_waiting", "Sequences in the queue", stats.num_waiting)
+        yield self._gauge("kv_cache_usage_perc", "Used share (0-1)", stats.num_blocks_used / total)
+        yield self._gauge(
+            "engine_heartbeat_age_seconds", "Since the engine's last message", view.heartbeat_age_s
+        )
+        yield self._blocks(stats)
+        yield self._cache_config(view)
+        yield self._counter("num_preemptions", "Preempted sequences", stats.num_preemptions)
+        yield self._counter("prompt_tokens", "Prompt tokens accepted", stats.num_prompt_tokens)
+        yield self._counter("generation_tokens", "Tokens generated", stats.num_generated_tokens)
+        yield self._counter("prefix_cache_queries", "Tokens looked up", stats.num_prefix_queries)
+        yield self._counter("prefix_cache_hits", "Tokens found", stats.num_prefix_hits)
+        yield self._counter("engine_steps", "Engine steps", stats.num_steps)
+
+    def _blocks(self, stats: EngineStats) -> Metric:
+        family = GaugeMetricFamily(
+            _PREFIX + "kv_blocks", "KV blocks by state", labels=["model_name", "state"]
+        )
+        free = stats.num_blocks_total - stats.num_blocks_used - stats.num_blocks_cached
+        family.add_metric([self._model_name, "used"], stats.num_blocks_used)
+        family.add_metric([self._model_name, "cached"], stats.num_blocks_cached)
+        family.add_metric([self._model_name, "free"], free)
+        return family
+
+    def _cache_config(self, view: EngineView) -> Metric:
+        labels = ["model_name", "block_size", "num_blocks"]
+        family = GaugeMetricFamily(_PREFIX + "cache_config_info", "KV cache shape", labels=labels)
+        values = [self._model_name, str(view.block_size), str(view.stats.num_blocks_total)]
+        family.add_metric(values, 1)
+        return family
+
+    def _gauge(self, name: str, help: str, value: float) -> Metric:
+        family = GaugeMetricFamily(_PREFIX + name, help, labels=["model_name"])
+        family.add_metric([self._model_name], value)
+        return family
+
+    def _counter(self, name: str, help: str, value: float) -> Metric:
+        family = CounterMetricFamily(_PREFIX + name, help, labels=["model_name"])
+        family.add_metric([self._model_name], value)
+        return family

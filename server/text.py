@@ -1,0 +1,79 @@
+"""The text side of one model: prompts to token ids, in a worker thread when they are long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from hal.engine.chat_template import ChatTemplate, load_chat_template
+from hal.engine.generation_config import GenerationDefaults, read_generation_defaults
+from hal.engine.tokenizer import Tokenizer
+from hal.errors import ContextLengthError
+
+LONG_TEXT_CHARS = 4096
+"""Above this, tokenising takes longer than the hop to a worker thread."""
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """Tokenizer, chat template and generation defaults of one model folder."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    defaults: GenerationDefaults
+
+    @classmethod
+    def load(cls, folder: Path, chat_template: Path | None) -> TextModel:
+        """Raises ModelError or TokenizerError."""
+        tokenizer = Tokenizer.load(folder)
+        template = load_chat_template(folder, tokenizer.special_tokens, chat_template)
+        return cls(tokenizer, template, read_generation_defaults(folder))
+
+    async def encode(
+        self, text: str, max_model_len: int, *, add_special_tokens: bool, param: str
+    ) -> list[int]:
+        """Token ids; a text that cannot fit whatever its tokens are is refused unread."""
+        if len(text) <= LONG_TEXT_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        longest = await asyncio.to_thread(lambda: self.longest_token_bytes)
+        if len(text) > max_model_len * longest:
+            raise ContextLengthError(
+                f"the prompt has {len(text)} characters; a context of {max_model_len} tokens holds "
+                f"at most {max_model_len * longest} (the longest token has {longest} bytes). "
+                "Shorten the prompt",
+                param=param,
+            )
+        return await asyncio.to_thread(
+            self.tokenizer.encode, text, add_special_tokens=add_special_tokens
+        )
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, object] | None,
+    ) -> str:
+        """The prompt text of a chat, through the model's template."""
+        num_chars = sum(len(str(message.get("content", ""))) for message in messages)
+        if num_chars <= LONG_TEXT_CHARS:
+            return self._render(messages, add_generation_prompt, variables)
+        return await asyncio.to_thread(self._render, messages, add_generation_prompt, variables)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        add_generation_prompt: bool,
+        variables: Mapping[str, object] | None,
+    ) -> str:
+        return self.template.render(
+            messages, add_generation_prompt=add_generation_prompt, variables=variables
+        )
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        token_bytes = self.tokenizer.token_bytes
+        return max(len(token_bytes(i)) for i in range(self.tokenizer.vocab_size))
