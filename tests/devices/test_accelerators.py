@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -151,6 +152,34 @@ def test_capture_records_once_and_replays(
     replay()
     replay()
     assert api.calls == ["capture begins", "run", "capture ends", "graph.replay", "graph.replay"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("init", ()),
+        ("device_count", ()),
+        ("get_device_properties", (0,)),
+        ("get_arch_list", ()),
+        ("mem_get_info", (0,)),
+        ("memory_reserved", (0,)),
+        ("memory_allocated", (0,)),
+        ("set_device", (0,)),
+        ("synchronize", (0,)),
+        ("Event", ()),
+        ("graph", (None,)),
+    ],
+)
+def test_torch_takes_the_calls_that_the_recording_takes(
+    name: str, arguments: tuple[object, ...]
+) -> None:
+    for namespace in (torch.cuda, RecordedAccelerator()):
+        inspect.signature(getattr(namespace, name)).bind(*arguments)
+
+
+def test_torchs_graphs_and_events_have_the_methods_that_are_called() -> None:
+    assert callable(torch.cuda.CUDAGraph.replay)
+    assert callable(torch.cuda.Event.record) and callable(torch.cuda.Event.synchronize)
 
 
 def test_torchs_own_error_is_out_of_memory() -> None:
