@@ -48,8 +48,9 @@ def _convert(folder: Path) -> str:
         text = tokenizer.backend_tokenizer.to_str()
     except Exception as error:  # any of a dozen converters may raise anything
         raise TokenizerError(
-            f"cannot convert the tokenizer files of {folder}: {error}. tokenizer.model needs "
-            "`pip install sentencepiece protobuf`; or put a tokenizer.json into the folder."
+            f"cannot convert the tokenizer files of {folder}: {str(error).rstrip('.')}. "
+            "tokenizer.model needs `pip install sentencepiece protobuf`; or put a tokenizer.json "
+            "into the folder."
         ) from error
     assert isinstance(text, str)
     return text
