@@ -1,4 +1,4 @@
-"""Gathers the Outputs of one request into text, tokens and log probabilities, as vLLM shapes them."""
+"""Gathers one request's Outputs into text, tokens and logprobs, in vLLM's shapes."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ class RequestCollector:
         choice = self.result.outputs[output.index]
         if choice.finish_reason is not None:
             return None
-        self.result.num_cached_tokens = max(
-            self.result.num_cached_tokens, output.num_cached_tokens
-        )
+        self.result.num_cached_tokens = max(self.result.num_cached_tokens, output.num_cached_tokens)
         choice.token_ids.extend(output.token_ids)
         text = self._add_text(choice, output)
         self._add_logprobs(choice, output)

@@ -9,10 +9,11 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self
 
-from hal.errors import EngineError
+from hal.errors import EngineError, HalError
 from hal.llm import (
     Conversation,
     Delta,
+    Output,
     Prompt,
     RequestOutput,
     Session,
@@ -83,7 +84,7 @@ class _Worker(threading.Thread):
         request = stream.collector.request
         try:
             self._session.engine.add(request)
-        except Exception as error:
+        except HalError as error:
             stream.put(error)
             return
         self._streams[request.request_id] = stream
@@ -98,7 +99,7 @@ class _Worker(threading.Thread):
             self._abort(request_id)
             stream.put(EngineError("the engine was closed while the request ran"))
 
-    def _route(self, output: Any) -> None:
+    def _route(self, output: Output) -> None:
         stream = self._streams.get(output.request_id)
         if stream is None:
             return
@@ -146,9 +147,7 @@ class AsyncLLM:
         items = as_prompts(prompts)
         params = as_params(sampling_params, self._session.default_params(), len(items))
         streams = [_Stream(self._session, p, s) for p, s in zip(items, params, strict=True)]
-        async with asyncio.TaskGroup() as group:
-            for stream in streams:
-                group.create_task(self._drain(stream))
+        await _all_or_none([asyncio.ensure_future(self._drain(stream)) for stream in streams])
         return [stream.collector.result for stream in streams]
 
     async def chat(
@@ -197,3 +196,13 @@ class AsyncLLM:
                 yield delta
         finally:
             self._worker.abort(stream.collector.request.request_id)
+
+
+async def _all_or_none(tasks: Sequence[asyncio.Future[None]]) -> None:
+    """Wait for all; the first error cancels the others and is raised as it is."""
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

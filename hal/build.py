@@ -169,9 +169,7 @@ def _only_group(decoder: Decoder) -> KVGroup:
     return groups[0]
 
 
-def _plan_inputs(
-    assembled: _Assembled, resolved: ResolvedConfig, caps: Capabilities
-) -> PlanInputs:
+def _plan_inputs(assembled: _Assembled, resolved: ResolvedConfig, caps: Capabilities) -> PlanInputs:
     logits_bytes = assembled.runner.sampler.logits_bytes
     return PlanInputs(
         memory=caps.memory,

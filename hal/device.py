@@ -1,4 +1,4 @@
-"""What a device is (data, `Capabilities`) and what it does (`Device`, one short file per vendor)."""
+"""What a device is (`Capabilities`, data) and what it does (`Device`, one file per vendor)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hal.collective import Collective
 from hal.dtypes import DType
 from hal.tensor import Tensor
+
+if TYPE_CHECKING:  # numpy would double the time of every --help
+    from numpy.typing import NDArray
 
 DEVICE_INTERFACE_VERSION = 1
 

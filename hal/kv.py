@@ -21,7 +21,7 @@ class KVKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVSpec:
-    """One layer's cache: keys and values of `num_kv_heads` heads. window in tokens, SLIDING only."""
+    """One layer's cache: keys and values of num_kv_heads heads; window in tokens, SLIDING only."""
 
     kind: KVKind
     num_kv_heads: int

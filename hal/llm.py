@@ -27,7 +27,7 @@ from hal.errors import ContextLengthError, EngineError, RequestError, TokenizerE
 from hal.memory import MemoryPlan
 from hal.sampling_params import SamplingParams
 
-__all__ = ["LLM", "CompletionOutput", "Delta", "Logprob", "RequestOutput"]
+__all__ = ["LLM", "CompletionOutput", "Delta", "Logprob", "Output", "RequestOutput"]
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
@@ -41,7 +41,7 @@ class _Encoded:
 
 
 class Session:
-    """What LLM and AsyncLLM share: a built engine, its tokenizer, and requests made from prompts."""
+    """What LLM and AsyncLLM share: a built engine, its tokenizer, requests made from prompts."""
 
     def __init__(self, config: EngineConfig, show_progress: bool) -> None:
         progress: Progress = SilentProgress()

@@ -1,4 +1,4 @@
-"""MemoryPlan: where every byte goes. Pure arithmetic, the same at start-up and for absent devices."""
+"""MemoryPlan: where every byte goes. Pure arithmetic, also for devices that are absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's parameters: checkpoint name, shape, where the values go, and how ranks would cut them."""
+"""A model's parameters: name, shape, where the values go, and how ranks would cut them."""
 
 from __future__ import annotations
 

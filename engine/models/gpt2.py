@@ -65,8 +65,6 @@ def _layer(build: Builder, index: int) -> Layer:
         mlp_norm=LayerNorm(build, f"{prefix}.ln_2", config.norm_eps),
         mlp=Mlp(
             build,
-            MlpNames(
-                up=f"{prefix}.mlp.c_fc", down=f"{prefix}.mlp.c_proj", is_transposed=True
-            ),
+            MlpNames(up=f"{prefix}.mlp.c_fc", down=f"{prefix}.mlp.c_proj", is_transposed=True),
         ),
     )

@@ -18,9 +18,7 @@ class NormProblem:
 
 
 @declare(NormProblem)
-def rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor
-) -> None:
+def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor) -> None:
     """out = y / sqrt(mean(y^2) + eps) * weight, where y = x, or x + residual.
 
     x, residual, out [T, hidden_size]; weight [hidden_size]; one dtype.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from hal.engine.request import Request
 from hal.sampling_params import SamplingParams
 from tiny_checkpoints import make_checkpoint
 
+pytestmark = pytest.mark.parity
+
 NUM_STEPS = 64
 PROMPTS = (
     tuple(range(5, 40)),
@@ -26,7 +29,7 @@ PROMPTS = (
 )
 # Greedy tokens may part ways only where the oracle itself cannot tell its top two apart.
 TIE = 1e-5
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "llama3": {
         "rope_parameters": {
@@ -79,11 +82,11 @@ def checkpoint(
     return Checkpoint(folder, oracle.eval())
 
 
-def build(checkpoint: Checkpoint, device: str, **settings: object) -> BuiltEngine:
+def build(checkpoint: Checkpoint, device: str, **settings: Any) -> BuiltEngine:
     """An engine small enough for a laptop; float32 unless told."""
-    base: dict[str, object] = {"dtype": "float32", "max_num_seqs": 8, "max_model_len": 128}
+    base: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 8, "max_model_len": 128}
     return build_engine(
-        EngineConfig(model=str(checkpoint.folder), device=device, **{**base, **settings})  # type: ignore[arg-type]
+        EngineConfig(model=str(checkpoint.folder), device=device, **{**base, **settings})
     )
 
 
@@ -125,7 +128,7 @@ def assert_greedy(checkpoint: Checkpoint, prompt: tuple[int, ...], tokens: list[
     ],
 )
 def test_greedy_tokens_equal(
-    checkpoint: Checkpoint, device_name: str, settings: dict[str, object]
+    checkpoint: Checkpoint, device_name: str, settings: dict[str, Any]
 ) -> None:
     built = build(checkpoint, device_name, **settings)
     for prompt, tokens in zip(PROMPTS, greedy(built, PROMPTS), strict=True):
