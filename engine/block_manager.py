@@ -180,7 +180,6 @@ class BlockManager:
                 self._release(block)
         table.blocks = []
         table.unsent = []
-        table.num_committed = table.num_trimmed = 0
 
     def take_copies(self) -> list[BlockCopy]:
         """The copies that this step must make first. No destination is the source of another."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from hal.engine.batch import Batch, StepResult
+from hal.errors import EngineError
 
 
 class PendingStep(Protocol):
@@ -35,3 +38,15 @@ class Executor(Protocol):
 
     def submit(self, batch: Batch) -> PendingStep:
         """Start one step. Raises if it could not be started."""
+
+
+def check_result(batch: Batch, result: StepResult) -> None:
+    """Raise EngineError unless the answer has one token, or an error, for each sampled row."""
+    num_rows = batch.num_samples
+    if result.token_ids.shape != (num_rows, 1) or result.row_errors.shape != (num_rows,):
+        raise EngineError(
+            f"the executor answered tokens {result.token_ids.shape} and row errors "
+            f"{result.row_errors.shape} to {num_rows} sampled rows; please report this"
+        )
+    if not np.all((result.num_tokens == 1) | result.row_errors):
+        raise EngineError("not supported yet: several or no tokens per sequence and step")

@@ -81,8 +81,10 @@ class SamplingState:
     def record(self, slots: Int32, token_ids: Int32) -> None:
         """Every slot (each at most once) has sampled its token."""
         self._token_index[slots] += 1
-        for row in np.flatnonzero(self._has_penalties[slots]).tolist():
-            self._token_counts[int(slots[row])].add(int(token_ids[row]))
+        rows = np.flatnonzero(self._has_penalties[slots])
+        if len(rows):
+            for slot, token in zip(slots[rows].tolist(), token_ids[rows].tolist(), strict=True):
+                self._token_counts[slot].add(token)
 
     def build(self, slots: Int32, rows: Seq[Sequence]) -> SamplingBatch:
         """Settings of the sampled rows: rows[i] is the sequence in slots[i]."""
@@ -127,9 +129,14 @@ class SamplingState:
         counts = [self._token_counts[slot] for slot in slots[penalised].tolist()]
         return (
             np.repeat(penalised.astype(np.int32), [len(c.ids) for c in counts]),
-            np.concatenate([np.array(c.ids, np.int32) for c in counts]),
-            np.concatenate([np.array(c.counts, np.int32) for c in counts]),
+            _concatenate([c.ids for c in counts]),
+            _concatenate([c.counts for c in counts]),
         )
+
+
+def _concatenate(arrays: list[array[int]]) -> Int32:
+    """One writable copy; joining bytes takes a thirtieth of an ndarray for each part."""
+    return np.frombuffer(bytearray().join(arrays), np.int32)
 
 
 def _row_bias(seq: Sequence) -> dict[int, float]:

@@ -22,12 +22,13 @@ from hal.engine.batch_builder import (
     row_slots,
 )
 from hal.engine.block_manager import BlockManager
+from hal.engine.executor import check_result
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.request_check import check_request
 from hal.engine.sampler import SamplingState, row_logprobs
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import NO_SLOT, Sequence, Status, make_sequences
-from hal.errors import EngineError, RequestError
+from hal.errors import RequestError
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -61,7 +62,6 @@ class Scheduler:
         self._chunks: dict[Sequence, Chunk] = {}
         self._grown: list[Sequence] = []
         self._in_flight: ScheduledStep | None = None
-        self._sample_slots: Int32 = self._decode_slots
 
     @property
     def num_running(self) -> int:
@@ -94,7 +94,7 @@ class Scheduler:
         outputs = []
         for seq in list(self._requests.get(request_id, ())):
             self._end(seq)
-            outputs.append(_last_output(seq, FinishReason.ABORT))
+            outputs.append(seq.last_output(FinishReason.ABORT))
         return outputs
 
     def schedule(self) -> Batch | None:
@@ -102,11 +102,8 @@ class Scheduler:
         assert self._in_flight is None, "update() or fail() must follow schedule()"
         self._chunks.clear()
         self._grown.clear()
-        num_preemptions = self.num_preemptions
         budget = self.config.max_num_batched_tokens - self._grow_decodes()
-        budget = self._continue_prefills(budget)
-        if self.num_preemptions == num_preemptions:
-            self._admit(budget)
+        self._admit(self._continue_prefill(budget))
         copies = block_copy_array(self.blocks.take_copies())
         decodes, slots = self._decoding()
         if not decodes and not self._chunks:
@@ -128,9 +125,9 @@ class Scheduler:
         """Take over what the step sampled. Raises EngineError if `result` is malformed."""
         step = self._in_flight
         assert step is not None and step.step == batch.step
-        _check_result(batch, result)
+        check_result(batch, result)
         failed = {step.rows[row] for row in np.flatnonzero(result.row_errors).tolist()}
-        self._advance(step, batch, failed)
+        self._advance(step, batch)
         for chunk in step.chunks:
             if chunk.completes_prefill:
                 self._fork(chunk.seq)
@@ -145,10 +142,12 @@ class Scheduler:
         if step is None:
             return []
         members = [member for seq in step.seqs for member in seq.family]
-        alive = [member for member in members if member.status is not Status.FINISHED]
+        # rows: if update() itself broke, some choices may be forked already.
+        everyone = dict.fromkeys([*members, *step.rows])
+        alive = [seq for seq in everyone if seq.status is not Status.FINISHED]
         for seq in alive:
             self._end(seq, retract=True)
-        return [_last_output(seq, FinishReason.ERROR, error) for seq in alive]
+        return [seq.last_output(FinishReason.ERROR, error) for seq in alive]
 
     def _decoding(self) -> tuple[list[Sequence], Int32]:
         """Running sequences whose only unknown input is their last sampled token, by rank."""
@@ -166,13 +165,15 @@ class Scheduler:
                 self._grow(decodes[row], int(self._num_computed[decodes[row].slot]), 1)
         return len(decodes)
 
-    def _continue_prefills(self, budget: int) -> int:
+    def _continue_prefill(self, budget: int) -> int:
+        """Run the prefill that was cut short, if any; returns the budget that is left.
+
+        There is one at most: it took all that was left, so nothing could start behind it.
+        """
         if len(self._decoding()[0]) == len(self._running):
             return budget
-        for seq in [seq for seq in self._running if not seq.is_decoding]:
-            if budget > 0 and seq.status is Status.RUNNING:
-                budget -= self._run_chunk(seq, budget)
-        return budget
+        (seq,) = [seq for seq in self._running if not seq.is_decoding]
+        return budget - self._run_chunk(seq, budget)
 
     def _run_chunk(self, seq: Sequence, budget: int) -> int:
         """Schedule the next known tokens; returns how many, 0 if `seq` had to be preempted."""
@@ -204,8 +205,8 @@ class Scheduler:
             is_whole = len(seq.tokens) - start <= budget
             if not is_whole and not self.config.chunked_prefill:
                 return
-            # Chunks of one prompt at a time keep their blocks: half a prompt helps nobody. Behind
-            # a window the blocks of the first chunk do.
+            # Room for the whole prompt, not for its first chunk: half a prompt serves nobody and
+            # would be preempted. Behind a window a chunk is all that is ever held.
             num_tokens = len(seq.tokens)
             if self.config.window is not None:
                 num_tokens = min(num_tokens, start + budget)
@@ -250,12 +251,14 @@ class Scheduler:
             for victim in self._running
             if victim.request.priority > seq.request.priority and not victim.is_protected
         ]
+        if not victims:
+            return False
         num_slots = len(self._free_slots) + sum(len(victim.family) for victim in victims)
         num_blocks = self.blocks.num_available + sum(
             self.blocks.num_exclusive(victim.table) for victim in victims
         )
         needed = self.blocks.num_blocks_for(num_tokens) - num_matched
-        if not victims or num_slots < len(seq.family) or num_blocks < needed:
+        if num_slots < len(seq.family) or num_blocks < needed:
             return False
         self._preempt(victims[-1])
         return True
@@ -276,7 +279,6 @@ class Scheduler:
         seq.is_decoding = False
         for member in seq.family:
             self._free_slots.append(member.slot)
-            self._may_share[member.slot] = False
             member.slot = NO_SLOT
 
     def _end(self, seq: Sequence, *, retract: bool = False) -> None:
@@ -291,8 +293,11 @@ class Scheduler:
         if not choices:
             del self._requests[seq.request.request_id]
 
-    def _advance(self, step: ScheduledStep, batch: Batch, failed: set[Sequence]) -> None:
-        """Count the step's tokens as computed; only now may others share the blocks they fill."""
+    def _advance(self, step: ScheduledStep, batch: Batch) -> None:
+        """Count the step's tokens as computed; only now may others share the blocks they fill.
+
+        A failed row's blocks are offered too, and retracted before anybody can look for them.
+        """
         self._num_computed[batch.slots] += batch.q_lens
         if not self.blocks.has_prefix_cache:
             return
@@ -300,8 +305,7 @@ class Scheduler:
         is_filled = computed // block_size > (computed - batch.q_lens) // block_size
         for row in np.flatnonzero(is_filled).tolist():
             seq = step.seqs[row]
-            if seq not in failed:
-                self.blocks.commit(seq.table, seq.tokens, int(computed[row]))
+            self.blocks.commit(seq.table, seq.tokens, int(computed[row]))
 
     def _fork(self, seq: Sequence) -> None:
         """The prefill is done: from here on every choice decodes for itself."""
@@ -325,7 +329,7 @@ class Scheduler:
             if seq in failed:
                 error = _NOT_FINITE.format(seq.num_output_tokens)
                 self._end(seq, retract=True)
-                outputs.append(_last_output(seq, FinishReason.ERROR, error))
+                outputs.append(seq.last_output(FinishReason.ERROR, error))
                 continue
             seq.tokens.append(token)
             finish_reason = stop_reason = None
@@ -354,29 +358,6 @@ _NOT_FINITE = (
     "the logits of output token {} were not finite (NaN or infinity), so no token could be "
     "chosen; other requests are not affected. Try a wider dtype, or check the weights"
 )
-
-
-def _last_output(seq: Sequence, reason: FinishReason, error: str | None = None) -> Output:
-    """Ends a sequence that got no token this time."""
-    return Output(
-        request_id=seq.request.request_id,
-        index=seq.index,
-        token_ids=(),
-        finish_reason=reason,
-        error=error,
-        num_cached_tokens=seq.num_cached_tokens,
-    )
-
-
-def _check_result(batch: Batch, result: StepResult) -> None:
-    num_rows = batch.num_samples
-    if result.token_ids.shape != (num_rows, 1) or result.row_errors.shape != (num_rows,):
-        raise EngineError(
-            f"the executor answered tokens {result.token_ids.shape} and row errors "
-            f"{result.row_errors.shape} to {num_rows} sampled rows; please report this"
-        )
-    if not np.all((result.num_tokens == 1) | result.row_errors):
-        raise EngineError("not supported yet: several or no tokens per sequence and step")
 
 
 def _waiting_rank(seq: Sequence) -> tuple[int, int, int]:

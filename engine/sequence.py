@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from hal.engine.block_manager import BlockTable
-from hal.engine.request import Request
+from hal.engine.request import FinishReason, Output, Request
 
 NO_SLOT = -1
 PROTECTED_AFTER_PREEMPTIONS = 3
@@ -84,6 +84,17 @@ class Sequence:
         """The id of the request that stopped it; None for the model's own end of sequence."""
         is_eos = token_id in self.request.eos_token_ids and not self.request.params.ignore_eos
         return None if is_eos else token_id
+
+    def last_output(self, reason: FinishReason, error: str | None = None) -> Output:
+        """Ends the sequence without a token."""
+        return Output(
+            request_id=self.request.request_id,
+            index=self.index,
+            token_ids=(),
+            finish_reason=reason,
+            error=error,
+            num_cached_tokens=self.num_cached_tokens,
+        )
 
     @property
     def running_rank(self) -> tuple[bool, int, int, int]:

@@ -198,3 +198,18 @@ def test_an_engine_larger_than_its_executor_is_refused() -> None:
     for change in ({"max_num_seqs": 5}, {"num_blocks": 41}):
         with pytest.raises(ConfigError, match=r"is above the executor's (4|40); lower it"):
             Engine(replace(CONFIG, **change), executor, random.Random(0))  # type: ignore[arg-type]
+
+
+def test_an_error_inside_update_leaves_no_block_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = make_engine(CONFIG)
+    engine.add(make_request(n=3))
+
+    def broken(*_: object) -> None:
+        raise IndexError("half done")
+
+    monkeypatch.setattr(engine.scheduler, "_append_tokens", broken)
+    with pytest.raises(EngineError, match="half done"):
+        engine.step()
+    assert [output.index for output in engine.step()] == [0, 1, 2]
+    assert engine.stats().num_blocks_used == 0
+    engine.scheduler.blocks.check()

@@ -216,63 +216,13 @@ def test_lower_priority_numbers_run_first_then_first_come() -> None:
     assert order == ["b", "d", "a", "c"]
 
 
-def test_an_urgent_request_preempts_a_less_urgent_one_when_slots_run_out() -> None:
-    config = replace(CONFIG, max_num_seqs=2)
-    engine, _ = make_engine(config)
-    requests = [
-        make_request(name, (number + 1,), 5, max_tokens=9, ignore_eos=True)
-        for number, name in enumerate(("old", "new"))
-    ]
-    requests.append(make_request("urgent", (9,), 0, max_tokens=9, ignore_eos=True))
-    for request in requests[:2]:
-        engine.add(request)
-    outputs = engine.step()
-    engine.add(requests[2])
-    outputs += engine.step()
-    assert [output.request_id for output in outputs[2:]] == ["old", "urgent"]
-    tokens = run_all(engine)
-    for output in reversed(outputs):
-        tokens[output.request_id, 0][:0] = output.token_ids
-    assert tokens == expect_all(requests, config)
-    assert engine.stats().num_preemptions == 1
-
-
-def test_equal_priority_never_preempts_to_start() -> None:
-    config = replace(CONFIG, max_num_seqs=1)
-    engine, _ = make_engine(config)
-    engine.add(make_request("first", max_tokens=9))
-    engine.step()
-    engine.add(make_request("second", max_tokens=9))
-    run_all(engine)
-    assert engine.stats().num_preemptions == 0
-
-
-def test_the_newest_of_the_lowest_priority_is_the_victim_and_resumes_first() -> None:
-    config = replace(CONFIG, max_num_seqs=3, num_blocks=6, prefix_caching=False)
-    engine, _ = make_engine(config)
-    for request_id, priority in (("low", 1), ("old", 0), ("new", 0), ("late", 1)):
-        engine.add(make_request(request_id, (1,), priority, max_tokens=12, ignore_eos=True))
-    seen: list[list[str]] = []
-    while engine.has_work:
-        seen.append([output.request_id for output in engine.step()])
-    # 5 blocks of 4: at 5 tokens each of the three needs a second one.
-    assert seen[:5] == [["old", "new", "low"]] * 4 + [["old", "new"]]
-    after = [step for step in seen[5:] if "low" in step or "late" in step]
-    assert "low" in after[0] and "late" in after[-1]
-    assert sum("low" in step for step in seen) == sum("late" in step for step in seen) == 12
-
-
-def test_a_sequence_preempted_three_times_is_no_victim_while_another_is_possible() -> None:
-    engine, _ = make_engine(CONFIG)
-    engine.add(make_request("often", (1,), 9, max_tokens=20, ignore_eos=True))
-    engine.step()
-    scheduler = engine.scheduler
-    for _ in range(3):
-        scheduler._preempt(scheduler._running[0])
-        engine.step()
-    engine.add(make_request("fresh", (2,), 0, max_tokens=20, ignore_eos=True))
-    engine.step()
-    assert [seq.request.request_id for seq in scheduler._running] == ["often", "fresh"]
+def test_a_prompt_longer_than_the_pool_runs_behind_a_window() -> None:
+    config = replace(CONFIG, num_blocks=8, window=6)
+    engine, executor = make_engine(config)
+    request = make_request("long", tuple(range(1, 34)), max_tokens=4, ignore_eos=True)
+    engine.add(request)
+    assert run_all(engine) == expect_all([request], config)
+    assert executor.batches[0].q_lens.tolist() == [12]
 
 
 def test_n_choices_share_one_prefill_and_copy_only_what_they_write() -> None:
@@ -361,7 +311,7 @@ def test_length_stop_and_ids_end_a_sequence() -> None:
 
 def test_a_row_that_is_not_finite_ends_alone_and_publishes_nothing() -> None:
     engine, executor = make_engine(CONFIG, poison=POISON)
-    sick, well = (1, 2, 3, 4, POISON, 6, 7, 8, 9), (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    sick, well = (1, 2, 3, 4, POISON, 6, 7, 8, 9), (9, 2, 3, 4, 10, 6, 7, 8, 9)
     engine.add(make_request("sick", sick))
     engine.add(make_request("well", well, max_tokens=4, ignore_eos=True))
     outputs = [output for _ in range(3) for output in engine.step()]
@@ -370,6 +320,7 @@ def test_a_row_that_is_not_finite_ends_alone_and_publishes_nothing() -> None:
     assert end.token_ids == ()
     assert end.error is not None and "not finite" in end.error
     assert run_all(engine).keys() == {("well", 0)}
+    assert engine.stats().num_generated_tokens == 4
     engine.add(make_request("again", sick))
     engine.step()
     assert executor.batches[-1].q_lens[-1] == len(sick), "nothing of it may be reused"
