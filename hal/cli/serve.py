@@ -161,7 +161,11 @@ def _serve(options: ServeOptions) -> int:
 
         _set_up_logging(options.log_level)
         url = f"http://{_url_host(options.host)}:{listener.getsockname()[1]}"
-        print(f"hal-serve: loading {options.config.model} ...", file=sys.stderr, flush=True)
+        print(
+            f"hal-serve: loading {options.config.model}; {url}/ready turns 200 when it is done",
+            file=sys.stderr,
+            flush=True,
+        )
 
         def on_ready(front: Front) -> None:
             print_banner(front, url, has_key=options.api_key is not None)
