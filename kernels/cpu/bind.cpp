@@ -1,0 +1,232 @@
+// Module hal.kernels.cpu._C: the functions of src/kernels.h on raw addresses. A call costs about
+// 0.1 us this way; DLPack tensors cost 7. Shapes and dtypes are the Python wrappers' to check.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "src/features.h"
+#include "src/kernels.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace nb = nanobind;
+
+namespace hal::cpu {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T = void>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+DType dtype_of(int code) { return static_cast<DType>(code); }
+
+PackedShape packed_shape(int64_t n, int64_t k, int dtype) { return {n, k, dtype_of(dtype)}; }
+
+// Streaming a weight through 4 KiB pages loses a quarter of the bandwidth to page-bound
+// prefetchers. Best effort: false where the system has no such advice or refuses it.
+bool advise_huge_pages(Address address, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    const Address begin = (address + 4095) / 4096 * 4096;
+    const Address end = (address + Address(bytes)) / 4096 * 4096;
+    return end > begin && madvise(at(begin), end - begin, MADV_HUGEPAGE) == 0;
+#else
+    (void)address;
+    (void)bytes;
+    return false;
+#endif
+}
+
+#if defined(HAL_HAS_AVX512)
+
+void call_pack_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows, Address dst,
+                    int64_t n, int64_t k, int dtype, int64_t first_row, bool gated, int num_threads) {
+    nb::gil_scoped_release release;
+    pack_rows({.src = at(src),
+               .src_dtype = dtype_of(src_dtype),
+               .src_stride = src_stride,
+               .rows = rows,
+               .dst = at(dst),
+               .shape = packed_shape(n, k, dtype),
+               .first_row = first_row,
+               .gated = gated,
+               .num_threads = num_threads});
+}
+
+void call_gather_packed_rows(Address weight, int64_t n, int64_t k, int dtype, Address ids,
+                             int64_t num_ids, Address out, int64_t out_stride, int num_threads) {
+    nb::gil_scoped_release release;
+    gather_packed_rows({.weight = at(weight),
+                        .shape = packed_shape(n, k, dtype),
+                        .ids = at<int32_t>(ids),
+                        .num_ids = num_ids,
+                        .out = at(out),
+                        .out_stride = out_stride,
+                        .num_threads = num_threads});
+}
+
+void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
+                 int dtype, Address bias, Address out, int out_dtype, int64_t out_stride,
+                 int activation, bool gated, int num_threads) {
+    nb::gil_scoped_release release;
+    linear({.x = at(x),
+            .x_stride = x_stride,
+            .m = m,
+            .weight = at(weight),
+            .shape = packed_shape(n, k, dtype),
+            .bias = at(bias),
+            .out = at(out),
+            .out_dtype = dtype_of(out_dtype),
+            .out_stride = out_stride,
+            .activation = static_cast<Activation>(activation),
+            .gated = gated,
+            .num_threads = num_threads});
+}
+
+void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_stride,
+               Address weight, Address bias, Address out, int64_t out_stride, int64_t rows,
+               int64_t hidden, float eps, bool layer_norm, int dtype, int num_threads) {
+    nb::gil_scoped_release release;
+    norm({.x = at(x),
+          .x_stride = x_stride,
+          .residual = at(residual),
+          .residual_stride = residual_stride,
+          .weight = at(weight),
+          .bias = at(bias),
+          .out = at(out),
+          .out_stride = out_stride,
+          .rows = rows,
+          .hidden = hidden,
+          .eps = eps,
+          .layer_norm = layer_norm,
+          .dtype = dtype_of(dtype),
+          .num_threads = num_threads});
+}
+
+void call_activate(Address x, int64_t x_stride, Address out, int64_t out_stride, int64_t rows,
+                   int64_t size, int activation, bool gated, int dtype, int num_threads) {
+    nb::gil_scoped_release release;
+    activate({.x = at(x),
+              .x_stride = x_stride,
+              .out = at(out),
+              .out_stride = out_stride,
+              .rows = rows,
+              .size = size,
+              .activation = static_cast<Activation>(activation),
+              .gated = gated,
+              .dtype = dtype_of(dtype),
+              .num_threads = num_threads});
+}
+
+void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+                       int64_t num_kv_heads, int64_t head_dim, Address positions, Address cos_sin,
+                       int64_t rotary_dim, Address q_norm, Address k_norm, float eps, int dtype,
+                       int num_threads) {
+    nb::gil_scoped_release release;
+    qk_norm_rope({.qkv = at(qkv),
+                  .qkv_stride = qkv_stride,
+                  .num_tokens = num_tokens,
+                  .num_heads = num_heads,
+                  .num_kv_heads = num_kv_heads,
+                  .head_dim = head_dim,
+                  .positions = at<int32_t>(positions),
+                  .cos_sin = at<float>(cos_sin),
+                  .rotary_dim = rotary_dim,
+                  .q_norm = at(q_norm),
+                  .k_norm = at(k_norm),
+                  .eps = eps,
+                  .dtype = dtype_of(dtype),
+                  .num_threads = num_threads});
+}
+
+void call_write_kv(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+                   Address kv, int64_t num_kv_heads, int64_t block_size, int64_t head_dim,
+                   Address slot_mapping, int dtype, int num_threads) {
+    nb::gil_scoped_release release;
+    write_kv({.qkv = at(qkv),
+              .qkv_stride = qkv_stride,
+              .num_tokens = num_tokens,
+              .num_heads = num_heads,
+              .kv = at(kv),
+              .kv_shape = {num_kv_heads, block_size, head_dim},
+              .slot_mapping = at<int64_t>(slot_mapping),
+              .dtype = dtype_of(dtype),
+              .num_threads = num_threads});
+}
+
+void call_attention(Address q, int64_t q_stride, Address kv, int64_t num_kv_heads,
+                    int64_t block_size, int64_t head_dim, Address out, int64_t out_stride,
+                    Address cu_seqlens_q, Address seq_lens, Address block_table,
+                    int64_t block_table_stride, int64_t num_seqs, int64_t num_heads, float scale,
+                    float softcap, int64_t window, int dtype, int num_threads) {
+    nb::gil_scoped_release release;
+    attention({.q = at(q),
+               .q_stride = q_stride,
+               .kv = at(kv),
+               .kv_shape = {num_kv_heads, block_size, head_dim},
+               .out = at(out),
+               .out_stride = out_stride,
+               .cu_seqlens_q = at<int32_t>(cu_seqlens_q),
+               .seq_lens = at<int32_t>(seq_lens),
+               .block_table = at<int32_t>(block_table),
+               .block_table_stride = block_table_stride,
+               .num_seqs = num_seqs,
+               .num_heads = num_heads,
+               .scale = scale,
+               .softcap = softcap,
+               .window = window,
+               .dtype = dtype_of(dtype),
+               .num_threads = num_threads});
+}
+
+void call_argmax(Address logits, int64_t stride, int64_t rows, int64_t vocab, Address out,
+                 int num_threads) {
+    nb::gil_scoped_release release;
+    argmax({.logits = at<float>(logits),
+            .stride = stride,
+            .rows = rows,
+            .vocab = vocab,
+            .out = at<int32_t>(out),
+            .num_threads = num_threads});
+}
+
+#endif
+
+void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, int64_t num_ids,
+                      Address out, int64_t out_stride_bytes, int64_t row_bytes, int num_threads) {
+    nb::gil_scoped_release release;
+    gather_rows({.table = at(table),
+                 .table_stride_bytes = table_stride_bytes,
+                 .ids = at<int32_t>(ids),
+                 .num_ids = num_ids,
+                 .out = at(out),
+                 .out_stride_bytes = out_stride_bytes,
+                 .row_bytes = row_bytes,
+                 .num_threads = num_threads});
+}
+
+}  // namespace
+}  // namespace hal::cpu
+
+NB_MODULE(_C, m) {
+    using namespace hal::cpu;
+    m.def("features", &features, "Instruction sets this CPU and its operating system support.");
+    m.def("has_avx512_bf16_kernels", &has_avx512_bf16_kernels);
+    m.def("advise_huge_pages", &advise_huge_pages);
+    m.def("gather_rows", &call_gather_rows);
+#if defined(HAL_HAS_AVX512)
+    m.def("pack_rows", &call_pack_rows);
+    m.def("gather_packed_rows", &call_gather_packed_rows);
+    m.def("linear", &call_linear);
+    m.def("norm", &call_norm);
+    m.def("activate", &call_activate);
+    m.def("qk_norm_rope", &call_qk_norm_rope);
+    m.def("write_kv", &call_write_kv);
+    m.def("attention", &call_attention);
+    m.def("argmax", &call_argmax);
+#endif
+}

@@ -1,0 +1,53 @@
+"""mlp_block with the activation inside the first product."""
+
+from __future__ import annotations
+
+from hal.device import Capabilities
+from hal.kernels.cpu import native
+from hal.kernels.cpu.linear import PackedUp
+from hal.opset import linear, mlp_block
+from hal.opset.block import MlpBlock, MlpBlockProblem
+from hal.opset.linear import LinearFamily, LinearProblem
+from hal.select import Binder
+from hal.tensor import Tensor
+
+
+def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
+    if problem.is_gated and problem.intermediate_size % 16 != 0:
+        size = problem.intermediate_size
+        return f"alternates gate and up every 16 rows; intermediate_size is {size}"
+    return native.needs_avx512_bf16(caps, problem)
+
+
+@mlp_block.family(
+    "avx512_bf16",
+    preference=100,
+    batch_invariant=True,
+    rejects=_rejects,
+    unavailable=native.unavailable,
+)
+class FusedMlpBlock(MlpBlock):
+    """Two products; what lies between is written once, activated, in the model's dtype."""
+
+    def __init__(self, problem: MlpBlockProblem, binder: Binder) -> None:
+        width = problem.intermediate_size
+        up = LinearProblem(
+            in_features=problem.hidden_size,
+            out_features=2 * width if problem.is_gated else width,
+            dtype=problem.dtype,
+            has_bias=problem.has_bias,
+        )
+        down = LinearProblem(
+            in_features=width,
+            out_features=problem.hidden_size,
+            dtype=problem.dtype,
+            has_bias=problem.has_bias,
+        )
+        self.up: LinearFamily = PackedUp(up, binder, problem.activation, problem.is_gated)
+        self.down: LinearFamily = binder.bind(linear, down)
+        self._activated_buffer = binder.arena.buffer("mlp_activated", width, problem.dtype)
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        activated = self._activated_buffer.rows(x.shape[0])
+        self.up(x, activated)
+        self.down(activated, out)

@@ -1,0 +1,73 @@
+"""The native module behind this folder's kernels, and the reason where it cannot be used."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch  # before the module, which then shares torch's OpenMP threads
+
+from hal.device import Capabilities, Feature
+from hal.dtypes import DType
+from hal.kernels.torch_native.predicates import HasDType
+from hal.opset.elementwise import Activation
+
+# Codes of src/kernels.h.
+DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
+TORCH_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NO_ACTIVATION = 0
+ACTIVATION_CODES = {
+    Activation.SILU: 1,
+    Activation.GELU_TANH: 2,
+    Activation.GELU: 3,
+    Activation.RELU: 4,
+}
+COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
+
+
+@cache
+def load() -> ModuleType:
+    """The module `_C`; raises ImportError where it was not built."""
+    return import_module("hal.kernels.cpu._C")
+
+
+@cache
+def unavailable() -> str | None:
+    """Why the kernels of a present CPU cannot run: not built, not supported, or wrong."""
+    try:
+        module = load()
+    except ImportError as error:
+        return f"the native module is not built ({error}); install hal with a C++ compiler"
+    if not module.has_avx512_bf16_kernels():
+        return f"compiled without AVX512, or this CPU has only {', '.join(module.features())}"
+    return _smoke_failure(module)
+
+
+def _smoke_failure(module: ModuleType) -> str | None:
+    """Multiply 3 by 5 through the real path: catches a broken build before a model does."""
+    x = torch.tensor([[3.0, 1.0]], dtype=torch.bfloat16)
+    weight = torch.tensor([[5.0, 0.5]], dtype=torch.bfloat16)
+    packed, out = torch.zeros(32, dtype=torch.bfloat16), torch.empty(1, 1)
+    module.pack_rows(weight.data_ptr(), 1, 2, 1, packed.data_ptr(), 1, 2, 1, 0, False, 1)
+    module.linear(
+        x.data_ptr(), 2, 1, packed.data_ptr(), 1, 2, 1, 0, out.data_ptr(), 0, 1, 0, False, 1
+    )
+    return None if out.item() == 15.5 else f"smoke run: 3 * 5 + 1 * 0.5 gave {out.item()}"
+
+
+def needs_avx512_bf16(caps: Capabilities, problem: HasDType) -> str | None:
+    """The predicate that all kernels here share: pure, so it holds for absent CPUs too."""
+    reason = needs_cpu(caps, problem)
+    if reason is None and problem.dtype not in COMPUTED:
+        return f"computes in {', '.join(map(str, COMPUTED))}; the problem is in {problem.dtype}"
+    return reason
+
+
+def needs_cpu(caps: Capabilities, _problem: object) -> str | None:
+    """The same for problems whose dtype is fixed."""
+    if Feature.AVX512_BF16 not in caps.features:
+        return f"needs {Feature.AVX512_BF16}; {caps.name} has {caps.feature_names()}"
+    if caps.vendor == "null" or caps.is_accelerator:
+        return f"runs on CPUs only; this is {caps.name}"
+    return None

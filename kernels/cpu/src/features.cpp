@@ -1,0 +1,32 @@
+#include "features.h"
+
+namespace hal::cpu {
+
+// The builtin takes literals only, and knows whether the operating system saves the registers.
+std::vector<std::string> features() {
+    std::vector<std::string> found;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2")) found.emplace_back("avx2");
+    if (__builtin_cpu_supports("fma")) found.emplace_back("fma");
+    if (__builtin_cpu_supports("avx512f")) found.emplace_back("avx512f");
+    if (__builtin_cpu_supports("avx512bw")) found.emplace_back("avx512bw");
+    if (__builtin_cpu_supports("avx512vl")) found.emplace_back("avx512vl");
+    if (__builtin_cpu_supports("avx512dq")) found.emplace_back("avx512dq");
+    if (__builtin_cpu_supports("avx512vnni")) found.emplace_back("avx512vnni");
+    if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512bf16");
+#endif
+    return found;
+}
+
+bool has_avx512_bf16_kernels() {
+#if defined(HAL_HAS_AVX512)
+    // All eight: a CPU with the last has the others, but a hypervisor may hide any of them, and
+    // the kernels are compiled with every one.
+    return features().size() == 8;
+#else
+    return false;
+#endif
+}
+
+}  // namespace hal::cpu

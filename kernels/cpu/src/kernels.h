@@ -1,0 +1,228 @@
+// Entry points of the native CPU kernels. Plain pointers and sizes: no torch, no Python.
+// All strides count elements. Every function is deterministic: results never depend on num_threads.
+#pragma once
+
+#include <cstdint>
+
+namespace hal::cpu {
+
+struct Bf16 {
+    uint16_t bits;
+};
+
+enum class DType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+enum class Activation : int { kNone = 0, kSilu = 1, kGeluTanh = 2, kGelu = 3, kRelu = 4 };
+
+// Rows are packed in panels of 64 so that one panel is one linear stream of memory.
+inline constexpr int64_t kPanelRows = 64;
+inline constexpr int64_t kLanes = 16;
+
+// Elements of K that share one 32-bit lane: a pair of bfloat16 (vdpbf16ps) or one float32.
+constexpr int64_t lane_step(DType dtype) { return dtype == DType::kBfloat16 ? 2 : 1; }
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Geometry of a packed weight: [ceil(n/64)][ceil(k/step)][width][step]. width is 64, except that
+// the last panel is only as wide as its rows need (a multiple of 16).
+struct PackedShape {
+    int64_t n;
+    int64_t k;
+    DType dtype;
+
+    constexpr int64_t step() const { return lane_step(dtype); }
+    constexpr int64_t units() const { return ceil_div(k, step()); }
+    constexpr int64_t num_panels() const { return ceil_div(n, kPanelRows); }
+    constexpr int64_t panel_width(int64_t panel) const {
+        const int64_t rows = round_up(n, kLanes) - panel * kPanelRows;
+        return rows < kPanelRows ? rows : kPanelRows;
+    }
+    constexpr int64_t panel_offset(int64_t panel) const {
+        return panel * kPanelRows * units() * step();
+    }
+    // Element index of (row, 0); consecutive units of this row are panel_width * step apart.
+    constexpr int64_t row_offset(int64_t row) const {
+        return panel_offset(row / kPanelRows) + (row % kPanelRows) * step();
+    }
+};
+
+// Writes source rows as rows first_row.. of a packed weight. Padding is not written: where n or k
+// is not a multiple of its unit, the caller zeroed the memory.
+// gated: the rows are a gate half, then an up half; both are packed alternating every 16 rows, so
+// that they meet in neighbouring registers. n must be a multiple of 32.
+struct PackArgs {
+    const void* src;
+    DType src_dtype;
+    int64_t src_stride;
+    int64_t rows;
+    void* dst;
+    PackedShape shape;
+    int64_t first_row;
+    bool gated;
+    int num_threads;
+};
+void pack_rows(const PackArgs& args);
+
+// out[i] = packed row ids[i], i.e. an embedding look-up in a weight shared with the logits. An id
+// outside the matrix gives NaN, which fails its request further on instead of the process here.
+struct PackedGatherArgs {
+    const void* weight;
+    PackedShape shape;
+    const int32_t* ids;
+    int64_t num_ids;
+    void* out;  // the weight's dtype
+    int64_t out_stride;
+    int num_threads;
+};
+void gather_packed_rows(const PackedGatherArgs& args);
+
+// out[m, n] = activation(x[m, k] . weight[n, k] + bias[n]), summed in float32 along k in one chain
+// whatever m is. gated: out[m, n / 2] = activation(gate) * up.
+struct LinearArgs {
+    const void* x;  // the weight's dtype
+    int64_t x_stride;
+    int64_t m;
+    const void* weight;
+    PackedShape shape;
+    const void* bias;  // nullable; the weight's dtype, in packed row order
+    void* out;
+    DType out_dtype;
+    int64_t out_stride;
+    Activation activation;
+    bool gated;
+    int num_threads;
+};
+void linear(const LinearArgs& args);
+
+// RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
+// of the sum as stored (rounded to its dtype).
+struct NormArgs {
+    const void* x;
+    int64_t x_stride;
+    void* residual;  // nullable
+    int64_t residual_stride;
+    const void* weight;
+    const void* bias;  // nullable
+    void* out;
+    int64_t out_stride;
+    int64_t rows;
+    int64_t hidden;
+    float eps;
+    bool layer_norm;
+    DType dtype;
+    int num_threads;
+};
+void norm(const NormArgs& args);
+
+// gated: out[t, i] = activation(x[t, i]) * x[t, size + i]; else out[t, i] = activation(x[t, i]).
+struct ActivationArgs {
+    const void* x;
+    int64_t x_stride;
+    void* out;
+    int64_t out_stride;
+    int64_t rows;
+    int64_t size;  // columns of out
+    Activation activation;
+    bool gated;
+    DType dtype;
+    int num_threads;
+};
+void activate(const ActivationArgs& args);
+
+// A paged cache: [num_blocks, 2, num_kv_heads, block_size, head_dim]; plane 0 is K, plane 1 is V.
+struct KvShape {
+    int64_t num_kv_heads;
+    int64_t block_size;
+    int64_t head_dim;
+
+    constexpr int64_t plane() const { return num_kv_heads * block_size * head_dim; }
+    // Element index of K at (block, head, offset); V lies plane() further.
+    constexpr int64_t index(int64_t block, int64_t head, int64_t offset) const {
+        return 2 * block * plane() + (head * block_size + offset) * head_dim;
+    }
+};
+
+// On qkv rows [q heads | k heads | v heads], in place: norms each q and k head where weights are
+// given, then rotates their first rotary_dim elements, pairing i with i + rotary_dim / 2.
+struct RopeArgs {
+    void* qkv;
+    int64_t qkv_stride;
+    int64_t num_tokens;
+    int64_t num_heads;
+    int64_t num_kv_heads;
+    int64_t head_dim;
+    const int32_t* positions;
+    const float* cos_sin;  // [max_position, rotary_dim]: cosines, then sines
+    int64_t rotary_dim;    // 0: no rotation
+    const void* q_norm;    // nullable, [head_dim]
+    const void* k_norm;
+    float eps;
+    DType dtype;
+    int num_threads;
+};
+void qk_norm_rope(const RopeArgs& args);
+
+// Copies the k and v heads of qkv rows to the cache at slot_mapping (block * block_size + offset).
+struct WriteKvArgs {
+    const void* qkv;
+    int64_t qkv_stride;
+    int64_t num_tokens;
+    int64_t num_heads;
+    void* kv;
+    KvShape kv_shape;
+    const int64_t* slot_mapping;
+    DType dtype;
+    int num_threads;
+};
+void write_kv(const WriteKvArgs& args);
+
+// Causal attention of the new tokens of each sequence (prefill, chunk or decode alike) over its
+// paged cache, which already holds them.
+struct AttentionArgs {
+    const void* q;  // [num_tokens, num_heads, head_dim], tokens q_stride apart
+    int64_t q_stride;
+    const void* kv;
+    KvShape kv_shape;
+    void* out;
+    int64_t out_stride;
+    const int32_t* cu_seqlens_q;  // [num_seqs + 1]
+    const int32_t* seq_lens;      // [num_seqs], with the new tokens
+    const int32_t* block_table;   // [num_seqs, block_table_stride]
+    int64_t block_table_stride;
+    int64_t num_seqs;
+    int64_t num_heads;
+    float scale;
+    float softcap;   // 0: none
+    int64_t window;  // 0: none; else a query sees itself and window - 1 tokens before it
+    DType dtype;
+    int num_threads;
+};
+void attention(const AttentionArgs& args);
+
+// Index of the largest value of each row, the lowest index among equals; -1 where the row holds a
+// NaN or its maximum is not finite.
+struct ArgmaxArgs {
+    const float* logits;
+    int64_t stride;
+    int64_t rows;
+    int64_t vocab;
+    int32_t* out;
+    int num_threads;
+};
+void argmax(const ArgmaxArgs& args);
+
+// out[i] = table[ids[i]], rows of row_bytes bytes.
+struct GatherArgs {
+    const void* table;
+    int64_t table_stride_bytes;
+    const int32_t* ids;
+    int64_t num_ids;
+    void* out;
+    int64_t out_stride_bytes;
+    int64_t row_bytes;
+    int num_threads;
+};
+void gather_rows(const GatherArgs& args);
+
+}  // namespace hal::cpu
