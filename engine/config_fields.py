@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hal.errors import ModelError
+
+_MAX_COUNT = 2**31 - 1
 
 
 class ConfigFields:
@@ -63,8 +66,8 @@ class ConfigFields:
 
     def positive(self, *keys: str, default: int | None = None) -> int:
         value = self.integer(*keys, default=default)
-        if value <= 0:
-            raise self._wrong(keys, "above 0", value)
+        if not 0 < value <= _MAX_COUNT:
+            raise self._wrong(keys, f"from 1 to {_MAX_COUNT}", value)
         return value
 
     def number(self, *keys: str, default: float | None = None) -> float:
@@ -73,6 +76,8 @@ class ConfigFields:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self._wrong(keys, "a number", value)
+        if not math.isfinite(value):  # Python's JSON reader accepts NaN and Infinity
+            raise self._wrong(keys, "a finite number", value)
         return float(value)
 
     def optional_number(self, *keys: str) -> float | None:

@@ -13,6 +13,8 @@ from hal.errors import ModelError, UnsupportedError
 
 CONFIG_FILE = "config.json"
 
+_MAX_LAYERS = 10_000  # a damaged number must not become a list of that length
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -100,7 +102,7 @@ def _read_llama_like(fields: ConfigFields, model_type: str) -> ModelConfig:
     defaults = _DEFAULTS.get(model_type, _Defaults())
     hidden_size = fields.positive("hidden_size")
     num_heads = fields.positive("num_attention_heads")
-    num_layers = fields.positive("num_hidden_layers")
+    num_layers = _num_layers(fields, "num_hidden_layers")
     head_dim = fields.positive("head_dim", default=defaults.head_dim or hidden_size // num_heads)
     max_position = fields.positive(
         "max_position_embeddings", default=defaults.max_position_embeddings
@@ -138,7 +140,7 @@ def _read_gpt2(fields: ConfigFields) -> ModelConfig:
             raise _not_yet(fields, f"{key}=true")
     hidden_size = fields.positive("n_embd", "hidden_size")
     num_heads = fields.positive("n_head", "num_attention_heads")
-    num_layers = fields.positive("n_layer", "num_hidden_layers")
+    num_layers = _num_layers(fields, "n_layer", "num_hidden_layers")
     return ModelConfig(
         model_type="gpt2",
         architecture=_architecture(fields),
@@ -163,6 +165,15 @@ def _read_gpt2(fields: ConfigFields) -> ModelConfig:
         rope=None,
         dtype=_dtype(fields),
     )
+
+
+def _num_layers(fields: ConfigFields, *keys: str) -> int:
+    num_layers = fields.positive(*keys)
+    if num_layers > _MAX_LAYERS:
+        raise ModelError(
+            f"{fields.source}: {num_layers} layers; at most {_MAX_LAYERS} are possible"
+        )
+    return num_layers
 
 
 def _architecture(fields: ConfigFields) -> str:

@@ -200,7 +200,10 @@ def test_unknown_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
     [
         ({"hidden_size": "4096"}, "'hidden_size' must be a whole number; it is '4096'"),
         ({"vocab_size": True}, "'vocab_size' must be a whole number"),
-        ({"num_hidden_layers": 0}, "'num_hidden_layers' must be above 0"),
+        ({"num_hidden_layers": 0}, "'num_hidden_layers' must be from 1 to"),
+        ({"hidden_size": 10**30}, "'hidden_size' must be from 1 to 2147483647"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers; at most 10000"),
+        ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' must be a finite number; it is nan"),
         ({"num_attention_heads": None}, "'num_attention_heads' must be a whole number; it is miss"),
         ({"num_key_value_heads": 5}, "32 attention heads cannot share 5 key/value heads"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
