@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from hal.dtypes import DType
 from hal.engine.model_config import ModelConfig, read_model_config
-from hal.errors import ConfigError, ModelError, UnsupportedError
+from hal.errors import ConfigError, HalError, ModelError, UnsupportedError
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 
@@ -243,6 +245,36 @@ def test_layer_types_that_contradict_other_keys(tmp_path: Path) -> None:
 def test_unknown_dtype_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown dtype 'float3'"):
         _read(tmp_path, {**LLAMA2, "torch_dtype": "float3"})
+
+
+JSON_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(["", "linear", "dynamic", "yarn", "longrope", "llama3", "bfloat16"]),
+    st.lists(st.integers(-1, 3), max_size=3),
+    st.dictionaries(st.sampled_from(["rope_type", "factor", "a"]), st.integers(), max_size=2),
+)
+
+
+@given(
+    config=st.sampled_from(list(PUBLISHED.values())),
+    changes=st.dictionaries(st.sampled_from(sorted({**QWEN3, **GPT2})), JSON_VALUES, max_size=3),
+    scaling=st.dictionaries(st.sampled_from(["rope_type", "factor", "rope_theta"]), JSON_VALUES),
+)
+def test_any_value_is_either_read_or_named(
+    config_folder: Path, config: dict[str, Any], changes: dict[str, Any], scaling: dict[str, Any]
+) -> None:
+    try:
+        _read(config_folder, {**config, "rope_parameters": scaling, **changes})
+    except HalError as error:
+        assert str(error)
+
+
+@pytest.fixture(scope="module")
+def config_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("config")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\udcff"])

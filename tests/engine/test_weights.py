@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hal.dtypes import DType
@@ -166,6 +169,27 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         CheckpointReader(tmp_path)
+
+
+@given(position=st.integers(0, 400), byte=st.integers(0, 255), keep=st.integers(0, 600))
+def test_damage_of_any_kind_is_either_harmless_or_named(
+    damaged_folder: Path, position: int, byte: int, keep: int
+) -> None:
+    data = bytearray(safetensors.torch.save(_tensors()))
+    data[position % len(data)] = byte
+    (damaged_folder / "model.safetensors").write_bytes(data[:keep] if keep < 500 else data)
+
+    try:
+        reader = CheckpointReader(damaged_folder)
+        for name in reader.names():
+            reader.read(name)
+    except WeightsError as error:
+        assert "model.safetensors" in str(error)
+
+
+@pytest.fixture(scope="module")
+def damaged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged")
 
 
 def test_lfs_pointer_is_recognised(tmp_path: Path) -> None:
