@@ -73,9 +73,11 @@ class RequestLog:
         except Exception as error:  # noqa: BLE001 the last place before the parser
             if not isinstance(error, ApiError):
                 error_log.exception("request %s failed", scope["hal_request_id"])
+            answer = error if isinstance(error, ApiError) else internal_error()
             if status == 0:
-                answer = error if isinstance(error, ApiError) else internal_error()
                 await send_error(answer, send_with_id)
+            elif answer.status == 499:
+                status = 499
         seconds = time.monotonic() - started_at
         self._observe(HttpRecord(scope["method"], scope["path"], status, seconds))
         access_log.info(

@@ -30,7 +30,7 @@ class TextModel:
         """Raises ModelError or TokenizerError."""
         tokenizer = Tokenizer.load(folder)
         template = load_chat_template(folder, tokenizer.special_tokens, chat_template)
-        return cls(tokenizer, template, read_generation_defaults(folder))
+        return cls(tokenizer, template, read_generation_defaults(folder, tokenizer))
 
     async def encode(
         self, text: str, max_model_len: int, *, add_special_tokens: bool, param: str

@@ -59,7 +59,7 @@ WRONG_COMPLETIONS: list[tuple[Fields, str | None, str]] = [
     ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids", "invalid_value"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
     ({"logit_bias": {"1": "2"}}, "logit_bias.1", "invalid_value"),
-    ({"logit_bias": {"1": 101}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"1": 101}}, "logit_bias[1]", "invalid_value"),
     ({"logit_bias": [1]}, "logit_bias", "invalid_value"),
     ({"stream": "yes"}, "stream", "invalid_value"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),

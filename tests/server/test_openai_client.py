@@ -10,7 +10,7 @@ import pytest
 from fake_serving import EOS, MODEL_NAME, ServerProcess, ids
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         yield client

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
 import signal
 import subprocess
@@ -75,7 +74,7 @@ class ServerProcess:
         self.process = process
         self.out_lines: list[str] = []
         self.error_lines: list[str] = []
-        self._arrivals: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._client = httpx.Client(verify=False)  # plain HTTP: no certificates to load
         self._readers = [
             threading.Thread(target=self._keep, args=pair)
             for pair in ((process.stdout, self.out_lines), (process.stderr, self.error_lines))
@@ -109,16 +108,25 @@ class ServerProcess:
             reader.join(TIMEOUT_S)
         return code
 
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+        self._client.close()
+
     def engine_pid(self) -> int:
         return wait_for(lambda: next(iter(children_of(self.process.pid)), 0), self)
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample of /metrics; 0.0 when nothing was counted yet."""
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+        for line in self.get("/metrics").text.splitlines():
             if line.startswith(f"hal:{name}{{") and all(label in line for label in wanted):
                 return float(line.rsplit(" ", 1)[1])
         return 0.0
+
+    def get(self, path: str) -> httpx.Response:
+        return self._client.get(f"{self.url}{path}")
 
     def _keep(self, stream: IO[str], lines: list[str]) -> None:
         with stream:
@@ -154,9 +162,7 @@ def serving(arguments: Iterable[str | Path], **environ: str) -> Iterator[ServerP
     try:
         yield server
     finally:
-        if process.poll() is None:
-            process.kill()
-        server.wait()
+        server.close()
 
 
 def fake_arguments(folder: Path, script: Path) -> list[str]:
