@@ -44,7 +44,8 @@ bool advise_huge_pages(Address address, int64_t bytes) {
 #if defined(HAL_HAS_AVX512)
 
 void call_pack_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows, Address dst,
-                    int64_t n, int64_t k, int dtype, int64_t first_row, bool gated, int num_threads) {
+                    int64_t n, int64_t k, int dtype, int64_t first_row, bool gated,
+                    int num_threads) {
     nb::gil_scoped_release release;
     pack_rows({.src = at(src),
                .src_dtype = dtype_of(src_dtype),

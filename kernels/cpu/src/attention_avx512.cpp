@@ -228,7 +228,8 @@ void weigh_row(const AttentionArgs& args, const Scratch<T>& s, int64_t row, Rang
         const int64_t at = v * kLanes;
         masks[v] = _kandn_mask16(seen.begin > at ? tail_mask(seen.begin - at) : __mmask16(0),
                                  seen.end > at ? tail_mask(seen.end - at) : __mmask16(0));
-        scores[v] = _mm512_mul_ps(load(s.scores + row * kTileKeys + at), _mm512_set1_ps(args.scale));
+        const __m512 products = load(s.scores + row * kTileKeys + at);
+        scores[v] = _mm512_mul_ps(products, _mm512_set1_ps(args.scale));
         if (args.softcap > 0) {
             const __m512 ratio = _mm512_mul_ps(scores[v], _mm512_set1_ps(1.0f / args.softcap));
             scores[v] = _mm512_mul_ps(tanh(ratio), _mm512_set1_ps(args.softcap));

@@ -95,8 +95,8 @@ void gather_row(const PackedGatherArgs& args, int64_t i) {
 
 void pack_rows(const PackArgs& args) {
     const int64_t groups = ceil_div(args.rows, kLanes);
-    const bool even = args.shape.k % args.shape.step() == 0;
-    const bool transposable = args.src_dtype == args.shape.dtype && args.first_row % kLanes == 0 && even;
+    const bool transposable = args.src_dtype == args.shape.dtype && args.first_row % kLanes == 0 &&
+                              args.shape.k % args.shape.step() == 0;
 #pragma omp parallel for num_threads(args.num_threads) schedule(static)
     for (int64_t group = 0; group < groups; ++group) {
         const int64_t begin = group * kLanes;

@@ -1,0 +1,134 @@
+"""Paged attention where conformance cases do not reach: long contexts, wide heads, many heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hal.conformance import oracle
+from hal.conformance.limits import LIMITS, relative_l2
+from hal.conformance.paged import PagedCache, SequenceStep
+from hal.conformance.stage import Float64, Stage
+from hal.dtypes import DType
+from hal.kernels.cpu.attention import NativeAttention
+from hal.opset.attention import AttentionProblem, AttentionSpec
+
+DTYPES = [DType.FLOAT32, DType.BFLOAT16]
+PLAIN = AttentionProblem(
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=64,
+    dtype=DType.BFLOAT16,
+    block_size=16,
+    spec=AttentionSpec(scale=0.125),
+)
+# Decodes of one split and of several, chunks short enough to split and not, a fresh prefill.
+MIXED = [(1, 1), (1, 64), (1, 700), (3, 1300), (40, 600), (70, 70), (1, 513)]
+
+
+class Scene:
+    """Random tokens of some sequences in a paged cache full of NaN elsewhere."""
+
+    def __init__(self, stage: Stage, problem: AttentionProblem, seq_lens: list[int]) -> None:
+        self.problem, self._stage = problem, stage
+        self.family = NativeAttention(problem, stage.binder)
+        self.cache = PagedCache(stage, self.family, problem, seq_lens)
+        rows = [stage.normal((n, problem.qkv_width), problem.dtype).host for n in seq_lens]
+        self.qkv = rows
+        self.cache.plan([SequenceStep(n, n) for n in seq_lens], list(range(len(seq_lens))))
+        self.family.write_kv(self._place(np.concatenate(rows)), self.cache.kv)
+
+    def attend(self, steps: list[tuple[int, int]], seqs: list[int] | None = None) -> Float64:
+        """Each (q_len, seq_len) names the tokens seq_len - q_len .. of its sequence."""
+        seqs = list(range(len(steps))) if seqs is None else seqs
+        self.cache.plan([SequenceStep(*step) for step in steps], seqs)
+        rows = [self.qkv[s][n - q : n] for s, (q, n) in zip(seqs, steps, strict=True)]
+        queries = np.concatenate(rows)
+        p = self.problem
+        queries[:, p.num_heads * p.head_dim :] = np.nan
+        out = self._stage.poisoned((len(queries), p.num_heads * p.head_dim), p.dtype)
+        self.family.attend(self._place(queries), self.cache.kv, out)
+        return self._stage.read(out)
+
+    def expected(self, steps: list[tuple[int, int]]) -> Float64:
+        p = self.problem
+        results = []
+        for rows, (q_len, seq_len) in zip(self.qkv, steps, strict=True):
+            heads = rows[:seq_len].reshape(seq_len, -1, p.head_dim)
+            q, k, v = np.split(heads, [p.num_heads, p.num_heads + p.num_kv_heads], axis=1)
+            results.append(oracle.attend(q[seq_len - q_len :], k, v, p.spec).reshape(q_len, -1))
+        return np.concatenate(results)
+
+    def _place(self, rows: Float64) -> torch.Tensor:
+        placed = self._stage.place(rows, self.problem.dtype).device
+        assert isinstance(placed, torch.Tensor)
+        return placed
+
+
+def check(stage: Stage, problem: AttentionProblem, steps: list[tuple[int, int]]) -> None:
+    scene = Scene(stage, problem, [seq_len for _, seq_len in steps])
+    actual, expected = scene.attend(steps), scene.expected(steps)
+    assert relative_l2(actual, expected) < LIMITS[problem.dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AttentionSpec(scale=0.125),
+        AttentionSpec(scale=0.125, window=37),
+        AttentionSpec(scale=0.125, window=600, softcap=5.0),
+    ],
+    ids=["full", "window", "window-softcap"],
+)
+def test_mixed_batch(stage: Stage, spec: AttentionSpec, dtype: DType) -> None:
+    check(stage, replace(PLAIN, dtype=dtype, spec=spec), MIXED)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [2, 8, 40, 72, 80, 96, 128, 256])
+def test_head_dims(stage: Stage, head_dim: int, dtype: DType) -> None:
+    spec = AttentionSpec(scale=head_dim**-0.5)
+    problem = replace(PLAIN, head_dim=head_dim, dtype=dtype, spec=spec)
+    check(stage, problem, [(1, 70), (11, 130), (9, 9)])
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (14, 2), (71, 1)], ids=str)
+def test_head_groups(stage: Stage, heads: tuple[int, int]) -> None:
+    """71 heads of one KV head do not fit one item: its rows are cut across a token."""
+    check(stage, replace(PLAIN, num_heads=heads[0], num_kv_heads=heads[1]), [(1, 70), (5, 600)])
+
+
+@pytest.mark.parametrize("block_size", [8, 48, 128])
+def test_block_sizes(stage: Stage, block_size: int) -> None:
+    """Tiles of 64 keys start and end inside blocks."""
+    check(stage, replace(PLAIN, block_size=block_size), [(1, 700), (30, 200)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [None, 90])
+def test_same_bits_in_decode_chunk_and_prefill(
+    stage: Stage, window: int | None, dtype: DType
+) -> None:
+    spec = AttentionSpec(scale=0.125, window=window)
+    scene = Scene(stage, replace(PLAIN, dtype=dtype, spec=spec), [650, 40])
+    prefill = scene.attend([(650, 650), (40, 40)])
+    for first, last in ((500, 530), (630, 650), (511, 512), (512, 513), (649, 650)):
+        chunk = scene.attend([(last - first, last)], [0])
+        assert np.array_equal(chunk, prefill[first:last]), f"tokens {first} to {last}"
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_threads_do_not_change_a_bit(stage: Stage) -> None:
+    scene = Scene(stage, PLAIN, [seq_len for _, seq_len in MIXED])
+    alone = scene.attend(MIXED)
+    torch.set_num_threads(2)
+    assert np.array_equal(scene.attend(MIXED), alone)
+
+
+def test_large_scores_do_not_overflow(stage: Stage) -> None:
+    """Scores of hundreds; e^89 is infinite."""
+    check(stage, replace(PLAIN, dtype=DType.FLOAT32, spec=AttentionSpec(scale=4.0)), [(5, 90)])

@@ -1,0 +1,56 @@
+"""Where the native kernels cannot run they say why, on any machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+
+from hal.device import Capabilities, Feature, Memory, MemoryKind
+from hal.dtypes import DType
+from hal.kernels.cpu import native
+from hal.opset.norm import NormProblem
+
+CAPS = Capabilities(
+    vendor="x86",
+    name="a server CPU",
+    arch="x86_avx512_bf16",
+    memory=Memory(kind=MemoryKind.HOST, total_bytes=1, available_bytes=1),
+    compute_units=2,
+    simd_width=16,
+    features=frozenset({Feature.AVX512, Feature.AVX512_BF16}),
+    is_accelerator=False,
+)
+BF16 = NormProblem(hidden_size=8, dtype=DType.BFLOAT16)
+
+
+def reason(caps: Capabilities, problem: NormProblem = BF16) -> str:
+    return native.needs_avx512_bf16(caps, problem) or ""
+
+
+def test_accepts_the_cpu_it_is_made_for() -> None:
+    assert native.needs_avx512_bf16(CAPS, BF16) is None
+
+
+def test_names_the_missing_instructions_and_what_there_is() -> None:
+    assert "avx512_bf16; a server CPU has avx2" in reason(
+        replace(CAPS, features=frozenset({Feature.AVX2}))
+    )
+
+
+def test_names_the_dtype_it_cannot_compute_in() -> None:
+    assert "float16" in reason(CAPS, NormProblem(hidden_size=8, dtype=DType.FLOAT16))
+
+
+@pytest.mark.parametrize("change", [{"vendor": "null"}, {"is_accelerator": True}])
+def test_runs_on_real_cpus_only(change: dict[str, object]) -> None:
+    assert "a server CPU" in reason(replace(CAPS, **change))  # type: ignore[arg-type]
+
+
+def test_a_missing_module_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> ModuleType:
+        raise ImportError("no module named _C")
+
+    monkeypatch.setattr(native, "load", load)
+    assert "not built (no module named _C)" in (native.unavailable.__wrapped__() or "")
