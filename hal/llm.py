@@ -169,6 +169,14 @@ class LLM:
         show = sys.stderr.isatty() if show_progress is None else show_progress
         self._session: Session | None = Session(engine_config(model, settings), show)
 
+    @classmethod
+    def from_config(cls, config: EngineConfig, *, show_progress: bool | None = None) -> Self:
+        """The same from a ready EngineConfig, as the commands make it."""
+        llm = cls.__new__(cls)
+        show = sys.stderr.isatty() if show_progress is None else show_progress
+        llm._session = Session(config, show)
+        return llm
+
     @property
     def plan(self) -> MemoryPlan:
         """Where every byte went."""
@@ -184,6 +192,12 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """The checkpoint's generation_config.json over our defaults."""
         return self._open().default_params()
+
+    def render(
+        self, messages: Conversation, *, add_generation_prompt: bool = True
+    ) -> Sequence[int]:
+        """The token ids that a conversation becomes through the model's chat template."""
+        return self._open().render(messages, add_generation_prompt=add_generation_prompt)
 
     def generate(
         self,
@@ -214,9 +228,8 @@ class LLM:
         add_generation_prompt: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation or many, through the model's chat template."""
-        session = self._open()
         prompts = [
-            session.render(conversation, add_generation_prompt=add_generation_prompt)
+            self.render(conversation, add_generation_prompt=add_generation_prompt)
             for conversation in as_conversations(messages)
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
