@@ -16,7 +16,7 @@ import msgspec
 
 from hal.config import EngineConfig
 from hal.engine.request import EngineStats, FinishReason, Output, Request, TokenLogprobs
-from hal.errors import ConfigError, ContextLengthError, RequestError
+from hal.errors import ConfigError, ContextLengthError, EngineError, RequestError
 from hal.server.engine_process import LoadedEngine
 from hal.server.messages import EngineInfo, ErrorRecord
 
@@ -24,8 +24,9 @@ from hal.server.messages import EngineInfo, ErrorRecord
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one kind of request does. Steps count from 1 for each request.
 
-    crash_at: the process exits; raise_at: step() raises; hang_at: step() never returns;
-    error_at: only this request ends, as a row of broken logits does.
+    crash_at: the process exits; raise_at: step() raises what nobody expects; hang_at: step() never
+    returns; error_at: only this request ends, as a row of broken logits does; fail_at: step() raises
+    EngineError and the next one ends this request, as hal.engine.engine does.
     """
 
     prompt_contains: list[int]
@@ -38,6 +39,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     raise_at: int = 0
     hang_at: int = 0
     error_at: int = 0
+    fail_at: int = 0
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,7 +174,8 @@ class FakeEngine:
         self._apply_fault(running)
         if running.num_steps == 1:
             self._num_prompt_tokens += len(running.request.prompt_token_ids)
-        is_broken = running.num_steps == running.rule.error_at
+        rule = running.rule
+        is_broken = running.num_steps in (rule.error_at, rule.fail_at + 1 if rule.fail_at else 0)
         outputs = []
         for index, choice in enumerate(running.choices):
             if not choice.is_finished:
@@ -190,6 +193,8 @@ class FakeEngine:
             raise RuntimeError("scripted failure of a step")
         while step == rule.hang_at:
             time.sleep(0.1)
+        if step == rule.fail_at:
+            raise EngineError("scripted failure of the device")
 
     def _next_output(self, running: _Running, index: int) -> Output:
         request, choice = running.request, running.choices[index]
