@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -9,7 +10,6 @@ from enum import StrEnum
 from hal.device import Memory, MemoryKind
 from hal.errors import ConfigError, MemoryPlanError
 
-GIB = 1 << 30
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -41,6 +41,15 @@ def format_bytes(num_bytes: int) -> str:
         if abs(num_bytes) >= size:
             return f"{num_bytes / size:.2f} {unit}"
     return f"{num_bytes} B"
+
+
+def size_argument(num_bytes: int, *, round_up: bool = True) -> str:
+    """`num_bytes` as --memory takes it, rounded to hundredths of its unit: 37.51GiB."""
+    round_to = math.ceil if round_up else math.floor
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if num_bytes >= size:
+            return f"{round_to(num_bytes * 100 / size) / 100:.2f}{unit}"
+    return f"{round_to(num_bytes * 100 / 1024) / 100:.2f}KiB"
 
 
 def parse_size(text: str) -> int:
@@ -206,7 +215,7 @@ def _budget(inputs: PlanInputs) -> int:
 
 def _largest_request(memory: Memory, request: MemoryRequest) -> str:
     if request.mode is MemoryMode.SIZE:
-        return f"{memory.available_bytes / GIB:.2f}GiB"
+        return size_argument(memory.available_bytes, round_up=False)
     return f"{int(100 * memory.available_bytes / memory.total_bytes) / 100:g}"
 
 
@@ -225,7 +234,7 @@ def _does_not_fit(inputs: PlanInputs, budget: int, fixed: int, needed: int) -> s
     if usable > 0:
         remedies.append(f"lower --max-model-len to {usable * inputs.block_size}")
     if need <= inputs.memory.available_bytes:
-        remedies.append(f"raise --memory by {short / GIB:.2f} GiB to {need / GIB:.2f}GiB")
+        remedies.append(f"raise --memory by {format_bytes(short)} to {size_argument(need)}")
     if not remedies:
         remedies.append(
             f"this device has {format_bytes(inputs.memory.available_bytes)} available: "

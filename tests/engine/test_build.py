@@ -1,0 +1,118 @@
+"""From a folder to a running engine: the plan is what is allocated, choices carry reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hal.build import BuiltEngine, build_engine
+from hal.config import EngineConfig
+from hal.engine.request import FinishReason, Request
+from hal.errors import ConfigError, MemoryPlanError, WeightsError
+from hal.sampling_params import SamplingParams
+
+Maker = Callable[..., Path]
+
+
+def build(folder: Path, device: str, **settings: object) -> BuiltEngine:
+    base: dict[str, object] = {"max_num_seqs": 4, "max_model_len": 128}
+    return build_engine(EngineConfig(model=str(folder), device=device, **{**base, **settings}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3"])
+def test_planned_bytes_are_allocated_bytes(
+    tiny_checkpoint: Maker, device_name: str, arch: str
+) -> None:
+    built = build(tiny_checkpoint(arch), device_name)
+    plan = built.plan
+    planned = plan.weights_bytes + plan.activation_bytes + plan.logits_bytes + plan.kv_bytes
+    assert built.device.allocated_bytes() == pytest.approx(planned, rel=0.01)
+
+
+def test_weights_of_the_plan_are_the_checkpoints(tiny_checkpoint: Maker, device_name: str) -> None:
+    folder = tiny_checkpoint("llama")
+    built = build(folder, device_name, dtype="float32")
+    on_disk = (folder / "model.safetensors").stat().st_size
+    rotary_table = 128 * 16 * 4
+    assert built.plan.weights_bytes - rotary_table == pytest.approx(on_disk, rel=0.01)
+
+
+def test_kv_bytes_count_kv_heads(tiny_checkpoint: Maker, device_name: str) -> None:
+    grouped = build(tiny_checkpoint("llama"), device_name, dtype="float32")
+    full = build(
+        tiny_checkpoint("llama", num_key_value_heads=4), device_name, dtype="float32"
+    )
+    # layers x (key + value) x kv heads x head_dim x float32
+    assert grouped.plan.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
+    assert full.plan.kv_bytes_per_token == 2 * grouped.plan.kv_bytes_per_token
+
+
+def test_a_tiny_model_does_not_take_the_machine(tiny_checkpoint: Maker, device_name: str) -> None:
+    built = build(tiny_checkpoint("llama"), device_name)
+    tokens = 4 * 128
+    assert built.plan.kv_tokens == tokens + built.plan.block_size  # and the null block
+
+
+def test_memory_that_cannot_hold_one_sequence_computes_the_remedy(
+    tiny_checkpoint: Maker, device_name: str
+) -> None:
+    folder = tiny_checkpoint("llama")
+    plan = build(folder, device_name).plan
+    fixed = plan.weights_bytes + plan.activation_bytes + plan.logits_bytes
+    with pytest.raises(MemoryPlanError, match="lower --max-model-len to 32 or raise --memory"):
+        build(folder, device_name, memory=f"{(fixed + 3 * 16 * 512) / 1024:.2f}KiB")
+
+
+def test_pool_too_small_for_a_request_refuses_it_and_serves_the_rest(
+    tiny_checkpoint: Maker, device_name: str
+) -> None:
+    built = build(tiny_checkpoint("llama"), device_name)
+    params = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+    built.engine.add(Request(request_id="ok", prompt_token_ids=(5, 6), params=params))
+    outputs = []
+    while built.engine.has_work:
+        outputs += built.engine.step()
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_sites_explain_every_rejected_kernel(tiny_checkpoint: Maker, device_name: str) -> None:
+    built = build(tiny_checkpoint("llama"), device_name)
+    ops = {selection.op for selection in built.selections}
+    assert {"attention_block", "mlp_block", "linear", "attention", "vocab", "sample"} <= ops
+    assert all(r.reason for selection in built.selections for r in selection.rejected)
+    forced = build(tiny_checkpoint("llama"), device_name, kernel=("linear=reference",))
+    linear = next(s for s in forced.selections if s.op == "linear")
+    assert linear.kernel.name == "reference"
+    assert all("--kernel linear=reference" in r.reason or r.reason for r in linear.rejected)
+
+
+def test_block_size_that_no_kernel_takes_is_refused_with_the_legal_ones(
+    tiny_checkpoint: Maker, device_name: str
+) -> None:
+    with pytest.raises(ConfigError, match="--block-size 7 cannot run here.*16"):
+        build(tiny_checkpoint("llama"), device_name, block_size=7)
+
+
+def test_dtype_auto_says_why(tiny_checkpoint: Maker, device_name: str) -> None:
+    built = build(tiny_checkpoint("llama"), device_name)
+    choice = next(c for c in built.resolved.choices if c.name == "dtype")
+    assert choice.value == "float32" and choice.reason == "as stored in the checkpoint"
+
+
+def test_weights_beyond_float16_are_refused(
+    tiny_checkpoint: Maker, device_name: str, tmp_path: Path
+) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "big"
+    shutil.copytree(tiny_checkpoint("llama"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 1e6)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="beyond float16"):
+        build(folder, device_name, dtype="float16")
