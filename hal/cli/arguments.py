@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -136,7 +137,12 @@ class CommandLine:
         aliases = tuple(f for f in ALIAS_FLAGS.flags if f.name not in own)
         self._flags = (MODEL, *(f for g in groups for f in g.flags), *aliases)
         self._parser = _Parser(
-            prog=prog, description=description, allow_abbrev=False, add_help=False, epilog=_EPILOG
+            prog=prog,
+            description=description,
+            epilog=textwrap.fill(_EPILOG, width=80, break_on_hyphens=False),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
         )
         self._parser.add_argument(
             "model_positional", metavar="MODEL", nargs="?", help=_shown(MODEL)

@@ -172,7 +172,9 @@ def test_a_hung_step(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_an_unexpected_exception_of_a_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_exception_of_a_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     async def run() -> HalError:
         async with running(tmp_path, [rule("raise", raise_at=2)]) as it:
             await it.submit("raise")
