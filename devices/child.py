@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from hal.report import DeviceReport
 
-# A cold driver with several cards answers within seconds; past this it hangs.
-TIMEOUT_S = 15.0
+# Importing torch and waking several cards takes seconds, on a busy machine many; hanging is longer.
+TIMEOUT_S = 30.0
 # A process stuck in the kernel survives SIGKILL: it is left behind after this.
 _REAP_S = 1.0
 _ANSWER = "hal-devices:"
@@ -48,7 +48,7 @@ def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> Answer:
         stdout, stderr = child.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         _kill(child)
-        return Answer(failure=f"the driver hangs: no answer within {timeout_s:g} s")
+        return Answer(failure=f"no answer from the driver within {timeout_s:g} s: it hangs")
     if child.returncode != 0:
         return Answer(failure=_death(child.returncode, stderr))
     return _parse(stdout)

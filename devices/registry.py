@@ -137,6 +137,6 @@ def _load(point: EntryPoint) -> Vendor:
     return vendor
 
 
-def all_vendors() -> dict[str, Vendor]:
+def all_vendors(points: Iterable[EntryPoint] | None = None) -> dict[str, Vendor]:
     """Every vendor; a plugged-in one never replaces one of this folder."""
-    return {**plugged_in_vendors(), **in_tree_vendors()}
+    return {**plugged_in_vendors(points), **in_tree_vendors()}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from recorded_accelerator import MI300X
 
 from hal.cli import info
 from hal.cli.info_report import InfoReport, InfoRequest, collect
@@ -16,6 +17,7 @@ from hal.cli.info_sites import example_sites
 from hal.cli.info_text import render
 from hal.cli.installation import Version, compiler_version, missing_parts
 from hal.device import Device
+from hal.devices import rocm
 from hal.devices.registry import CpuVendor, NullVendor
 from hal.devices.vendor import Vendor
 from hal.dtypes import DType
@@ -94,6 +96,32 @@ def test_a_kernel_override_is_shown_as_the_reason() -> None:
     kernel, rejected = ops_of(report, "cpu")["rms_norm"]
     assert kernel == "reference"
     assert "--kernel rms_norm=reference was given" in rejected["torch"]
+
+
+class CardVendor(Vendor):
+    """One accelerator."""
+
+    name = "rocm"
+
+    def probe(self) -> tuple[DeviceReport, ...]:
+        caps = rocm.capabilities(MI300X, MI300X.total_memory, "7.0")
+        return (DeviceReport(spec="rocm:0", capabilities=caps),)
+
+    def open(self, report: DeviceReport, detail: str) -> Device:
+        raise NotImplementedError
+
+
+def test_deterministic_and_strict_reach_the_selection() -> None:
+    report = collect(
+        InfoRequest(deterministic=True, strict=True), {**VENDORS, "rocm": CardVendor()}
+    )
+    assert report.choice.chosen is not None
+    assert report.choice.chosen.report.spec == "rocm:0"
+    for device, wish in (("cpu", "--deterministic"), ("rocm:0", "--strict")):
+        (kernels,) = (k for k in report.kernels if k.device == device)
+        reasons = [r.reason for op in kernels.ops for r in op.rejected]
+        reasons += [op.reason for op in kernels.ops if not op.kernel]
+        assert any(wish in reason for reason in reasons), (device, wish)
 
 
 def test_the_text_marks_the_device_that_would_be_used() -> None:

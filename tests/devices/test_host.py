@@ -97,7 +97,9 @@ def test_numa_nodes_are_counted(machine: Machine) -> None:
 
 def test_cgroup_v2_takes_the_ancestor_that_leaves_least(machine: Machine) -> None:
     machine.write("proc/self/cgroup", "0::/pod/container")
-    machine.write("sys/fs/cgroup/pod/container/memory.max", "max")
+    machine.write("sys/fs/cgroup/memory.max", "max")
+    machine.write("sys/fs/cgroup/memory.current", 20 * GIB)
+    machine.write("sys/fs/cgroup/pod/container/memory.max", 16 * GIB)
     machine.write("sys/fs/cgroup/pod/container/memory.current", 6 * GIB)
     machine.write("sys/fs/cgroup/pod/memory.max", 8 * GIB)
     machine.write("sys/fs/cgroup/pod/memory.current", 7 * GIB)

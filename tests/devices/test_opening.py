@@ -220,5 +220,9 @@ def test_a_package_that_cannot_be_loaded_is_a_reason(value: str, reason: str) ->
         open_device("broken", {**vendors(), **plugged})
 
 
-def test_no_package_replaces_a_vendor_of_ours() -> None:
-    assert isinstance(all_vendors()["cpu"], CpuVendor)
+@pytest.mark.usefixtures("importable")
+def test_packages_add_vendors_and_replace_none_of_ours() -> None:
+    points = [point(name, "example_accelerator:ExampleVendor") for name in ("cpu", "example")]
+    found = all_vendors(points)
+    assert isinstance(found["cpu"], CpuVendor)
+    assert isinstance(found["example"], ExampleVendor)

@@ -22,7 +22,7 @@ BABBLE = "print('hal-devices:[{]')"
 SILENCE = "pass"
 FAILURE = "import sys; sys.exit('driver library mismatch')"
 NOT_A_REPORT = 'print(\'hal-devices:[{"device": "cuda:0"}]\')'
-TIMEOUT_S = 60.0
+PATIENT_TIMEOUT_S = 300.0  # a slow machine is not a failure
 HANG_TIMEOUT_S = 0.2
 
 
@@ -34,7 +34,7 @@ def driver_is_there(build: TorchBuild | None) -> None:
     return None
 
 
-def vendor_with(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> TorchVendor:
+def vendor_with(command: Sequence[str], timeout_s: float = PATIENT_TIMEOUT_S) -> TorchVendor:
     return TorchVendor("cuda", driver_is_there, command, timeout_s)
 
 
@@ -58,7 +58,7 @@ def test_what_the_child_does_becomes_the_reason(code: str, reason: str) -> None:
 
 def test_a_hanging_driver_is_left_after_the_timeout() -> None:
     report = probe([vendor_with(python(HANG), HANG_TIMEOUT_S)])
-    assert report.devices[0].reason == "the driver hangs: no answer within 0.2 s"
+    assert report.devices[0].reason == "no answer from the driver within 0.2 s: it hangs"
 
 
 def test_a_command_that_cannot_start() -> None:
@@ -103,7 +103,7 @@ def test_a_vendor_that_raises_is_reported_too() -> None:
 
 
 def test_the_real_child_answers_on_this_machine() -> None:
-    answer = child.ask(child.module_command("hal.devices.torch_probe"))
+    answer = child.ask(child.module_command("hal.devices.torch_probe"), PATIENT_TIMEOUT_S)
     assert answer.failure == ""
     assert {d.spec.partition(":")[0] for d in answer.devices} <= {"cuda", "rocm"}
     assert all(d.is_usable or d.reason for d in answer.devices)
