@@ -18,7 +18,12 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGES = ("devices", "engine", "kernels", "server")  # reached as hal.<name> through links
-COMPOSITION_ROOT = ("hal.build", "hal.llm", "hal.cli")  # the only modules that wire the layers
+COMPOSITION_ROOT = (
+    "hal.build",
+    "hal.llm",
+    "hal.async_llm",
+    "hal.cli",
+)  # the only modules that wire the layers
 
 # What each layer may import. "root" is the composition root; hal/__init__ exports from it lazily.
 ALLOWED_ARROWS = {
@@ -91,7 +96,7 @@ def _imports_in(
     nodes: list[ast.stmt], module: Module, known: frozenset[str], is_eager: bool
 ) -> Iterator[Import]:
     for node in nodes:
-        for target in _targets(node, module, known):
+        for target in dict.fromkeys(_targets(node, module, known)):
             yield Import(target, node.lineno, is_eager)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             yield from _imports_in(node.body, module, known, is_eager=False)
