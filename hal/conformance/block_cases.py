@@ -143,17 +143,19 @@ def block_cases() -> Iterator[Case]:
         yield _attention_block(
             "no-rope", dtype, has_qkv_bias=True, has_output_bias=True, rotary_dim=0
         )
-        for activation, is_gated, has_bias in (
-            (Activation.SILU, True, False),
-            (Activation.GELU_TANH, False, True),
-            (Activation.GELU_TANH, True, False),
+        for width, activation, is_gated, has_bias in (
+            (96, Activation.SILU, True, False),
+            (100, Activation.SILU, True, False),
+            (96, Activation.GELU_TANH, False, True),
+            (96, Activation.GELU_TANH, True, False),
         ):
+            gate, bias = "-gated" * is_gated, "-bias" * has_bias
             yield MlpBlockCase(
                 op="mlp_block",
-                name=f"{activation}{'-gated' if is_gated else ''}{'-bias' if has_bias else ''}",
+                name=f"{activation}-W{width}{gate}{bias}",
                 problem=MlpBlockProblem(
                     hidden_size=64,
-                    intermediate_size=100,
+                    intermediate_size=width,
                     activation=activation,
                     is_gated=is_gated,
                     has_bias=has_bias,

@@ -31,7 +31,7 @@ class LinearCase(Case):
         family: LinearFamily = stage.bind(kernel, p)
         before = stage.device.allocated_bytes()
         family.allocate(stage.device)
-        yield Check("num_bytes", stage.device.allocated_bytes() - before - family.num_bytes, 0.0)
+        yield _bytes_check(stage.device.allocated_bytes() - before, family.num_bytes)
         weight = stage.weight((p.out_features, p.in_features), p.dtype, p.in_features**-0.5)
         bias = stage.weight((p.out_features,), p.dtype, 1.0)
         for rows in _slices(p.out_features):
@@ -58,6 +58,11 @@ class LinearCase(Case):
                 yield equal(f"batch-invariant at M={m}", result, most[:m])
 
 
+def _bytes_check(taken: int, stated: int) -> Check:
+    """The memory plan adds up what families state: it must be what they take."""
+    return Check(f"num_bytes {stated}, allocated {taken}", float(abs(taken - stated)), 0.0)
+
+
 def _slices(num_rows: int) -> list[slice]:
     """Three uneven parts, last first, that meet no tile's edge."""
     first, second = max(1, num_rows // 3), max(2, num_rows // 2 + 1)
@@ -80,7 +85,7 @@ class VocabCase(Case):
         family: VocabFamily = stage.bind(kernel, p)
         before = stage.device.allocated_bytes()
         family.allocate(stage.device)
-        yield Check("num_bytes", stage.device.allocated_bytes() - before - family.num_bytes, 0.0)
+        yield _bytes_check(stage.device.allocated_bytes() - before, family.num_bytes)
         weight = stage.weight((p.vocab_size, p.hidden_size), p.dtype, p.hidden_size**-0.5)
         for rows in _slices(p.vocab_size):
             family.load(rows.start, logical(weight[rows], p.dtype))

@@ -1,4 +1,4 @@
-"""Sampling once more, in Python integers and float64, row by row."""
+"""Sampling once more, in unsigned integers and float64, row by row."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hal.conformance.oracle import Float64, ranked
 
-_MASK = 0xFFFFFFFF
+Uint64 = NDArray[np.uint64]
+_MASK = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,27 +27,31 @@ class RowSettings:
     token_index: int = 0
 
 
-def philox4x32_10(counter: list[int], key: list[int]) -> list[int]:
-    """Four random words, as published (Salmon et al. 2011, section 3.3 and table 2)."""
-    c, k = list(counter), list(key)
+def philox4x32_10(counter: Uint64, key: Uint64) -> Uint64:
+    """Words [N, 4] of counters [N, 4] and one key [2], as published (Salmon et al. 2011)."""
+    c = [counter[:, i] for i in range(4)]
+    k = [key[0], key[1]]
     for _ in range(10):
-        left, right = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        left, right = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
         c = [
-            (right >> 32) ^ c[1] ^ k[0],
+            (right >> _HALF) ^ c[1] ^ k[0],
             right & _MASK,
-            (left >> 32) ^ c[3] ^ k[1],
+            (left >> _HALF) ^ c[3] ^ k[1],
             left & _MASK,
         ]
-        k = [(k[0] + 0x9E3779B9) & _MASK, (k[1] + 0xBB67AE85) & _MASK]
-    return c
+        k = [(k[0] + np.uint64(0x9E3779B9)) & _MASK, (k[1] + np.uint64(0xBB67AE85)) & _MASK]
+    return np.stack(c, axis=1)
 
 
-def noise(settings: RowSettings, token_id: int) -> float:
-    """The Gumbel noise of one id."""
-    counter = [token_id // 4, settings.token_index, 0, 0]
-    key = [settings.seed & _MASK, settings.seed >> 32]
-    word = philox4x32_10(counter, key)[token_id % 4]
-    return -math.log(-math.log((word + 0.5) / 2.0**32))
+def noise(settings: RowSettings, ids: list[int]) -> Float64:
+    """The Gumbel noise of some ids."""
+    counter = np.zeros((len(ids), 4), dtype=np.uint64)
+    counter[:, 0] = np.array(ids) // 4
+    counter[:, 1] = settings.token_index
+    seed = np.uint64(settings.seed)
+    words = philox4x32_10(counter, np.array([seed & _MASK, seed >> _HALF]))
+    word = words[np.arange(len(ids)), np.array(ids) % 4]
+    return np.asarray(-np.log(-np.log((word.astype(np.float64) + 0.5) / 2.0**32)))
 
 
 def kept_ids(row: Float64, settings: RowSettings) -> list[int]:
@@ -74,5 +81,5 @@ def sample_row(row: Float64, settings: RowSettings) -> int:
         return int(np.argmax(row))
     kept = kept_ids(row, settings)
     # Relative to the maximum, so that no temperature drowns the noise between equal values.
-    scores = {i: (row[i] - row.max()) / settings.temperature + noise(settings, i) for i in kept}
-    return max(kept, key=lambda i: scores[i])
+    scores = (row[kept] - row.max()) / settings.temperature + noise(settings, kept)
+    return kept[int(np.argmax(scores))]

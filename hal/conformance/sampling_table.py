@@ -90,6 +90,7 @@ _SETTINGS = {
     # Twelve draws of the same settings: what the filters leave is drawn from, not only its best.
     "top-k-draws": tuple(RowSettings(temperature=1.0, top_k=4, seed=i) for i in range(12)),
     "top-p-draws": tuple(RowSettings(temperature=1.5, top_p=0.7, seed=i) for i in range(12)),
+    "min-p-draws": tuple(RowSettings(temperature=1.5, min_p=0.1, seed=i) for i in range(12)),
     "mixed": (*_GREEDY[:2], *_WARM[:2], *_FILTERED[3:6]),
 }
 _LOGITS: dict[str, Rows] = {"smooth": smooth, "peaked": peaked, "tied": tied}

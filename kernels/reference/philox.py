@@ -33,7 +33,7 @@ def philox4x32(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 def gumbel_noise(seeds: torch.Tensor, token_index: torch.Tensor, num_ids: int) -> torch.Tensor:
     """Noise [N, num_ids] float64 of ids 0.. ; seeds [N] int64, token_index [N] int32."""
     groups = torch.arange(-(-num_ids // 4), device=seeds.device).expand(len(seeds), -1)
-    return _gumbel(_words(seeds, token_index, groups).flatten(1)[:, :num_ids])
+    return gumbel_of(_words(seeds, token_index, groups).flatten(1)[:, :num_ids])
 
 
 def gumbel_noise_at(
@@ -41,7 +41,7 @@ def gumbel_noise_at(
 ) -> torch.Tensor:
     """The same for chosen ids [N, K] int64."""
     words = _words(seeds, token_index, ids // 4)
-    return _gumbel(words.gather(2, (ids % 4).unsqueeze(2)).squeeze(2))
+    return gumbel_of(words.gather(2, (ids % 4).unsqueeze(2)).squeeze(2))
 
 
 def _words(seeds: torch.Tensor, token_index: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,8 @@ def _words(seeds: torch.Tensor, token_index: torch.Tensor, groups: torch.Tensor)
     return philox4x32(torch.stack([groups, second, zero, zero], dim=-1), key)
 
 
-def _gumbel(words: torch.Tensor) -> torch.Tensor:
+def gumbel_of(words: torch.Tensor) -> torch.Tensor:
+    """Noise float64 of random words."""
     # In float64 u is never 0 or 1, so the noise is finite.
     u = (words.double() + 0.5) * 2.0**-32
     return -torch.log(-torch.log(u))
