@@ -41,9 +41,7 @@ def test_weights_of_the_plan_are_the_checkpoints(tiny_checkpoint: Maker, device_
 
 def test_kv_bytes_count_kv_heads(tiny_checkpoint: Maker, device_name: str) -> None:
     grouped = build(tiny_checkpoint("llama"), device_name, dtype="float32")
-    full = build(
-        tiny_checkpoint("llama", num_key_value_heads=4), device_name, dtype="float32"
-    )
+    full = build(tiny_checkpoint("llama", num_key_value_heads=4), device_name, dtype="float32")
     # layers x (key + value) x kv heads x head_dim x float32
     assert grouped.plan.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
     assert full.plan.kv_bytes_per_token == 2 * grouped.plan.kv_bytes_per_token

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_checkpoints import make_checkpoint
 
 from hal.build import BuiltEngine, build_engine
 from hal.config import EngineConfig
 from hal.engine.request import Request
 from hal.sampling_params import SamplingParams
-from tiny_checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.parity
 
