@@ -42,6 +42,19 @@ class Shape:
 
 
 SHAPES = {
+    "warm-up": Shape(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        vocab_size=4096,
+        hidden_size=128,
+        intermediate_size=256,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        rope_theta=1e4,
+        is_tied=True,
+        qkv_bias=False,
+    ),
     "qwen2.5-0.5b": Shape(
         model_type="qwen2",
         architecture="Qwen2ForCausalLM",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import hal.kernels
 from hal.collective import Collective
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.device import Capabilities, Device
-from hal.devices import open_device
+from hal.devices import Opened, open_device
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
 from hal.engine.generation_config import GenerationDefaults, read_generation_defaults
@@ -29,6 +30,8 @@ from hal.memory import MemoryPlan, PlanInputs, plan_memory
 from hal.select import Arena, Binder, Selection, SelectionPolicy, Selector
 
 NUM_NULL_BLOCKS = 1
+
+_logger = logging.getLogger("hal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     device = opened.device
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
     resolved = resolve(config, device.capabilities, limits)
+    _log_choices(opened, resolved)
     collective = device.collective()
     assembled = _assemble(model, resolved, device, collective)
     with CheckpointReader(folder) as reader:
@@ -116,6 +120,12 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         generation=generation,
         kv_group=assembled.kv_group,
     )
+
+
+def _log_choices(opened: Opened, resolved: ResolvedConfig) -> None:
+    _logger.info("device %s: %s", opened.spec, opened.reason)
+    for choice in resolved.choices:
+        _logger.info("%s %s: %s", choice.name, choice.value, choice.reason)
 
 
 def _assemble(

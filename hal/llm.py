@@ -182,6 +182,11 @@ class LLM:
         """Where every byte went."""
         return self._open().built.plan
 
+    @property
+    def device_reason(self) -> str:
+        """Why this device was opened, in one line."""
+        return self._open().built.device_reason
+
     def explain(self) -> dict[str, object]:
         """Device, settings, memory and kernels, each with its reason."""
         return self._open().built.as_dict()

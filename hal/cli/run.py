@@ -229,6 +229,8 @@ def run(options: RunOptions) -> None:
         from hal.llm import LLM
 
         with LLM.from_config(options.config) as llm:
+            if options.config.device == "auto":
+                print(f"hal-run: device auto: {llm.device_reason}", file=sys.stderr)
             if options.prompt is not None:
                 run_prompt(llm, options, options.prompt, out)
             else:
