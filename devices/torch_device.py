@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -26,13 +27,12 @@ class LiveAllocations:
     def __init__(self) -> None:
         # A finalizer may run in any thread, even within add(): dict steps are atomic, `-=` is not.
         self._bytes_by_number: dict[int, int] = {}
-        self._next_number = 0
+        self._numbers = itertools.count()
 
     def add(self, tensor: torch.Tensor) -> None:
         """Count `tensor` until its storage dies; views keep the storage, not the tensor."""
         storage = tensor.untyped_storage()
-        number = self._next_number
-        self._next_number += 1
+        number = next(self._numbers)
         self._bytes_by_number[number] = storage.nbytes()
         finalizer = weakref.finalize(storage, self._bytes_by_number.pop, number)
         finalizer.atexit = False
