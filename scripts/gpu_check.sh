@@ -36,7 +36,7 @@ kind = sys.argv[1].partition(":")[0]
 is_there = kind == "cpu" or torch.cuda.is_available()
 print(json.dumps({
     "device": sys.argv[1],
-    "name": torch.cuda.get_device_name() if kind != "cpu" and is_there else platform.processor(),
+    "name": torch.cuda.get_device_name() if kind != "cpu" and is_there else platform.machine(),
     "torch": torch.__version__,
     "python": platform.python_version(),
     "commit": commit.stdout.strip() or None,
