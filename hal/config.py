@@ -16,7 +16,8 @@ DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_BLOCK_SIZE = 16
 
 
-_COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "threads")
+_OPTIONAL_COUNTS = ("max_model_len", "max_num_batched_tokens", "block_size", "threads")
+_COUNTS = ("max_num_seqs", *_OPTIONAL_COUNTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is None and name in _OPTIONAL_COUNTS:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}")
         if self.kv_cache_dtype != "auto":
             raise UnsupportedError(
@@ -60,6 +63,8 @@ class EngineConfig:
         for override in self.kernel:
             if override.count("=") != 1:
                 raise ConfigError(f"kernel override {override!r} is not OP=NAME")
+        if len(self.kernel_overrides) < len(self.kernel):
+            raise ConfigError(f"kernel overrides {', '.join(self.kernel)} name an op twice")
 
     @property
     def kernel_overrides(self) -> dict[str, str]:
@@ -114,6 +119,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
         Choice("dtype", str(dtype), dtype_reason),
         Choice("max_model_len", str(max_model_len), len_reason),
         Choice("max_num_batched_tokens", str(max_batched), batched_reason),
+        Choice("block_size", *_resolve_block_size(config)),
         Choice("graphs", "on" if use_graphs else "off", graphs_reason),
     )
     return ResolvedConfig(
@@ -194,6 +200,12 @@ def _resolve_batched_tokens(config: EngineConfig, max_model_len: int) -> tuple[i
     if max_model_len <= DEFAULT_BATCHED_TOKENS:
         return max(max_model_len, floor), "a whole prompt fits one step"
     return max(DEFAULT_BATCHED_TOKENS, floor), "default step budget; longer prompts run in chunks"
+
+
+def _resolve_block_size(config: EngineConfig) -> tuple[str, str]:
+    if config.block_size is None:
+        return str(DEFAULT_BLOCK_SIZE), "default: little is wasted in a sequence's last block"
+    return str(config.block_size), "set by the user"
 
 
 def _resolve_graphs(config: EngineConfig, caps: Capabilities) -> tuple[bool, str]:

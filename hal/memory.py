@@ -53,11 +53,11 @@ def size_argument(num_bytes: int, *, round_up: bool = True) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `24GiB`, `512M`, `1e9`; raises ConfigError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    """Bytes of `24GiB`, `512M`, `1048576B`; raises ConfigError, also where the unit is missing."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(?:i?b)?|b)", text.strip().lower())
     if match is None:
         raise ConfigError(f"{text!r} is not a size; write it like 24GiB or 512MiB")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
+    return int(float(match.group(1)) * _UNITS[match.group(2) or ""])
 
 
 def parse_memory(value: str | float) -> MemoryRequest:
@@ -216,13 +216,14 @@ def _budget(inputs: PlanInputs) -> int:
 def _largest_request(memory: Memory, request: MemoryRequest) -> str:
     if request.mode is MemoryMode.SIZE:
         return size_argument(memory.available_bytes, round_up=False)
-    return f"{int(100 * memory.available_bytes / memory.total_bytes) / 100:g}"
+    hundredths = 100 * memory.available_bytes // memory.total_bytes
+    if hundredths == 0:
+        return size_argument(memory.available_bytes, round_up=False)
+    return f"{hundredths / 100:g}"
 
 
 def _does_not_fit(inputs: PlanInputs, budget: int, fixed: int, needed: int) -> str:
     need = fixed + needed * inputs.kv_bytes_per_block
-    short = need - budget
-    usable = max(0, budget - fixed) // inputs.kv_bytes_per_block - inputs.num_extra_blocks
     what = (
         f"does not fit: weights {format_bytes(inputs.weights_bytes)}, activations "
         f"{format_bytes(inputs.activation_bytes)}, logits {format_bytes(inputs.logits_bytes)} and "
@@ -230,14 +231,32 @@ def _does_not_fit(inputs: PlanInputs, budget: int, fixed: int, needed: int) -> s
         f"{format_bytes(needed * inputs.kv_bytes_per_block)} make {format_bytes(need)}; "
         f"--memory {inputs.request} gives {format_bytes(budget)}. "
     )
+    return what + _remedies(inputs, budget, need)
+
+
+def _remedies(inputs: PlanInputs, budget: int, need: int) -> str:
+    """What makes it fit, with the other settings as they are; the least that does."""
+    available = inputs.memory.available_bytes
     remedies = []
-    if usable > 0:
-        remedies.append(f"lower --max-model-len to {usable * inputs.block_size}")
-    if need <= inputs.memory.available_bytes:
-        remedies.append(f"raise --memory by {format_bytes(short)} to {size_argument(need)}")
-    if not remedies:
-        remedies.append(
-            f"this device has {format_bytes(inputs.memory.available_bytes)} available: "
-            f"free {format_bytes(need - inputs.memory.available_bytes)} or choose a smaller model"
-        )
-    return what + " or ".join(remedies)
+    if (longest := _longest_sequence(inputs, budget)) > 0:
+        remedies.append(f"lower --max-model-len to {longest}")
+    if need <= available:
+        enough = size_argument(need)
+        if parse_size(enough) > available:  # rounded beyond what there is
+            enough = f"{need}B"
+        remedies.append(f"raise --memory by {format_bytes(need - budget)} to {enough}")
+    if remedies:
+        return " or ".join(remedies)
+    everything = size_argument(available, round_up=False)
+    if (longest := _longest_sequence(inputs, parse_size(everything))) > 0:
+        return f"raise --memory to {everything} and lower --max-model-len to {longest}"
+    return (
+        f"this device has {format_bytes(available)} available: "
+        f"free {format_bytes(need - available)} or choose a smaller model"
+    )
+
+
+def _longest_sequence(inputs: PlanInputs, budget: int) -> int:
+    """The largest max_model_len whose one sequence fits the budget; 0 or less: none does."""
+    blocks = max(0, budget - _fixed_bytes(inputs)) // inputs.kv_bytes_per_block
+    return (blocks - inputs.num_extra_blocks) * inputs.block_size

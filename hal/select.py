@@ -196,7 +196,8 @@ class Selector:
     def _choose(self, op: Op, problem: Any) -> Selection:
         assert isinstance(problem, op.problem), f"{op.name} takes {op.problem.__name__}"
         wanted = self.policy.overrides.get(op.name)
-        candidates = sorted(op.kernels.values(), key=lambda k: -k.traits.preference)
+        # By name where equally preferred: the order of imports must not decide.
+        candidates = sorted(op.kernels.values(), key=lambda k: (-k.traits.preference, k.name))
         chosen: Kernel | None = None
         rejected: list[Rejection] = []
         for kernel in candidates:
@@ -241,9 +242,7 @@ class Selector:
                 raise ConfigError(f"--kernel {op_name}={kernel_name}: its kernels are {names}")
 
 
-def _nothing_fits(
-    op: Op, problem: Any, caps: Capabilities, rejected: list[Rejection]
-) -> str:
+def _nothing_fits(op: Op, problem: Any, caps: Capabilities, rejected: list[Rejection]) -> str:
     reasons = "; ".join(f"{r.kernel}: {r.reason}" for r in rejected) or "no kernel is registered"
     return f"no kernel of {op.name} runs {problem} on {caps.name} ({caps.arch}): {reasons}"
 

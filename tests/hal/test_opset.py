@@ -1,0 +1,126 @@
+"""The op table: complete, importable without torch, and answerable for devices that are absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+import hal.opset
+from hal.conformance.case import Case
+from hal.conformance.cases import cases_by_op
+from hal.device import Capabilities, Feature, Limits, Memory, MemoryKind
+from hal.dtypes import DType
+from hal.kernels import register_all
+from hal.select import OPS, Level, SelectionPolicy, Selector
+
+register_all()
+
+_CARD_MEMORY = Memory(kind=MemoryKind.DEDICATED, total_bytes=80 << 30, available_bytes=79 << 30)
+H100 = Capabilities(
+    vendor="nvidia",
+    name="H100",
+    arch="sm_90",
+    memory=_CARD_MEMORY,
+    compute_units=132,
+    simd_width=32,
+    features=frozenset({Feature.FP16_MMA, Feature.BF16_MMA, Feature.FP8_OCP_MMA, Feature.GRAPHS}),
+    is_accelerator=True,
+    limits=Limits(shared_memory_bytes=227 << 10, max_threads_per_block=1024),
+)
+MI300X = dataclasses.replace(
+    H100,
+    vendor="amd",
+    name="MI300X",
+    arch="gfx942",
+    simd_width=64,
+    features=frozenset({Feature.FP16_MMA, Feature.BF16_MMA, Feature.FP8_FNUZ_MMA}),
+)
+OLD_CPU = dataclasses.replace(
+    H100,
+    vendor="intel",
+    name="an old CPU",
+    arch="x86_avx2",
+    memory=dataclasses.replace(_CARD_MEMORY, kind=MemoryKind.HOST),
+    features=frozenset({Feature.AVX2}),
+    is_accelerator=False,
+)
+POSED = (H100, MI300X, OLD_CPU)
+
+CASES = [case for cases in cases_by_op().values() for case in cases]
+
+
+def test_the_package_exports_every_op_it_declares() -> None:
+    assert set(hal.opset.__all__) == set(OPS)
+    for name in hal.opset.__all__:
+        assert getattr(hal.opset, name) is OPS[name]
+
+
+@pytest.mark.parametrize("name", sorted(hal.opset.__all__))
+def test_an_op_says_what_it_does_and_its_problem_is_a_frozen_value(name: str) -> None:
+    op = OPS[name]
+    assert len(op.doc.splitlines()[0]) > 10, f"{name} has no docstring"
+    assert dataclasses.is_dataclass(op.problem)
+    parameters = op.problem.__dataclass_params__  # type: ignore[attr-defined]
+    assert parameters.frozen
+    assert op.problem.__doc__
+
+
+def test_declarations_need_neither_torch_nor_a_kernel() -> None:
+    code = (
+        "import sys, hal.opset, hal.kernels\n"
+        "from hal.select import OPS\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        "assert not any(op.kernels for op in OPS.values()), 'a kernel registered itself'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_registering_twice_changes_nothing() -> None:
+    before = {name: list(op.kernels) for name, op in OPS.items()}
+    register_all()
+    assert {name: list(op.kernels) for name, op in OPS.items()} == before
+
+
+@pytest.mark.parametrize("caps", POSED, ids=lambda caps: caps.name)
+def test_every_problem_has_a_kernel_and_every_reason_is_a_sentence(caps: Capabilities) -> None:
+    selector = Selector(caps, is_present=False)
+    for case in CASES:
+        selection = selector.select(OPS[case.op], case.problem)
+        assert len(selection.rejected) == len(OPS[case.op].kernels) - 1
+        for rejection in selection.rejected:
+            assert len(rejection.reason) > 10, rejection
+
+
+def _runs_natively(case: Case) -> bool:
+    """What torch itself has for accelerators today: all but a soft cap in attention."""
+    return not (case.op == "attention" and case.problem.spec.softcap is not None)
+
+
+@pytest.mark.parametrize("caps", [H100, MI300X], ids=lambda caps: caps.name)
+def test_strict_finds_a_native_kernel_on_accelerators(caps: Capabilities) -> None:
+    selector = Selector(caps, SelectionPolicy(strict=True), is_present=False)
+    for case in filter(_runs_natively, CASES):
+        level = selector.select(OPS[case.op], case.problem).kernel.traits.level
+        assert level is Level.NATIVE, case.label
+
+
+def test_the_null_device_runs_the_specification() -> None:
+    null = dataclasses.replace(
+        OLD_CPU, vendor="null", name="null device", arch="null", features=frozenset()
+    )
+    selector = Selector(null, is_present=True)
+    for case in CASES:
+        kernel = selector.select(OPS[case.op], case.problem).kernel
+        assert kernel.name in ("reference", "composed"), f"{case.op} {case.label}: {kernel.name}"
+
+
+def test_float16_on_a_cpu_is_not_given_to_a_slow_product() -> None:
+    selector = Selector(OLD_CPU, is_present=False)
+    half = [c for c in cases_by_op()["linear"] if c.dtype is DType.FLOAT16]
+    for case in half:
+        selection = selector.select(OPS["linear"], case.problem)
+        (torch_reason,) = (r.reason for r in selection.rejected if r.kernel == "torch")
+        assert "8x slower than float32 on a CPU (x86_avx2)" in torch_reason
