@@ -63,7 +63,14 @@ class Delta:
 class RequestCollector:
     """Feeds a request's Outputs through detokenising and stop strings."""
 
-    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        prompt: str | None,
+        tokenizer: Tokenizer | None,
+        *,
+        continues_text: bool,
+    ) -> None:
         params = request.params
         self.request = request
         self.result = RequestOutput(
@@ -74,7 +81,9 @@ class RequestCollector:
         )
         self._tokenizer = tokenizer
         self._texts = [
-            None if tokenizer is None else OutputProcessor(tokenizer, params, continues_text=True)
+            None
+            if tokenizer is None
+            else OutputProcessor(tokenizer, params, continues_text=continues_text)
             for _ in range(params.n)
         ]
         if params.logprobs is not None:

@@ -6,7 +6,6 @@ Importing this loads neither torch nor a driver; the names below load on first u
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
     from hal.errors import HalError
     from hal.llm import LLM, RequestOutput
     from hal.sampling_params import SamplingParams
+
+    __version__: str
 
 _EXPORTS = {
     "AsyncLLM": "hal.async_llm",
@@ -35,13 +36,19 @@ __all__ = [
     "__version__",
 ]
 
-try:
-    __version__ = version("hal-runtime")
-except PackageNotFoundError:  # run from a checkout without installing
-    __version__ = "0.0.0+checkout"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hal' has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("hal-runtime")
+    except PackageNotFoundError:  # run from a checkout without installing
+        return "0.0.0+checkout"

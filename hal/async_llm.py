@@ -31,8 +31,10 @@ Command = Callable[[], None]
 class _Stream:
     """One request's way from the engine thread to a coroutine: deltas, then None or an error."""
 
-    def __init__(self, session: Session, prompt: Prompt, params: SamplingParams) -> None:
-        self.collector = session.collector(prompt, params)
+    def __init__(
+        self, session: Session, prompt: Prompt, params: SamplingParams, *, continues_text: bool
+    ) -> None:
+        self.collector = session.collector(prompt, params, continues_text=continues_text)
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
 
@@ -144,9 +146,20 @@ class AsyncLLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt; results in the order of the prompts."""
-        items = as_prompts(prompts)
-        params = as_params(sampling_params, self._session.default_params(), len(items))
-        streams = [_Stream(self._session, p, s) for p, s in zip(items, params, strict=True)]
+        return await self._complete(as_prompts(prompts), sampling_params, continues_text=True)
+
+    async def _complete(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        continues_text: bool,
+    ) -> list[RequestOutput]:
+        params = as_params(sampling_params, self._session.default_params(), len(prompts))
+        streams = [
+            _Stream(self._session, p, s, continues_text=continues_text)
+            for p, s in zip(prompts, params, strict=True)
+        ]
         await _all_or_none([asyncio.ensure_future(self._drain(stream)) for stream in streams])
         return [stream.collector.result for stream in streams]
 
@@ -162,14 +175,14 @@ class AsyncLLM:
             self._session.render(conversation, add_generation_prompt=add_generation_prompt)
             for conversation in as_conversations(messages)
         ]
-        return await self.generate(prompts, sampling_params)
+        return await self._complete(prompts, sampling_params, continues_text=False)
 
     async def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> AsyncIterator[Delta]:
         """Text as it is made."""
         params = sampling_params or self._session.default_params()
-        async for delta in self._run(_Stream(self._session, prompt, params)):
+        async for delta in self._run(_Stream(self._session, prompt, params, continues_text=True)):
             yield delta
 
     def close(self) -> None:

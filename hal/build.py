@@ -14,7 +14,6 @@ from hal.device import Capabilities, Device
 from hal.devices import Opened, open_device
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
-from hal.engine.generation_config import GenerationDefaults, read_generation_defaults
 from hal.engine.layers.builder import Builder, BuildOptions
 from hal.engine.layers.decoder import Decoder
 from hal.engine.loader import load_weights
@@ -48,7 +47,6 @@ class BuiltEngine:
     resolved: ResolvedConfig
     model: ModelConfig
     folder: Path
-    generation: GenerationDefaults
     kv_group: KVGroup
 
     def as_dict(self) -> dict[str, object]:
@@ -101,7 +99,6 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         plan = plan_memory(_plan_inputs(assembled, resolved, device.capabilities))
         _allocate(assembled, device, plan)
         load_weights(assembled.decoder.parameters, reader, progress or SilentProgress())
-    generation = read_generation_defaults(folder)
     return BuiltEngine(
         engine=Engine(
             _scheduler_config(resolved, plan, assembled.kv_group),
@@ -117,7 +114,6 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         resolved=resolved,
         model=model,
         folder=folder,
-        generation=generation,
         kv_group=assembled.kv_group,
     )
 

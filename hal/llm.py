@@ -20,6 +20,7 @@ from hal.engine.collector import (
     RequestCollector,
     RequestOutput,
 )
+from hal.engine.generation_config import read_generation_defaults
 from hal.engine.progress import Progress, SilentProgress, StreamProgress, Unit
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.tokenizer import Tokenizer
@@ -50,6 +51,7 @@ class Session:
         self.built: BuiltEngine = build_engine(config, progress)
         self.engine = self.built.engine
         self._tokenizer, self._tokenizer_error = _load_tokenizer(self.built)
+        self._defaults = read_generation_defaults(self.built.folder, self._tokenizer)
         self._templates: ChatTemplate | None = None
         self._ids = itertools.count()
 
@@ -60,20 +62,27 @@ class Session:
         return self._tokenizer
 
     def default_params(self) -> SamplingParams:
-        return self.built.generation.sampling_params
+        return self._defaults.sampling_params
 
-    def collector(self, prompt: Prompt, params: SamplingParams) -> RequestCollector:
-        """A new request for this prompt; not added to the engine yet."""
+    def collector(
+        self, prompt: Prompt, params: SamplingParams, *, continues_text: bool = True
+    ) -> RequestCollector:
+        """A new request for this prompt; not added to the engine yet.
+
+        continues_text: the answer goes on in the prompt's text, as it does not in a chat.
+        """
         encoded = self._encode(prompt)
         request = Request(
             request_id=str(next(self._ids)),
             prompt_token_ids=encoded.token_ids,
             params=self._with_budget(params, len(encoded.token_ids)),
-            eos_token_ids=self.built.generation.eos_token_ids,
+            eos_token_ids=self._defaults.eos_token_ids,
         )
         if params.stop_strings and self._tokenizer is None:
             self.tokenizer()
-        return RequestCollector(request, encoded.text, self._tokenizer)
+        return RequestCollector(
+            request, encoded.text, self._tokenizer, continues_text=continues_text
+        )
 
     def render(self, messages: Conversation, **options: Any) -> Sequence[int]:
         """Token ids of a conversation, through the chat template."""
@@ -216,13 +225,7 @@ class LLM:
         A prompt is text, a list of token ids, or {"prompt": ...} / {"prompt_token_ids": ...}.
         All prompts are checked before the first one runs.
         """
-        session = self._open()
-        items = as_prompts(prompts)
-        params = as_params(sampling_params, session.default_params(), len(items))
-        collectors = [session.collector(p, s) for p, s in zip(items, params, strict=True)]
-        show = sys.stderr.isatty() if use_tqdm is None else use_tqdm
-        _run(session, collectors, _batch_progress(show, sys.stderr))
-        return [collector.result for collector in collectors]
+        return self._complete(as_prompts(prompts), sampling_params, use_tqdm, continues_text=True)
 
     def chat(
         self,
@@ -237,7 +240,7 @@ class LLM:
             self.render(conversation, add_generation_prompt=add_generation_prompt)
             for conversation in as_conversations(messages)
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self._complete(prompts, sampling_params, use_tqdm, continues_text=False)
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -246,6 +249,24 @@ class LLM:
         session = self._open()
         collector = session.collector(prompt, sampling_params or session.default_params())
         return _stream(session, collector)
+
+    def _complete(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool | None,
+        *,
+        continues_text: bool,
+    ) -> list[RequestOutput]:
+        session = self._open()
+        params = as_params(sampling_params, session.default_params(), len(prompts))
+        collectors = [
+            session.collector(p, s, continues_text=continues_text)
+            for p, s in zip(prompts, params, strict=True)
+        ]
+        show = sys.stderr.isatty() if use_tqdm is None else use_tqdm
+        _run(session, collectors, _batch_progress(show, sys.stderr))
+        return [collector.result for collector in collectors]
 
     def close(self) -> None:
         """Drop the engine and its memory; a second call does nothing."""
