@@ -24,8 +24,8 @@ from hal.server.messages import EngineInfo, ErrorRecord
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one kind of request does. Steps count from 1 for each request.
 
-    crash_at: the process exits; raise_at: step() raises what nobody expects; hang_at: step() never
-    returns; error_at: only this request ends, as a row of broken logits does; fail_at: step() raises
+    crash_at: the process exits; raise_at: step() raises RuntimeError; hang_at: step() never
+    returns; error_at: this request alone ends, as with broken logits; fail_at: step() raises
     EngineError and the next one ends this request, as hal.engine.engine does.
     """
 

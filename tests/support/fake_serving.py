@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL_NAME = "byte-model"
 EOS = 256
 VOCAB_SIZE = 258
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 Value = TypeVar("Value")
 
