@@ -14,7 +14,7 @@ from hal.server.errors import ApiError, api_error, engine_loading, model_not_fou
 from hal.server.generation import Generation, Job
 from hal.server.messages import EngineInfo
 from hal.server.metrics import EngineView, ServerMetrics
-from hal.server.params import check_token_ids, with_token_budget
+from hal.server.params import check_num_choices, check_token_ids, with_token_budget
 from hal.server.schema import Body, ignored_fields
 from hal.server.stream import unless_disconnected
 from hal.server.supervisor import EngineState
@@ -76,6 +76,7 @@ class Front:
     ) -> Generation:
         """Check the prompts against the context and get the engine's acceptance."""
         info = self.info
+        check_num_choices(len(encoded.token_ids), params.n)
         for prompt in encoded.token_ids:
             check_token_ids(prompt, info.vocab_size, encoded.field)
         job = Job(

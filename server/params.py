@@ -13,6 +13,8 @@ from hal.server.schema import ChatBody, CompletionBody, GenerateBody, shown
 MAX_STOPS = 16
 MAX_STOP_CHARS = 4096
 MAX_PROMPTS = 128
+MAX_CHOICES = 1024
+MAX_PRIORITY = 2**31 - 1
 DEFAULT_COMPLETION_TOKENS = 16
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -120,6 +122,25 @@ def with_token_budget(
             "max_tokens",
         )
     return params
+
+
+def priority_of(body: GenerateBody) -> int:
+    """Lower runs earlier; 0 where the body has none."""
+    priority = body.priority or 0
+    if abs(priority) > MAX_PRIORITY:
+        raise invalid_value(
+            f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}; got {priority}", "priority"
+        )
+    return priority
+
+
+def check_num_choices(num_prompts: int, n: int) -> None:
+    if num_prompts * n > MAX_CHOICES:
+        raise invalid_value(
+            f"{num_prompts} prompts x n {n} = {num_prompts * n} choices; at most {MAX_CHOICES} "
+            "per request",
+            "n",
+        )
 
 
 def prompts_of(prompt: object) -> list[Prompt]:

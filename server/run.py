@@ -90,6 +90,8 @@ async def _until_stopped(
 ) -> int:
     stopping = asyncio.create_task(stop.requested.wait())
     loading = asyncio.create_task(_load(front, options))
+    # When both sides fail at once one error is enough; the other must not be logged as lost.
+    loading.add_done_callback(lambda task: task.cancelled() or task.exception())
     for stage in (loading, None):
         awaited: set[asyncio.Task[object]] = {engine, stopping, *([stage] if stage else [])}
         await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)

@@ -70,6 +70,8 @@ WRONG_COMPLETIONS: list[tuple[Fields, str | None, str]] = [
     ),
     ({"ignore_eos": 1}, "ignore_eos", "invalid_value"),
     ({"model": 3}, "model", "invalid_value"),
+    ({"prompt": ["a"] * 9, "n": 128}, "n", "invalid_value"),
+    ({"priority": 2**31}, "priority", "invalid_value"),
     ({"echo": True}, "echo", "unsupported_parameter"),
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
