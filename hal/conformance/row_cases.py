@@ -86,13 +86,18 @@ class ActivationCase(Case):
         if is_gated:
             expected = expected * x.host[:, width:]
         call = stage.bind(kernel, self.problem)
+        most: Float64 | None = None
         for num_rows in NUM_ROWS:
             rows = stage.place(x.host[:num_rows], self.dtype)
             out = guarded(stage, (num_rows, width), self.dtype)
             target = rows.device if self.is_in_place else out.out
             call(rows.device, activation, target)
-            yield self.close(f"out, {num_rows} rows", stage.read(target), expected[:num_rows])
+            result = stage.read(target)
+            yield self.close(f"out, {num_rows} rows", result, expected[:num_rows])
             yield out.check(stage)
+            most = result if most is None else most
+            if kernel.traits.batch_invariant:
+                yield equal(f"batch-invariant at {num_rows} rows", result, most[:num_rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -206,7 +206,7 @@ def _adjusted(logits: Float64, changes: Adjustments) -> Float64:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogprobsCase(Case):
-    """Ids and ranks exactly; equal values by id; a row without a token is NaN."""
+    """Ids and ranks exactly; equal values by id; a row without a token (-1) is NaN."""
 
     problem: SampleProblem
     num_top: int
@@ -215,21 +215,27 @@ class LogprobsCase(Case):
     def run(self, kernel: Kernel, stage: Stage) -> Iterator[Check]:
         num_rows, vocab_size = 9, self.problem.vocab_size
         host = self.logits(stage.rng, num_rows, vocab_size)
-        logits = stage.place(host, DType.FLOAT32)
         tokens = stage.rng.integers(0, vocab_size, num_rows).astype(np.int32)
-        order = np.array([oracle.ranked(row) for row in logits.host])
-        tokens[0] = order[0, 0]
+        host[-1], tokens[-1] = np.nan, -1  # what `sample` answers to such a row
+        logits = stage.place(host, DType.FLOAT32)
         out = _LogprobsOut(stage, num_rows, self.num_top)
         stage.bind(kernel, self.problem)(logits.device, stage.indices(tokens), *out.tensors())
-        every = oracle.log_softmax(logits.host)
-        picked = np.arange(num_rows)
-        top = order[:, : self.num_top]
-        yield self.close("chosen", stage.read(out.chosen)[:, None], every[picked, tokens][:, None])
-        ranks = np.argsort(order, axis=1)[picked, tokens]
-        yield equal("rank", stage.read(out.rank), ranks.astype(np.float64))
+        yield from self._checks(stage, out, logits.host, tokens)
+
+    def _checks(
+        self, stage: Stage, out: _LogprobsOut, logits: Float64, tokens: NDArray[np.int32]
+    ) -> Iterator[Check]:
+        every = oracle.log_softmax(logits)
+        order = np.array([oracle.ranked(row) for row in logits])
+        rows, good = np.arange(len(tokens)), slice(0, -1)  # ids of the last row mean nothing
+        chosen = every[rows, tokens][:, None]
+        yield self.close("chosen", stage.read(out.chosen)[:, None], chosen)
+        ranks = np.argsort(order, axis=1)[rows, tokens].astype(np.float64)
+        yield equal("rank", stage.read(out.rank)[good], ranks[good])
         if self.num_top:
-            yield equal("top_ids", stage.read(out.top_ids), top.astype(np.float64))
-            yield self.close("top", stage.read(out.top), np.take_along_axis(every, top, axis=1))
+            best = order[:, : self.num_top]
+            yield equal("top_ids", stage.read(out.top_ids)[good], best[good].astype(np.float64))
+            yield self.close("top", stage.read(out.top), np.take_along_axis(every, best, axis=1))
 
 
 class _LogprobsOut:

@@ -1,4 +1,8 @@
-"""Activations and sums in float32, rounded once."""
+"""Activations and sums in float32, rounded once.
+
+Activations are not batch-invariant: torch computes the last elements of a tensor, those that fill
+no vector, with another exponential, and which ones those are depends on the number of rows.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ def activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
             return functional.relu(x)
 
 
-@gated_activation.kernel("reference", preference=0, level=Level.REFERENCE, batch_invariant=True)
+@gated_activation.kernel("reference", preference=0, level=Level.REFERENCE)
 def gated_activation_reference(
     gate_up: torch.Tensor, activation: Activation, out: torch.Tensor
 ) -> None:
@@ -33,7 +37,7 @@ def gated_activation_reference(
     out.copy_(activate(gate, activation) * up)
 
 
-@plain_activation.kernel("reference", preference=0, level=Level.REFERENCE, batch_invariant=True)
+@plain_activation.kernel("reference", preference=0, level=Level.REFERENCE)
 def plain_activation_reference(x: torch.Tensor, activation: Activation, out: torch.Tensor) -> None:
     """Upcast, rounded once."""
     out.copy_(activate(widen(x), activation))

@@ -1,4 +1,7 @@
-"""Activations and sums in the dtype of the rows, no upcast copies."""
+"""Activations and sums in the dtype of the rows, no upcast copies.
+
+Activations are not batch-invariant for the reason given with the reference.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from hal.opset import add, gated_activation, plain_activation
 from hal.opset.elementwise import Activation
 
 
-@gated_activation.kernel("torch", preference=50, rejects=needs_float, batch_invariant=True)
+@gated_activation.kernel("torch", preference=50, rejects=needs_float)
 def gated_activation_torch(
     gate_up: torch.Tensor, activation: Activation, out: torch.Tensor
 ) -> None:
@@ -19,7 +22,7 @@ def gated_activation_torch(
     torch.mul(activate(gate, activation), up, out=out)
 
 
-@plain_activation.kernel("torch", preference=50, rejects=needs_float, batch_invariant=True)
+@plain_activation.kernel("torch", preference=50, rejects=needs_float)
 def plain_activation_torch(x: torch.Tensor, activation: Activation, out: torch.Tensor) -> None:
     """torch computes 16-bit activations in float32 and rounds once."""
     out.copy_(activate(x, activation))
