@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hal import opset
+from hal.binding import Binder
 from hal.dtypes import DType
 from hal.engine.batch import Batch
 from hal.engine.layers.decoder import Decoder, LogitsScratch, Step
 from hal.engine.token_sampler import PendingTokens, TokenSampler
 from hal.opset.attention import AttentionFamily, AttentionMeta
 from hal.opset.indexing import TokenProblem
-from hal.select import Binder
 from hal.tensor import Tensor
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from hal import opset
+from hal.binding import Binder
 from hal.device import Device, Event
 from hal.dtypes import DType
 from hal.engine.batch import SampledLogprobs, SamplingBatch, StepResult
 from hal.opset.indexing import TokenProblem
 from hal.opset.sampling import SampleProblem, SamplingInputs
 from hal.sampling_params import MAX_LOGPROBS
-from hal.select import Binder
 from hal.tensor import Tensor
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hal.kernels
+from hal.binding import Arena, Binder
 from hal.collective import Collective
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.device import Capabilities, Device
@@ -26,7 +27,7 @@ from hal.engine.weights import CheckpointReader
 from hal.errors import ConfigError, UnsupportedError
 from hal.kv import KVGroup, group_layers
 from hal.memory import MemoryPlan, PlanInputs, plan_memory
-from hal.select import Arena, Binder, Selection, SelectionPolicy, Selector
+from hal.select import Selection, SelectionPolicy, Selector
 
 NUM_NULL_BLOCKS = 1
 

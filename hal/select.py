@@ -11,12 +11,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from hal.device import Capabilities, Device
-from hal.dtypes import DType
+from hal.device import Capabilities
 from hal.errors import ConfigError, SelectionError
-from hal.tensor import Tensor
+
+if TYPE_CHECKING:
+    from hal.binding import Binder
 
 
 class Level(StrEnum):
@@ -245,83 +246,3 @@ class Selector:
 def _nothing_fits(op: Op, problem: Any, caps: Capabilities, rejected: list[Rejection]) -> str:
     reasons = "; ".join(f"{r.kernel}: {r.reason}" for r in rejected) or "no kernel is registered"
     return f"no kernel of {op.name} runs {problem} on {caps.name} ({caps.arch}): {reasons}"
-
-
-class Buffer:
-    """A named piece of the step arena; `rows(n)` is its first n rows once the arena exists."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: DType) -> None:
-        self.shape = shape
-        self.dtype = dtype
-        self._tensor: Tensor | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return self.dtype.num_bytes(count)
-
-    def place(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-
-    def rows(self, num_rows: int) -> Tensor:
-        assert self._tensor is not None, "the step arena is not allocated yet"
-        return self._tensor[:num_rows]
-
-
-class Arena:
-    """The step's intermediate results: declared while binding, summed by the plan, made once.
-
-    Equal (name, width, dtype) declarations share one buffer of `max_tokens` rows: layers run one
-    after the other, so each may overwrite what the layer before left.
-    """
-
-    def __init__(self, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
-        self._buffers: dict[tuple[str, tuple[int, ...], DType], Buffer] = {}
-
-    def buffer(
-        self, name: str, width: int | tuple[int, ...], dtype: DType, rows: int | None = None
-    ) -> Buffer:
-        """Declare [rows or max_tokens, *width]; returns the shared handle."""
-        tail = (width,) if isinstance(width, int) else width
-        shape = (self.max_tokens if rows is None else rows, *tail)
-        return self._buffers.setdefault((name, shape, dtype), Buffer(shape, dtype))
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(buffer.num_bytes for buffer in self._buffers.values())
-
-    def allocate(self, device: Device) -> None:
-        for buffer in self._buffers.values():
-            buffer.place(device.empty(buffer.shape, buffer.dtype))
-
-
-class Binder:
-    """Binds sites to kernels on a device: what composite kernels and layers build themselves with.
-
-    device is None while planning for a device that is absent: nothing is allocated then.
-    """
-
-    def __init__(self, selector: Selector, arena: Arena, device: Device | None) -> None:
-        self.selector = selector
-        self.arena = arena
-        self._device = device
-        self._shared: dict[tuple[str, Any], Any] = {}
-
-    @property
-    def device(self) -> Device:
-        assert self._device is not None, "a plan for an absent device allocates nothing"
-        return self._device
-
-    def bind(self, op: Op, problem: Any) -> Any:
-        """The chosen kernel of this site, ready to call."""
-        return self.selector.select(op, problem).kernel.bind(problem, self)
-
-    def shared(self, op: Op, problem: Any) -> Any:
-        """Like `bind`, but equal problems get the same object: for families without weights."""
-        key = (op.name, problem)
-        if key not in self._shared:
-            self._shared[key] = self.bind(op, problem)
-        return self._shared[key]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hal import opset
+from hal.binding import Binder, Buffer
 from hal.collective import Collective
 from hal.dtypes import DType
 from hal.engine.layers.parameters import (
@@ -33,7 +34,6 @@ from hal.opset.elementwise import Activation
 from hal.opset.indexing import GatherProblem
 from hal.opset.norm import NormProblem
 from hal.opset.vocab import VocabFamily, VocabProblem
-from hal.select import Binder, Buffer
 from hal.tensor import Tensor
 
 # The names that configs use for the same function.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hal import opset
+from hal.binding import Buffer
 from hal.engine.layers.builder import Attention, Builder
 from hal.kv import KVKind, KVSpec
 from hal.opset.attention import AttentionFamily
 from hal.opset.indexing import GatherProblem
 from hal.opset.vocab import VocabFamily
-from hal.select import Buffer
 from hal.tensor import Tensor
 
 Norm = Callable[[Tensor, Tensor | None, Tensor], None]

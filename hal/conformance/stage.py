@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hal.binding import Arena, Binder
 from hal.device import Device
 from hal.dtypes import DType
 from hal.opset import store
 from hal.opset.indexing import GatherProblem
-from hal.select import Arena, Binder, Kernel, Selector
+from hal.select import Kernel, Selector
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hal.binding import Binder
 from hal.dtypes import DType
-from hal.select import Binder, declare
+from hal.select import declare
 from hal.tensor import Tensor
 
 

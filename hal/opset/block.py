@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from hal.binding import Binder
 from hal.dtypes import DType
 from hal.opset.attention import AttentionFamily, AttentionProblem, RopeProblem
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily
-from hal.select import Binder, declare
+from hal.select import declare
 from hal.tensor import Tensor
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from hal.binding import Binder
 from hal.device import Device
 from hal.dtypes import DType
-from hal.select import Binder, declare
+from hal.select import declare
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
 from hal.kernels.reference.attention import PagedAttention
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import attention
 from hal.opset.attention import AttentionMeta, AttentionProblem
-from hal.select import Binder
 from hal.tensor import Tensor
 
 

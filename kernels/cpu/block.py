@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
 from hal.kernels.cpu.linear import PackedUp
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
-from hal.select import Binder
 from hal.tensor import Tensor
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hal.binding import Binder
 from hal.device import Device
 from hal.kernels.cpu import native
 from hal.kernels.cpu.packed_weight import PackedWeight
@@ -11,7 +12,6 @@ from hal.kernels.reference.tensors import as_torch
 from hal.opset import linear
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily, LinearProblem
-from hal.select import Binder
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 

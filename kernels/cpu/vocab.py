@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
 from hal.kernels.cpu.linear import multiply
@@ -11,7 +12,6 @@ from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
 from hal.opset.vocab import VocabFamily, VocabProblem
-from hal.select import Binder
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hal.binding import Binder
 from hal.kernels.reference.tensors import as_torch, widen
 from hal.opset import attention
 from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem
-from hal.select import Binder, Level
+from hal.select import Level
 from hal.tensor import Tensor
 
 

@@ -7,6 +7,7 @@ fused kernel at this level goes first.
 
 from __future__ import annotations
 
+from hal.binding import Binder
 from hal.opset import (
     attention,
     attention_block,
@@ -26,7 +27,6 @@ from hal.opset.block import (
 )
 from hal.opset.elementwise import ActivationProblem
 from hal.opset.linear import LinearFamily, LinearProblem
-from hal.select import Binder
 from hal.tensor import Tensor
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from hal.binding import Binder
 from hal.device import Device
 from hal.kernels.reference.tensors import as_torch, widen
 from hal.kernels.reference.weight_rows import store_rows, store_values
 from hal.opset import linear
 from hal.opset.linear import LinearFamily, LinearProblem
-from hal.select import Binder, Level
+from hal.select import Level
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from hal.binding import Binder
 from hal.device import Device
 from hal.kernels.reference.tensors import as_torch, widen
 from hal.kernels.reference.weight_rows import store_rows
 from hal.opset import vocab
 from hal.opset.vocab import VocabFamily, VocabProblem
-from hal.select import Binder, Level
+from hal.select import Level
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from hal.binding import Binder
 from hal.conformance.case import Case
 from hal.conformance.cases import cases_by_op
 from hal.conformance.run import conform
@@ -25,7 +26,7 @@ from hal.kernels.reference.sampling import sample_reference
 from hal.kernels.reference.tensors import as_torch
 from hal.opset.attention import AttentionMeta, AttentionProblem, RopeProblem
 from hal.opset.sampling import SamplingInputs
-from hal.select import OPS, Binder, Kernel, Traits
+from hal.select import OPS, Kernel, Traits
 from hal.tensor import Tensor
 
 register_all()

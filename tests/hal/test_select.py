@@ -8,20 +8,11 @@ from typing import Any
 
 import pytest
 
+from hal.binding import Arena, Binder
 from hal.device import Capabilities, Feature, Memory, MemoryKind
 from hal.dtypes import DType
 from hal.errors import ConfigError, SelectionError
-from hal.select import (
-    OPS,
-    Arena,
-    Binder,
-    Level,
-    Op,
-    Rejection,
-    SelectionPolicy,
-    Selector,
-    declare,
-)
+from hal.select import OPS, Level, Op, Rejection, SelectionPolicy, Selector, declare
 
 CPU = Capabilities(
     vendor="intel",
