@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hal.device import Capabilities
 from hal.errors import ConfigError, SelectionError
@@ -26,12 +26,6 @@ class Level(StrEnum):
     NATIVE = "native"
     UPCAST = "upcast"
     REFERENCE = "reference"
-
-
-class Problem(Protocol):
-    """What must be known to choose a kernel: a frozen dataclass, hashable, printable."""
-
-    def __hash__(self) -> int: ...
 
 
 Rejects = Callable[[Capabilities, Any], str | None]
