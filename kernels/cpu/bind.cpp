@@ -184,14 +184,22 @@ void call_attention(Address q, int64_t q_stride, Address kv, int64_t num_kv_head
                .num_threads = num_threads});
 }
 
-void call_argmax(Address logits, int64_t stride, int64_t rows, int64_t vocab, Address out,
-                 int num_threads) {
+void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Address temperature,
+                 Address top_k, Address top_p, Address min_p, Address seeds, Address token_index,
+                 bool has_filters, Address tokens, int num_threads) {
     nb::gil_scoped_release release;
-    argmax({.logits = at<float>(logits),
+    sample({.logits = at<float>(logits),
             .stride = stride,
             .rows = rows,
             .vocab = vocab,
-            .out = at<int32_t>(out),
+            .temperature = at<float>(temperature),
+            .top_k = at<int32_t>(top_k),
+            .top_p = at<float>(top_p),
+            .min_p = at<float>(min_p),
+            .seeds = at<int64_t>(seeds),
+            .token_index = at<int32_t>(token_index),
+            .has_filters = has_filters,
+            .tokens = at<int32_t>(tokens),
             .num_threads = num_threads});
 }
 
@@ -228,6 +236,6 @@ NB_MODULE(_C, m) {
     m.def("qk_norm_rope", &call_qk_norm_rope);
     m.def("write_kv", &call_write_kv);
     m.def("attention", &call_attention);
-    m.def("argmax", &call_argmax);
+    m.def("sample", &call_sample);
 #endif
 }

@@ -9,7 +9,7 @@ from hal.opset import gather_rows
 
 
 @gather_rows.kernel(
-    "avx512",
+    "avx512_bf16",
     preference=100,
     batch_invariant=True,
     rejects=native.needs_cpu,

@@ -200,17 +200,24 @@ struct AttentionArgs {
 };
 void attention(const AttentionArgs& args);
 
-// Index of the largest value of each row, the lowest index among equals; -1 where the row holds a
-// NaN or its maximum is not finite.
-struct ArgmaxArgs {
+// A token of each row: -1 where the row holds a NaN or its maximum is not finite, the lowest id of
+// the maximum at temperature 0, else a draw as the op `sample` defines it.
+struct SampleArgs {
     const float* logits;
     int64_t stride;
     int64_t rows;
     int64_t vocab;
-    int32_t* out;
+    const float* temperature;  // nullable: all rows greedy, and none of the following is read
+    const int32_t* top_k;
+    const float* top_p;
+    const float* min_p;
+    const int64_t* seeds;
+    const int32_t* token_index;
+    bool has_filters;  // false: top_k, top_p and min_p of every row are off
+    int32_t* tokens;
     int num_threads;
 };
-void argmax(const ArgmaxArgs& args);
+void sample(const SampleArgs& args);
 
 // out[i] = table[ids[i]], rows of row_bytes bytes.
 struct GatherArgs {

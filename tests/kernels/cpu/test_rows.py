@@ -1,15 +1,12 @@
-"""Kernels that work row by row: norms, activations, rotation, greedy sampling."""
+"""Kernels that work row by row: norms, activations, rotation, look-up."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
 from hal.conformance.limits import LIMITS, relative_l2
 from hal.dtypes import DType
-from hal.kernels.cpu import native
 from hal.kernels.cpu.elementwise import gated_activation_avx512, plain_activation_avx512
 from hal.kernels.cpu.indexing import gather_rows_native
 from hal.kernels.cpu.norm import layer_norm_avx512, rms_norm_avx512
@@ -125,21 +122,6 @@ def rotated(
         parts = [first * cos - second * sin, second * cos + first * sin, rest]
         heads[:, side] = torch.cat(parts, dim=-1)
     return heads.view(len(qkv), -1)
-
-
-@pytest.mark.parametrize("vocab_size", [1, 16, 37, 1000])
-@pytest.mark.usefixtures("stage")
-def test_argmax(vocab_size: int) -> None:
-    logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(0))
-    logits[1, vocab_size // 3 :] = 7.0  # ties: the lowest id
-    logits[2] = -math.inf
-    logits[2, -1] = -1e30
-    logits[3] = -math.inf
-    logits[4, vocab_size // 2] = math.nan
-    tokens = torch.full((5,), 99, dtype=torch.int32)
-    native.load().argmax(logits.data_ptr(), vocab_size, 5, vocab_size, tokens.data_ptr(), 2)
-    first = int(logits[0].argmax())
-    assert tokens.tolist() == [first, vocab_size // 3, vocab_size - 1, -1, -1]
 
 
 @pytest.mark.usefixtures("stage")
