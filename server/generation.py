@@ -97,7 +97,8 @@ class Generation:
             for request in self._requests:
                 await self._engine.submit(request, self._sink)
         except BaseException as error:
-            if self._abort_all() and isinstance(error, asyncio.CancelledError):
+            self._abort_all()
+            if isinstance(error, asyncio.CancelledError):
                 self._metrics.aborted("client_disconnect")
             self._num_open = 0
             raise

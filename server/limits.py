@@ -26,6 +26,7 @@ MAX_HEADERS = 128
 BODY_TIMEOUT_S = 60.0
 OPEN_PATHS = frozenset({"/live", "/ready", "/health"})
 """The only paths that need no API key."""
+PROBE_PATHS = OPEN_PATHS | {"/metrics"}
 
 _DISCARD_TIMEOUT_S = 5.0
 _HOST = re.compile(rb"([A-Za-z0-9]([A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
@@ -80,7 +81,10 @@ class RequestLog:
                 status = 499
         seconds = time.monotonic() - started_at
         self._observe(HttpRecord(scope["method"], scope["path"], status, seconds))
-        access_log.info(
+        # Probes and scrapes come every few seconds; their lines would bury the requests.
+        level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
+        access_log.log(
+            level,
             "%s %s %r %d %.1f ms",
             scope["hal_request_id"],
             scope["method"],

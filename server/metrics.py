@@ -13,7 +13,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
-    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -48,7 +47,6 @@ class ServerMetrics:
     """All metrics of one server, in a registry of its own."""
 
     def __init__(self, model_name: str, view: Callable[[], EngineView | None]) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
         self._registry = CollectorRegistry()
         self._model_name = model_name
         self._registry.register(_EngineCollector(model_name, view))

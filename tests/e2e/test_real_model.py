@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from fake_serving import ServerProcess, is_alive, serving, wait_for
+from fake_serving import ServerProcess, is_alive, open_request, serving, wait_for
 
 import hal.tiny
 
@@ -153,14 +153,8 @@ def test_what_does_not_fit_the_context(client: openai.OpenAI) -> None:
 def test_a_client_that_leaves_frees_its_blocks(server: ServerProcess, stream: bool) -> None:
     body = {"prompt": LONG_PROMPT, "max_tokens": 700, "ignore_eos": True, "stream": stream, "n": 4}
     before = num_aborted(server)
-    with httpx.Client(verify=False, timeout=0.5) as impatient:
-        with (
-            pytest.raises(httpx.ReadTimeout),
-            impatient.stream("POST", completions(server), json=body) as answer,
-        ):
-            if stream:
-                next(answer.iter_bytes())
-                raise httpx.ReadTimeout("seen enough")
+    with open_request(server, "/v1/completions", body):
+        wait_for(lambda: server.metric("kv_blocks", state="used") > 0, server)
     wait_for(lambda: num_aborted(server) == before + 1, server)
     wait_for(lambda: server.metric("num_requests_running") == 0, server)
     wait_for(lambda: server.metric("kv_blocks", state="used") == 0, server)
@@ -181,7 +175,7 @@ def test_ctrl_c_during_a_stream(device_name: str) -> None:
         server.wait_ready()
         engine = server.engine_pid()
         body = {"prompt": "a", "max_tokens": 1000, "ignore_eos": True, "stream": True, "n": 8}
-        lines = []
+        lines: list[str] = []
         with (
             httpx.Client(verify=False, timeout=60) as client,
             client.stream("POST", completions(server), json=body) as answer,
@@ -233,7 +227,7 @@ def test_a_damaged_model(tmp_path: Path, damage: str) -> None:
         (["--device", "toaster"], 2, "toaster"),
         (["--device", "cpu", "--max-model-len", "4096"], 2, "1024"),
         (["--device", "cpu", "--memory", "1MiB"], 4, "MiB"),
-        (["--device", "cpu", "--kernel", "linear=nonsense"], 5, "nonsense"),
+        (["--device", "cpu", "--kernel", "linear=nonsense"], 2, "nonsense"),
     ],
 )
 def test_settings_that_cannot_work(arguments: list[str], code: int, piece: str) -> None:

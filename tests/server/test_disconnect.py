@@ -6,12 +6,12 @@ import socket
 from collections.abc import Iterator
 
 import httpx
-import orjson
 import pytest
 from fake_serving import (
     ServerProcess,
     fake_arguments,
     ids,
+    open_request,
     rule,
     serving,
     wait_for,
@@ -37,20 +37,6 @@ def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
         yield process.wait_ready()
 
 
-def connect(server: ServerProcess, path: str, body: dict[str, object]) -> socket.socket:
-    """Send a request; the caller closes the connection whenever it likes."""
-    url = httpx.URL(server.url)
-    assert url.port is not None
-    payload = orjson.dumps(body)
-    connection = socket.create_connection((url.host, url.port))
-    connection.sendall(
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(payload)}\r\n\r\n".encode()
-        + payload
-    )
-    return connection
-
-
 def is_idle(server: ServerProcess) -> bool:
     return (
         server.metric("num_requests_running") == 0
@@ -69,7 +55,7 @@ def test_a_client_that_leaves_while_its_request_runs(
     before = server.metric("requests_aborted_total", cause="client_disconnect")
     generated = server.metric("generation_tokens_total")
     body = {**SLOW, "stream": stream, "messages": [{"role": "user", "content": "slow"}]}
-    with connect(server, path, body):
+    with open_request(server, path, body):
         wait_for(lambda: server.metric("kv_blocks", state="used") > 0, server)
         assert server.metric("num_requests_running") == 1
     wait_for(lambda: is_idle(server), server)
@@ -81,7 +67,7 @@ def test_clients_that_leave_while_they_wait(slow_server: ServerProcess) -> None:
     server = slow_server
     before = server.metric("requests_aborted_total", cause="client_disconnect")
     connections = [
-        connect(server, "/v1/completions", {**SLOW, "stream": i % 2 == 0}) for i in range(6)
+        open_request(server, "/v1/completions", {**SLOW, "stream": i % 2 == 0}) for i in range(6)
     ]
     wait_for(lambda: server.metric("num_requests_waiting") == 4, server)
     for connection in reversed(connections):
@@ -92,17 +78,17 @@ def test_clients_that_leave_while_they_wait(slow_server: ServerProcess) -> None:
 
 def test_all_prompts_of_a_request_are_aborted(slow_server: ServerProcess) -> None:
     server = slow_server
-    with connect(server, "/v1/completions", {**SLOW, "prompt": ["slow", "slow"], "n": 2}):
+    with open_request(server, "/v1/completions", {**SLOW, "prompt": ["slow", "slow"], "n": 2}):
         wait_for(lambda: server.metric("num_requests_running") == 2, server)
     wait_for(lambda: is_idle(server), server)
 
 
 def test_a_neighbour_is_unharmed(slow_server: ServerProcess) -> None:
     server = slow_server
-    with connect(server, "/v1/completions", {**SLOW, "stream": True}) as connection:
+    with open_request(server, "/v1/completions", {**SLOW, "stream": True}) as connection:
         wait_for(lambda: server.metric("num_requests_running") == 1, server)
         body = {"prompt": "neighbour", "max_tokens": 20}
-        with connect(server, "/v1/completions", body) as neighbour:
+        with open_request(server, "/v1/completions", body) as neighbour:
             connection.close()
             received = b""
             while b'"finish_reason":"stop"' not in received:

@@ -224,7 +224,7 @@ def test_a_broken_row_is_an_error_for_it_alone(client: openai.OpenAI) -> None:
         client.completions.create(model=MODEL_NAME, prompt="nan")
     assert caught.value.code == "numerical_error"
     stream = client.completions.create(model=MODEL_NAME, prompt="nan", stream=True)
-    texts = []
+    texts: list[str] = []
     with pytest.raises(openai.APIError) as in_stream:
         texts.extend(chunk.choices[0].text for chunk in stream)
     assert in_stream.value.code == "numerical_error"

@@ -90,7 +90,7 @@ def test_it_serves_and_stops(tmp_path: Path) -> None:
     async def run() -> None:
         async with running(tmp_path) as it:
             process = it.engine.process
-            assert process.state is EngineState.READY
+            assert it.engine.is_ready
             assert await tokens_of(await it.submit("ab")) == [*ids("ab"), EOS]
             os.kill(process.pid, signal.SIGINT)  # Ctrl-C is the front's business
             os.kill(process.pid, signal.SIGTERM)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -134,6 +135,20 @@ class ServerProcess:
                 lines.append(line.rstrip("\n"))
 
 
+def open_request(server: ServerProcess, path: str, body: dict[str, object]) -> socket.socket:
+    """Send a request; the caller closes the connection whenever it likes."""
+    url = httpx.URL(server.url)
+    assert url.port is not None
+    payload = json.dumps(body).encode()
+    connection = socket.create_connection((url.host, url.port))
+    connection.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\n\r\n".encode()
+        + payload
+    )
+    return connection
+
+
 def wait_for(probe: Callable[[], Value], server: ServerProcess | None = None) -> Value:
     """Ask again until the answer is true; fails with what the server has said."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -142,7 +157,7 @@ def wait_for(probe: Callable[[], Value], server: ServerProcess | None = None) ->
             return value
         time.sleep(0.01)
     said = [] if server is None else server.out_lines + server.error_lines
-    raise AssertionError("it did not happen; the server said:\n" + "\n".join(said))
+    raise AssertionError("it did not happen; the server said:\n" + "\n".join(said[-40:]))
 
 
 @contextmanager
