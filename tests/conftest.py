@@ -1,4 +1,4 @@
-"""What every test shares: the device under test, no network, two threads."""
+"""What every test shares: the device under test, no network, one thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 # Before torch or a hub client is imported, here or in a child process.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Test shapes are tiny: a second thread would only wait, for seconds on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -61,7 +61,7 @@ def sample(logits: Tensor, inputs: SamplingInputs, tokens: Tensor) -> None:
     """tokens[n] = a token of row n, or -1 where the row has a NaN or no finite maximum.
 
     logits [N, vocab_size] float32 (unchanged), tokens [N] int32
-    temperature 0: argmax, ties to the lowest id. Otherwise: scale by 1 / temperature, keep the
+    temperature 0: argmax, ties to the lowest id. Otherwise: (logit - max) / temperature, keep the
     top_k largest (ties at the edge stay), then tokens with p >= min_p * max p, then the smallest
     set with mass >= top_p (of the distribution after top_k), then argmax of logit + Gumbel noise.
     Noise of (seed, token_index, id): Philox4x32-10 with key (seed low, seed high) and counter
