@@ -144,6 +144,7 @@ def main() -> None:
         "commit": commit(),
         "machine": machine(),
         "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 1),
         "prompt_len": PROMPT_LEN,
         "block_size": BLOCK_SIZE,
         "steps_per_round": STEPS_PER_ROUND,

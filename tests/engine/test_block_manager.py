@@ -281,7 +281,12 @@ class WindowedMachine(BlockManagerMachine):
     window = 6
 
 
-MACHINE_SETTINGS = settings(deadline=None, stateful_step_count=40)
+# `--hypothesis-profile long` searches deeper, see conftest.py.
+MACHINE_SETTINGS = (
+    settings()
+    if settings.get_current_profile_name() == "long"
+    else settings(deadline=None, max_examples=40, stateful_step_count=30)
+)
 TestAnyTables = BlockManagerMachine.TestCase
 TestAnyTables.settings = MACHINE_SETTINGS
 TestAnyWindowedTables = WindowedMachine.TestCase

@@ -122,6 +122,7 @@ def test_an_interrupt_passes_unchanged_and_the_engine_goes_on() -> None:
     engine.add(make_request("a"))
     with pytest.raises(KeyboardInterrupt):
         engine.step()
+    assert engine.has_work, "its end has not been delivered"
     assert [output.finish_reason for output in engine.step()] == [FinishReason.ERROR]
     request = make_request("b")
     engine.add(request)

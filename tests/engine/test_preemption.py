@@ -43,6 +43,29 @@ def test_an_urgent_request_takes_back_what_this_step_gave_to_a_less_urgent_one()
     assert tokens == expect_all(requests, config)
 
 
+def test_nobody_is_preempted_when_the_slots_would_still_not_do() -> None:
+    config = replace(CONFIG, max_num_seqs=2)
+    engine, _ = make_engine(config)
+    engine.add(make_request("equal", (1,), 0, max_tokens=3, ignore_eos=True))
+    engine.add(make_request("low", (2,), 1, max_tokens=3, ignore_eos=True))
+    engine.step()
+    engine.add(make_request("urgent", (3,), 0, n=2))
+    assert [output.request_id for output in engine.step()] == ["equal", "low"]
+    assert engine.stats().num_preemptions == 0
+
+
+def test_recomputing_is_no_prefix_query() -> None:
+    config = replace(CONFIG, max_num_seqs=1)
+    engine, _ = make_engine(config)
+    engine.add(make_request("patient", (1,) * 9, 5, ignore_eos=True))
+    engine.step()
+    engine.add(make_request("urgent", (2,) * 3, 0, max_tokens=1))
+    outputs = [output for _ in range(3) for output in engine.step()]
+    assert [output.num_cached_tokens for output in outputs] == [0, 0, 0]
+    stats = engine.stats()
+    assert (stats.num_preemptions, stats.num_prefix_queries, stats.num_prefix_hits) == (1, 12, 0)
+
+
 def test_nobody_is_preempted_when_that_would_not_help() -> None:
     config = replace(CONFIG, num_blocks=9, prefix_caching=False, max_num_batched_tokens=40)
     engine, _ = make_engine(config)

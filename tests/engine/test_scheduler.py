@@ -171,7 +171,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestAnyTraffic = SchedulerMachine.TestCase
-TestAnyTraffic.settings = settings(deadline=None, stateful_step_count=30)
+# `--hypothesis-profile long` searches deeper, see conftest.py.
+TestAnyTraffic.settings = (
+    settings()
+    if settings.get_current_profile_name() == "long"
+    else settings(deadline=None, max_examples=40, stateful_step_count=30)
+)
 
 
 def test_decodes_run_before_prefills_and_the_budget_is_filled() -> None:
@@ -307,6 +312,14 @@ def test_length_stop_and_ids_end_a_sequence() -> None:
         "model": (FinishReason.LENGTH, None),
         "eos": (FinishReason.STOP, None),
     }
+
+
+def test_ignored_eos_is_a_token_like_any_other() -> None:
+    request = make_request(max_tokens=6, ignore_eos=True)
+    plain = generate_alone(request, 0, CONFIG)
+    engine, _ = make_engine(CONFIG)
+    engine.add(replace(request, eos_token_ids=frozenset(plain)))
+    assert run_all(engine) == {("r", 0): plain}
 
 
 def test_a_row_that_is_not_finite_ends_alone_and_publishes_nothing() -> None:
