@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from importlib.metadata import PackageNotFoundError, version
 
 import orjson
 from fastapi import FastAPI
@@ -12,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+import hal
 from hal.server.chat import create_chat_completion
 from hal.server.completions import create_completion
 from hal.server.errors import ApiError, internal_error, invalid_value, model_not_found
@@ -89,7 +89,7 @@ async def metrics(front: Front, http: HttpRequest) -> Response:
 
 
 async def show_version(front: Front, http: HttpRequest) -> Response:
-    return json_response({"version": runtime_version()})
+    return json_response({"version": hal.__version__})
 
 
 async def show_plan(front: Front, http: HttpRequest) -> Response:
@@ -156,13 +156,6 @@ async def detokenize(front: Front, http: HttpRequest) -> Response:
     check_token_ids(body.tokens, front.info.vocab_size, "tokens")
     prompt = text.tokenizer.decode(body.tokens, skip_special_tokens=bool(body.skip_special_tokens))
     return json_response({"prompt": prompt}, ignored_header(body))
-
-
-def runtime_version() -> str:
-    try:
-        return version("hal-runtime")
-    except PackageNotFoundError:
-        return "0+checkout"
 
 
 def _model_card(front: Front) -> dict[str, object]:

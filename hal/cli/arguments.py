@@ -130,28 +130,36 @@ class _Parser(argparse.ArgumentParser):
 
 
 class CommandLine:
-    """One command's flags; `parse()` gives only what the user set, by the field's name."""
+    """One command's flags; `parse()` gives only what the user set, by the field's name.
 
-    def __init__(self, prog: str, description: str, groups: Sequence[FlagGroup]) -> None:
-        own = {flag.name for group in groups for flag in group.flags}
-        aliases = tuple(f for f in ALIAS_FLAGS.flags if f.name not in own)
-        self._flags = (MODEL, *(f for g in groups for f in g.flags), *aliases)
+    takes_model: whether there is MODEL, and with it vLLM's names for engine settings.
+    """
+
+    def __init__(
+        self, prog: str, description: str, groups: Sequence[FlagGroup], *, takes_model: bool = True
+    ) -> None:
+        own = tuple(flag for group in groups for flag in group.flags)
+        names = {flag.name for flag in own}
+        hidden = (MODEL, *(f for f in ALIAS_FLAGS.flags if f.name not in names))
+        self._flags = (*own, *hidden) if takes_model else own
+        self._takes_model = takes_model
         self._parser = _Parser(
             prog=prog,
             description=description,
-            epilog=textwrap.fill(_EPILOG, width=80, break_on_hyphens=False),
+            epilog=_epilog(takes_model),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             add_help=False,
         )
-        self._parser.add_argument(
-            "model_positional", metavar="MODEL", nargs="?", help=_shown(MODEL)
-        )
+        if takes_model:
+            self._parser.add_argument(
+                "model_positional", metavar="MODEL", nargs="?", help=_shown(MODEL)
+            )
         for group in groups:
             section = self._parser.add_argument_group(group.title)
             for flag in group.flags:
                 _add(section, flag)
-        for flag in (MODEL, *aliases):
+        for flag in self._flags[len(own) :]:
             _add(self._parser, flag)
         last = self._parser.add_argument_group("about")
         last.add_argument("-h", "--help", action="help", help="show this and exit")
@@ -195,7 +203,8 @@ class CommandLine:
     def _unknown(self, argument: str) -> str:
         flag = argument.split("=", 1)[0]
         if not flag.startswith("-"):
-            return f"unexpected argument {argument!r}; only one MODEL is taken"
+            taken = "only one MODEL is taken" if self._takes_model else "no MODEL is taken"
+            return f"unexpected argument {argument!r}; {taken}"
         guess = nearest(flag, [f"--{f.name}" for f in self._flags])
         hint = f"did you mean {guess}?" if guess else f"see {self._parser.prog} --help"
         return f"unknown flag {flag}; {hint}"
@@ -204,12 +213,19 @@ class CommandLine:
 # Flags of other commands: one environment serves all of them.
 SHARED_NAMES = ("host", "port", "api-key", "served-model-name", "shutdown-timeout")
 
-_EPILOG = (
-    "Every flag can be set in the environment as HAL_<FLAG>, e.g. HAL_MAX_MODEL_LEN=4096. "
-    "vLLM's names are understood too: "
+_ENVIRONMENT = (
+    "Every flag can be set in the environment as HAL_<FLAG>, e.g. HAL_MAX_MODEL_LEN=4096."
+)
+_ALIASES = (
+    " vLLM's names are understood too: "
     + ", ".join(f"--{a.name.replace('_', '-')}" for a in ALIASES if a.becomes or a.reason)
     + "; a value that is not honoured is refused with the reason."
 )
+
+
+def _epilog(takes_model: bool) -> str:
+    text = _ENVIRONMENT + _ALIASES if takes_model else _ENVIRONMENT
+    return textwrap.fill(text, width=80, break_on_hyphens=False)
 
 
 def engine_config(values: Mapping[str, object]) -> EngineConfig:
@@ -275,11 +291,7 @@ def _merge_model(values: dict[str, object]) -> dict[str, object]:
 
 
 def _print_version(prog: str) -> NoReturn:
-    from importlib.metadata import PackageNotFoundError, version
+    import hal
 
-    try:
-        number = version("hal-runtime")
-    except PackageNotFoundError:
-        number = "not installed (running from a checkout)"
-    print(f"{prog} {number}")
+    print(f"{prog} {hal.__version__}")
     raise SystemExit(0)

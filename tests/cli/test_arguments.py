@@ -122,3 +122,15 @@ def test_no_abbreviations() -> None:
 def test_the_last_line_is_the_cause(capsys: pytest.CaptureFixture[str]) -> None:
     assert report_error("hal-test", WeightsError("a.safetensors is cut")) == 3
     assert capsys.readouterr().err == "hal-test: HAL-E210: a.safetensors is cut\n"
+
+
+def test_a_command_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    bare = CommandLine("hal-bare", "No model.", (ENGINE_FLAGS,), takes_model=False)
+    assert bare.parse(["--device", "cpu"], {"HAL_MODEL": "x"}) == {"device": "cpu"}
+    with pytest.raises(ConfigError, match="unexpected argument 'folder'; no MODEL"):
+        bare.parse(["folder"], {})
+    with pytest.raises(ConfigError, match="unknown flag --gpu-memory-utilization"):
+        bare.parse(["--gpu-memory-utilization", "0.5"], {})
+    with pytest.raises(SystemExit):
+        bare.parse(["--help"], {})
+    assert "MODEL" not in capsys.readouterr().out.replace("MAX_MODEL_LEN", "")
