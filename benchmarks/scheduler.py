@@ -9,18 +9,14 @@ that a busy machine does not count:
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import time
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 
 import numpy as np
+import record
 
 from hal.engine.batch import Batch, StepResult
 from hal.engine.engine import Engine
@@ -121,38 +117,20 @@ def measure(num_seqs: int, case: str) -> Row:
     return Row(num_seqs, case, statistics.median(warm), min(warm), max(warm))
 
 
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def machine() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scheduler.json"))
+    parser.add_argument("--out", type=Path, default=record.RESULTS / "scheduler.json")
     out = parser.parse_args().out
     rows = [measure(num_seqs, case) for case in CASES for num_seqs in NUM_SEQS]
     report = {
-        "benchmark": "scheduler",
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 1),
+        **record.header("scheduler"),
         "prompt_len": PROMPT_LEN,
         "block_size": BLOCK_SIZE,
         "steps_per_round": STEPS_PER_ROUND,
         "rounds": NUM_ROUNDS,
         "rows": [asdict(row) for row in rows],
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    record.write(out, report)
     for row in rows:
         print(
             f"{row.case:10} {row.num_seqs:5} sequences: {row.median_us:.2f} us per sequence and "
