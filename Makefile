@@ -5,11 +5,13 @@ STAMP := $(VENV)/.installed
 NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cmake kernels/cpu/*.cpp kernels/cpu/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format clean
+.PHONY: help install serve test test-long conformance check format clean
 
 help:
 	@echo "make serve    serve the embedded model on http://127.0.0.1:8000   (ARGS='--port 9000')"
 	@echo "make test     every test, with the time of each suite             (SUITES='engine kernels')"
+	@echo "make test-long    the state machines with 5000 examples each"
+	@echo "make conformance  every kernel against the float64 oracle"
 	@echo "make check    format, ruff, mypy, sizes, layout"
 	@echo "make format   let ruff rewrite the sources"
 	@echo "make install  only create $(VENV) and install into it"
@@ -26,6 +28,12 @@ serve: $(STAMP)
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/run_suites.sh $(SUITES)
+
+test-long: $(STAMP)
+	$(BIN)/pytest -q tests/engine --hypothesis-profile long
+
+conformance: $(STAMP)
+	$(BIN)/pytest -q tests/conformance
 
 check: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check.sh
