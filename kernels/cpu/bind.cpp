@@ -23,10 +23,6 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-DType dtype_of(int code) { return static_cast<DType>(code); }
-
-PackedShape packed_shape(int64_t n, int64_t k, int dtype) { return {n, k, dtype_of(dtype)}; }
-
 // Streaming a weight through 4 KiB pages loses a quarter of the bandwidth to page-bound
 // prefetchers. Best effort: false where the system has no such advice or refuses it.
 bool advise_huge_pages(Address address, int64_t bytes) {
@@ -42,6 +38,10 @@ bool advise_huge_pages(Address address, int64_t bytes) {
 }
 
 #if defined(HAL_HAS_AVX512)
+
+DType dtype_of(int code) { return static_cast<DType>(code); }
+
+PackedShape packed_shape(int64_t n, int64_t k, int dtype) { return {n, k, dtype_of(dtype)}; }
 
 void call_pack_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows, Address dst,
                     int64_t n, int64_t k, int dtype, int64_t first_row, bool gated,

@@ -24,13 +24,12 @@ struct Sums {
 // The rows of one item, cut from a thread's arena.
 template <class T>
 struct Scratch {
-    const T* keys[kTileKeys];       // nullptr: not visible, possibly not even written
-    const T* next_keys[kTileKeys];  // of the tile after, for prefetching
-    T* q;                           // [rows][head_dim]
-    T* k;                           // packed [head_dim / step][keys][step]
-    T* v;                           // packed by 64 columns: [keys / step][columns][step]
-    T* p;                           // [rows][64] softmax weights
-    float* scores;                  // [rows][64]
+    const T* keys[kTileKeys];  // nullptr: not visible, possibly not even written
+    T* q;                      // [rows][head_dim]
+    T* k;                      // packed [head_dim / step][keys][step]
+    T* v;                      // packed by 64 columns: [keys / step][columns][step]
+    T* p;                      // [rows][64] softmax weights
+    float* scores;             // [rows][64]
     Sums split;
     Sums total;
 };
@@ -142,20 +141,6 @@ void find_keys(const AttentionArgs& args, const Item& item, int64_t begin, const
         if (++offset == shape.block_size) {
             offset = 0;
             ++block;
-        }
-    }
-}
-
-template <class T>
-void prefetch_keys(const AttentionArgs& args, const T* const* keys) {
-    const int64_t bytes = args.kv_shape.head_dim * int64_t(sizeof(T));
-    for (int64_t i = 0; i < kTileKeys; ++i) {
-        if (keys[i] == nullptr) continue;
-        const char* k = reinterpret_cast<const char*>(keys[i]);
-        const char* v = reinterpret_cast<const char*>(keys[i] + args.kv_shape.plane());
-        for (int64_t at = 0; at < bytes; at += 64) {
-            _mm_prefetch(k + at, _MM_HINT_T1);
-            _mm_prefetch(v + at, _MM_HINT_T1);
         }
     }
 }
@@ -303,13 +288,10 @@ template <class T>
 void run_split(const AttentionArgs& args, const Item& item, Scratch<T>& s, Range keys) {
     const int64_t rows = item.rows.end - item.rows.begin;
     clear(s.split, rows, s.split.stride - kLanes);
-    int64_t begin = keys.begin / kTileKeys * kTileKeys;
-    find_keys(args, item, begin, s.keys);
-    for (; begin < keys.end; begin += kTileKeys) {
-        find_keys(args, item, begin + kTileKeys, s.next_keys);
-        prefetch_keys(args, s.next_keys);
+    const int64_t first = keys.begin / kTileKeys * kTileKeys;
+    for (int64_t begin = first; begin < keys.end; begin += kTileKeys) {
+        find_keys(args, item, begin, s.keys);
         run_tile(args, item, s, begin);
-        __builtin_memcpy(s.keys, s.next_keys, sizeof(s.keys));
     }
 }
 
