@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """Counts and wall time of one pytest run; `failed` includes errors in set-up and collection."""
+    """Counts and time of one pytest run, imports not included; `failed` includes errors in set-up and collection."""
 
     suite: str
     num_passed: int
@@ -48,7 +48,7 @@ def read_report(path: Path) -> SuiteResult:
 
 
 def table(results: list[SuiteResult]) -> str:
-    lines = [f"{'suite':<20}{'passed':>8}{'failed':>8}{'skipped':>9}{'time':>10}"]
+    lines = [f"{'suite':<20}{'passed':>8}{'failed':>8}{'skipped':>9}{'in tests':>10}"]
     for r in results:
         counts = f"{r.num_passed:>8}{r.num_failed:>8}{r.num_skipped:>9}{r.time_s:>8.1f} s"
         lines.append(f"{r.suite:<20}{counts}")

@@ -26,9 +26,11 @@ status=0
 if (($#)); then suites=("$@"); else mapfile -t suites < <(all_suites); fi
 for suite in "${suites[@]}"; do
   echo "== $suite"
+  start=$SECONDS
   mapfile -t paths < <(paths_of "$suite")
   # shellcheck disable=SC2086  # PYTEST_ARGS is a list of words
   pytest -q --junitxml="$reports/$suite.xml" ${PYTEST_ARGS:-} "${paths[@]}" || status=1
+  echo "$suite: $((SECONDS - start)) s with start-up"
 done
 python scripts/junit_table.py "$reports" || status=1
 exit $status
