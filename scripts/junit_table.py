@@ -15,7 +15,10 @@ from xml.etree import ElementTree
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """Counts and time of one pytest run, imports not included; `failed` includes errors in set-up and collection."""
+    """Counts of one pytest run and its time without start-up.
+
+    Errors in set-up and collection count as failed.
+    """
 
     suite: str
     num_passed: int
