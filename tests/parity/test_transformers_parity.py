@@ -52,6 +52,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 64,
         }
     },
+    "llama-dynamic": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    },
     "llama-bias": {"attention_bias": True, "mlp_bias": True},
     "llama-untied": {"tie_word_embeddings": False},
     "mistral": {"sliding_window": 24},
