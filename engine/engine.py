@@ -28,9 +28,12 @@ class Engine:
         self.scheduler.add(request, self._rng.getrandbits(64) if seed is None else seed)
         self._num_prompt_tokens += len(request.prompt_token_ids)
 
-    def abort(self, request_id: str) -> list[Output]:
-        """End a request now; returns the last output of each choice, none if it is not here."""
-        return self.scheduler.abort(request_id)
+    def abort(self, request_id: str, index: int | None = None) -> list[Output]:
+        """End a request now; returns the last output of each choice, none if it is not here.
+
+        With `index`, only that choice, once it has had a token: its stop string was found.
+        """
+        return self.scheduler.abort(request_id, index)
 
     @property
     def has_work(self) -> bool:

@@ -88,11 +88,17 @@ class Scheduler:
         self._requests[request.request_id] = first.family
         insort(self._waiting, first, key=_waiting_rank)
 
-    def abort(self, request_id: str) -> list[Output]:
-        """End all choices of a request, in whatever state; none if it is not here (any more)."""
+    def abort(self, request_id: str, index: int | None = None) -> list[Output]:
+        """End all choices of a request, in whatever state; none if it is not here (any more).
+
+        With `index`, only that choice, which must have had its first token.
+        """
         assert self._in_flight is None, "abort() between steps only"
         outputs = []
         for seq in list(self._requests.get(request_id, ())):
+            if index is not None and seq.index != index:
+                continue
+            assert index is None or not seq.unforked, "the other choices still hang on this one"
             self._end(seq)
             outputs.append(seq.last_output(FinishReason.ABORT))
         return outputs

@@ -112,6 +112,9 @@ class _Worker(threading.Thread):
         delta = stream.collector.feed(output)
         if delta is not None:
             stream.put(delta)
+            if delta.finish_reason is not None and not stream.collector.finished:
+                # The engine knows nothing of stop strings: it would go on with this choice.
+                self._session.engine.abort(output.request_id, output.index)
         if stream.collector.finished:
             self._abort(output.request_id)
             stream.put(None)

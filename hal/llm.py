@@ -323,6 +323,9 @@ def route(
     delta = collector.feed(output)
     if output.finish_reason is FinishReason.ERROR:
         raise EngineError(f"request {output.request_id}: {output.error}")
+    if delta is not None and delta.finish_reason is not None and not collector.finished:
+        # The engine knows nothing of stop strings: it would go on with this choice.
+        session.engine.abort(output.request_id, output.index)
     if collector.finished:
         del running[output.request_id]
         # A stop string ends a request that the engine would go on with.

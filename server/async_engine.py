@@ -96,13 +96,16 @@ class AsyncEngine:
         return True
 
     def end_choice(self, request_id: str, index: int) -> None:
-        """One choice needs no more tokens: its stop string was found. The last one aborts."""
+        """One choice needs no more tokens: its stop string was found, or it has ended itself."""
         entry = self._inflight.get(request_id)
         if entry is None:
             return
+        is_running = index in entry.open_choices
         entry.open_choices.discard(index)
         if not entry.open_choices:
             self.abort(request_id)
+        elif is_running:
+            self.process.send(Abort(request_id, index))
 
     def fail_all(self, error: Exception) -> None:
         for request_id, entry in list(self._inflight.items()):

@@ -55,7 +55,7 @@ class StepEngine(Protocol):
 
     def add(self, request: Request) -> None: ...
 
-    def abort(self, request_id: str) -> object: ...
+    def abort(self, request_id: str, index: int | None = None) -> object: ...
 
     def step(self) -> Sequence[Output]: ...
 
@@ -148,7 +148,7 @@ class EngineLoop:
         if isinstance(message, Add):
             self._add(engine, message.request)
         elif isinstance(message, Abort):
-            engine.abort(message.request_id)
+            engine.abort(message.request_id, message.index)
 
     def _add(self, engine: StepEngine, request: Request) -> None:
         try:

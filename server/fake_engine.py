@@ -134,8 +134,13 @@ class FakeEngine:
         choices = [_Choice(scripts[i % len(scripts)]) for i in range(request.params.n)]
         self._active[request.request_id] = _Running(request, rule, choices)
 
-    def abort(self, request_id: str) -> None:
-        self._active.pop(request_id, None)
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        if index is None:
+            self._active.pop(request_id, None)
+        elif request_id in self._active:
+            running = self._active[request_id]
+            running.choices[index].is_finished = True
+            self._forget_finished(running)
 
     def step(self) -> list[Output]:
         self._num_steps += 1

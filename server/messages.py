@@ -32,9 +32,10 @@ class Add(msgspec.Struct, tag=True, frozen=True):
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
-    """End a request; unknown ids are ignored."""
+    """End a request, or one choice of it that has had a token; unknown ids are ignored."""
 
     request_id: str
+    index: int | None = None
 
 
 ToEngine = Start | Add | Abort

@@ -289,6 +289,24 @@ def test_ids_of_aborted_choices_are_reported_before_they_are_forked() -> None:
     assert len(engine.step()) == 4, "all slots are free again"
 
 
+def test_aborting_one_choice_leaves_its_siblings_as_they_were() -> None:
+    request = make_request("a", tuple(range(1, 30)), n=3, max_tokens=6, ignore_eos=True)
+    engine, _ = make_engine(CONFIG)
+    engine.add(request)
+    tokens: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    aborted: list[Output] = []
+    while engine.has_work:
+        for output in engine.step():
+            tokens[output.index].extend(output.token_ids)
+        if len(tokens[0]) == 2:
+            aborted += engine.abort("a", 0)
+        engine.scheduler.blocks.check()
+    assert [(output.index, output.finish_reason) for output in aborted] == [(0, FinishReason.ABORT)]
+    assert len(tokens[0]) == 2
+    assert [tokens[i] for i in (1, 2)] == [generate_alone(request, i, CONFIG) for i in (1, 2)]
+    assert engine.stats().num_blocks_used == 0
+
+
 def test_length_stop_and_ids_end_a_sequence() -> None:
     request = make_request(prompt=(1,), max_tokens=30, ignore_eos=True)
     plain = generate_alone(request, 0, CONFIG)

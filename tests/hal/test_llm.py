@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,18 @@ def test_stop_string_ends_the_text_before_it(llm: LLM) -> None:
     assert choice.text == full[: full.index(stop)]
     assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
     assert blocks_used(llm) == 0
+
+
+def test_a_choice_ended_by_a_stop_string_costs_no_more_tokens(llm: LLM) -> None:
+    params = SamplingParams(n=2, temperature=1.0, seed=1, max_tokens=24, ignore_eos=True)
+    first, second = llm.generate("The quick", params)[0].outputs
+    stop = next(char for char in first.text[:8] if char not in second.text)
+    stats = llm._open().engine.stats
+    before = stats().num_generated_tokens
+    stopped, whole = llm.generate("The quick", replace(params, stop=[stop]))[0].outputs
+    assert (stopped.stop_reason, whole.token_ids) == (stop, second.token_ids)
+    made = stats().num_generated_tokens - before
+    assert made == len(stopped.token_ids) + len(whole.token_ids) < 2 * 24
 
 
 def test_logprobs_name_the_chosen_token_and_the_best(llm: LLM) -> None:
