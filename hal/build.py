@@ -94,6 +94,8 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
     resolved = resolve(config, device.capabilities, limits)
     _log_choices(opened, resolved)
+    if config.threads is not None:
+        _use_threads(config.threads)
     collective = device.collective()
     assembled = _assemble(model, resolved, device, collective)
     with CheckpointReader(folder) as reader:
@@ -117,6 +119,13 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         folder=folder,
         kv_group=assembled.kv_group,
     )
+
+
+def _use_threads(num_threads: int) -> None:
+    """Of this process: torch's kernels and the native ones both ask torch for the number."""
+    import torch
+
+    torch.set_num_threads(num_threads)
 
 
 def _log_choices(opened: Opened, resolved: ResolvedConfig) -> None:

@@ -87,22 +87,15 @@ class _Answer:
             yield frame(self._chunk([]) | {"usage": generation.usage.as_json()})
 
     async def whole(self, generation: Generation) -> dict[str, object]:
-        texts: dict[int, list[str]] = {}
-        logprobs: dict[int, list[TokenLogprobs]] = {}
-        ends: dict[int, ChoiceDelta] = {}
-        async for delta in generation.deltas():
-            texts.setdefault(delta.index, []).append(delta.text)
-            logprobs.setdefault(delta.index, []).extend(delta.logprobs)
-            ends[delta.index] = delta
         choices: list[dict[str, object]] = [
             {
-                "index": index,
-                "message": {"role": "assistant", "content": "".join(texts[index])},
-                "logprobs": self._logprobs(tuple(logprobs[index])),
-                "finish_reason": end.finish_reason,
-                "stop_reason": end.stop_reason,
+                "index": choice.end.index,
+                "message": {"role": "assistant", "content": choice.text},
+                "logprobs": self._logprobs(tuple(choice.logprobs)),
+                "finish_reason": choice.end.finish_reason,
+                "stop_reason": choice.end.stop_reason,
             }
-            for index, end in sorted(ends.items())
+            for choice in await generation.whole()
         ]
         return self._object("chat.completion", choices) | {"usage": generation.usage.as_json()}
 

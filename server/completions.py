@@ -112,18 +112,14 @@ class _Answer:
             yield frame(self._object([]) | {"usage": generation.usage.as_json()})
 
     async def whole(self, generation: Generation) -> dict[str, object]:
-        texts: dict[int, list[str]] = {}
-        logprobs: dict[int, list[TokenLogprobs]] = {}
-        ends: dict[int, ChoiceDelta] = {}
-        async for delta in generation.deltas():
-            texts.setdefault(delta.index, []).append(delta.text)
-            logprobs.setdefault(delta.index, []).extend(delta.logprobs)
-            ends[delta.index] = delta
         choices = [
             self._choice(
-                index, "".join(texts[index]), end, self._described(index, tuple(logprobs[index]))
+                choice.end.index,
+                choice.text,
+                choice.end,
+                self._described(choice.end.index, tuple(choice.logprobs)),
             )
-            for index, end in sorted(ends.items())
+            for choice in await generation.whole()
         ]
         return self._object(choices) | {"usage": generation.usage.as_json()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hal.engine.output import OutputProcessor
 from hal.engine.request import FinishReason, Output, Request, TokenLogprobs
@@ -25,6 +25,19 @@ class ChoiceDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class WholeChoice:
+    """All deltas of one choice, joined; `end` is the last of them."""
+
+    end: ChoiceDelta
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
 
 @dataclass(slots=True)
@@ -115,6 +128,16 @@ class Generation:
                 yield delta
         seconds = time.monotonic() - self._started_at
         self._metrics.request_finished(seconds, self.usage.num_prompt, self.usage.num_completion)
+
+    async def whole(self) -> list[WholeChoice]:
+        """Every choice once it has ended, in order of index; raises as deltas() does."""
+        choices: dict[int, WholeChoice] = {}
+        async for delta in self.deltas():
+            choice = choices.setdefault(delta.index, WholeChoice(delta))
+            choice.end = delta
+            choice.texts.append(delta.text)
+            choice.logprobs.extend(delta.logprobs)
+        return [choices[index] for index in sorted(choices)]
 
     def close(self) -> None:
         """Abort what still runs: the client has gone, or the engine failed."""

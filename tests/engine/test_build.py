@@ -93,6 +93,21 @@ def test_block_size_that_no_kernel_takes_is_refused_with_the_legal_ones(
         build(tiny_checkpoint("llama"), device_name, block_size=7)
 
 
+def test_threads_are_used(tiny_checkpoint: Maker, device_name: str) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        build(tiny_checkpoint("llama"), device_name, threads=2)
+        assert torch.get_num_threads() == 2
+        build(tiny_checkpoint("llama"), device_name, threads=1)
+        assert torch.get_num_threads() == 1
+        build(tiny_checkpoint("llama"), device_name)
+        assert torch.get_num_threads() == 1, "not given: left alone"
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_dtype_auto_says_why(tiny_checkpoint: Maker, device_name: str) -> None:
     built = build(tiny_checkpoint("llama"), device_name)
     choice = next(c for c in built.resolved.choices if c.name == "dtype")
