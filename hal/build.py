@@ -7,29 +7,23 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import hal.kernels
-from hal.binding import Arena, Binder
+from hal.assembly import Assembled, assemble, plan_inputs, selection_policy
 from hal.collective import Collective
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
-from hal.device import Capabilities, Device
+from hal.device import Device
 from hal.devices import Opened, open_device
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
-from hal.engine.layers.builder import Builder, BuildOptions
-from hal.engine.layers.decoder import Decoder
 from hal.engine.loader import load_weights
 from hal.engine.model_config import ModelConfig, read_model_config
-from hal.engine.model_runner import ModelRunner, RunnerConfig
+from hal.engine.model_runner import ModelRunner
 from hal.engine.models import MODELS
 from hal.engine.progress import Progress, SilentProgress
 from hal.engine.scheduler import SchedulerConfig
 from hal.engine.weights import CheckpointReader
-from hal.errors import ConfigError, UnsupportedError
-from hal.kv import KVGroup, group_layers
-from hal.memory import MemoryPlan, PlanInputs, plan_memory
-from hal.select import Selection, SelectionPolicy, Selector
-
-NUM_NULL_BLOCKS = 1
+from hal.kv import KVGroup
+from hal.memory import MemoryPlan, plan_memory
+from hal.select import Selection, Selector
 
 _logger = logging.getLogger("hal")
 
@@ -71,16 +65,6 @@ class BuiltEngine:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Assembled:
-    """A model bound to kernels, nothing allocated yet."""
-
-    decoder: Decoder
-    runner: ModelRunner
-    binder: Binder
-    kv_group: KVGroup
-
-
 def build_engine(config: EngineConfig, progress: Progress | None = None) -> BuiltEngine:
     """Open the device, choose kernels, plan memory, load weights; ready to take requests.
 
@@ -97,9 +81,11 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     if config.threads is not None:
         _use_threads(config.threads)
     collective = device.collective()
-    assembled = _assemble(model, resolved, device, collective)
+    assembled = assemble(
+        model, resolved, Selector(device.capabilities, selection_policy(config)), collective, device
+    )
     with CheckpointReader(folder) as reader:
-        plan = plan_memory(_plan_inputs(assembled, resolved, device.capabilities))
+        plan = plan_memory(plan_inputs(assembled, resolved, device.capabilities.memory))
         _allocate(assembled, device, plan)
         load_weights(assembled.decoder.parameters, reader, progress or SilentProgress())
     return BuiltEngine(
@@ -134,74 +120,7 @@ def _log_choices(opened: Opened, resolved: ResolvedConfig) -> None:
         _logger.info("%s %s: %s", choice.name, choice.value, choice.reason)
 
 
-def _assemble(
-    model: ModelConfig, resolved: ResolvedConfig, device: Device, collective: Collective
-) -> _Assembled:
-    hal.kernels.register_all()
-    config = resolved.config
-    policy = SelectionPolicy(
-        overrides=config.kernel_overrides,
-        strict=config.strict,
-        deterministic=config.deterministic,
-    )
-    selector = Selector(device.capabilities, policy)
-    binder = Binder(selector, Arena(resolved.max_num_batched_tokens), device)
-    options = BuildOptions(
-        dtype=resolved.dtype,
-        block_size=resolved.block_size,
-        max_model_len=resolved.max_model_len,
-    )
-    decoder = MODELS[model.model_type](Builder(model, options, binder, collective))
-    _check_block_size(decoder, resolved.block_size)
-    runner = ModelRunner(
-        decoder,
-        binder,
-        RunnerConfig(
-            max_num_seqs=resolved.max_num_seqs,
-            max_model_len=resolved.max_model_len,
-            block_size=resolved.block_size,
-            vocab_size=model.vocab_size,
-            hidden_size=model.hidden_size,
-            dtype=resolved.dtype,
-        ),
-    )
-    return _Assembled(decoder, runner, binder, _only_group(decoder))
-
-
-def _check_block_size(decoder: Decoder, block_size: int) -> None:
-    for family in decoder.attention_families:
-        if block_size not in family.legal_block_sizes:
-            legal = ", ".join(str(size) for size in family.legal_block_sizes)
-            raise ConfigError(
-                f"--block-size {block_size} cannot run here; the attention kernels take {legal}"
-            )
-
-
-def _only_group(decoder: Decoder) -> KVGroup:
-    groups = group_layers(decoder.kv_specs)
-    if len(groups) > 1:
-        kinds = " and ".join(f"{len(g.layers)} {g.spec.kind} layers" for g in groups)
-        raise UnsupportedError(f"not supported yet: a model that mixes {kinds}")
-    return groups[0]
-
-
-def _plan_inputs(assembled: _Assembled, resolved: ResolvedConfig, caps: Capabilities) -> PlanInputs:
-    logits_bytes = assembled.runner.sampler.logits_bytes
-    return PlanInputs(
-        memory=caps.memory,
-        request=resolved.memory,
-        weights_bytes=assembled.decoder.parameters.num_bytes,
-        activation_bytes=assembled.binder.arena.num_bytes - logits_bytes,
-        logits_bytes=logits_bytes,
-        kv_bytes_per_block=assembled.kv_group.bytes_per_block(resolved.block_size),
-        block_size=resolved.block_size,
-        max_model_len=resolved.max_model_len,
-        max_num_seqs=resolved.max_num_seqs,
-        num_extra_blocks=NUM_NULL_BLOCKS,
-    )
-
-
-def _allocate(assembled: _Assembled, device: Device, plan: MemoryPlan) -> None:
+def _allocate(assembled: Assembled, device: Device, plan: MemoryPlan) -> None:
     assembled.decoder.parameters.allocate(device)
     assembled.binder.arena.allocate(device)
     assembled.runner.start(plan.num_blocks)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 PACKAGES = ("devices", "engine", "kernels", "server")  # reached as hal.<name> through links
 COMPOSITION_ROOT = (
+    "hal.assembly",
     "hal.build",
     "hal.llm",
     "hal.async_llm",

@@ -261,7 +261,9 @@ class Builder:
     def cos_sin(self) -> Table | None:
         """The rotary table that all layers share; None where positions are learned."""
         if self._cos_sin is None and self.config.rope is not None:
-            self._cos_sin = self.parameters.table(self._rotary_table())
+            rotary_dim = self.config.rope.rotary_dim(self.config.head_dim)
+            shape = (self.options.max_model_len, rotary_dim)
+            self._cos_sin = self.parameters.table(shape, self._rotary_table)
         return self._cos_sin
 
     def _rotary_table(self) -> NDArray[np.float32]:

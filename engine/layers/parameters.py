@@ -77,16 +77,19 @@ class Vector:
 
 
 class Table:
-    """A float32 table computed on the host, such as rotary cosines and sines."""
+    """A float32 table computed on the host at load, such as rotary cosines and sines."""
 
-    def __init__(self, values: NDArray[np.float32], store: Store) -> None:
-        self._values = values
+    def __init__(
+        self, shape: tuple[int, ...], make: Callable[[], NDArray[np.float32]], store: Store
+    ) -> None:
+        self._shape = shape
+        self._make = make
         self._store = store
         self._tensor: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
-        return DType.FLOAT32.num_bytes(math.prod(self._values.shape))
+        return DType.FLOAT32.num_bytes(math.prod(self._shape))
 
     @property
     def tensor(self) -> Tensor:
@@ -94,8 +97,10 @@ class Table:
         return self._tensor
 
     def allocate(self, device: Device) -> None:
-        self._tensor = device.empty(self._values.shape, DType.FLOAT32)
-        self._store(device.upload(self._values), self._tensor)
+        values = self._make()
+        assert values.shape == self._shape, f"a table {values.shape}, declared {self._shape}"
+        self._tensor = device.empty(self._shape, DType.FLOAT32)
+        self._store(device.upload(values), self._tensor)
 
 
 class Parameters:
@@ -140,8 +145,9 @@ class Parameters:
         )
         return vector
 
-    def table(self, values: NDArray[np.float32]) -> Table:
-        table = Table(values, self._store)
+    def table(self, shape: tuple[int, ...], make: Callable[[], NDArray[np.float32]]) -> Table:
+        """A table of `shape` that `make` computes when memory is allocated."""
+        table = Table(shape, make, self._store)
         self._allocated.append(table)
         return table
 

@@ -12,9 +12,9 @@ import pytest
 from recorded_accelerator import MI300X
 
 from hal.cli import info
-from hal.cli.info_report import InfoReport, InfoRequest, collect
-from hal.cli.info_sites import example_sites
-from hal.cli.info_text import render
+from hal.cli.info.report import InfoReport, InfoRequest, collect
+from hal.cli.info.sites import example_sites
+from hal.cli.info.text import render
 from hal.cli.installation import Version, compiler_version, missing_parts
 from hal.device import Device
 from hal.devices import rocm

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from hal.cli.info_report import InfoReport, KernelReport
-from hal.cli.info_sites import EXAMPLE_MODEL
+from hal.cli.info.report import InfoReport, KernelReport
+from hal.cli.info.sites import EXAMPLE_MODEL
 from hal.device import Capabilities
 from hal.engine.models import MODELS
 from hal.memory import format_bytes

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hal.cli.arguments import ENGINE_FLAGS, CommandLine, Flag, FlagGroup, report_error
-from hal.env import environment, wants_traceback
-from hal.errors import HalError, UnsupportedError
+from hal.cli.info.command import PROG
+from hal.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from hal.cli.info_report import InfoRequest
+    from hal.cli.info.report import InfoRequest
 
-PROG = "hal-info"
 _DESCRIPTION = (
     "Every device of this machine with the reason when it cannot be used, the kernel chosen for "
     "each op with the reasons against the others, versions, and what is missing. "
@@ -30,21 +28,12 @@ _FLAGS = FlagGroup(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    try:
-        return _show(sys.argv[1:] if argv is None else argv, environment())
-    except HalError as error:
-        if wants_traceback():
-            raise
-        return report_error(PROG, error)
-
-
-def _show(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Print the report; 2 when the device named by --device cannot be used."""
     values = _parse(argv, environ)
     # After parsing, because these import torch.
-    from hal.cli.info_report import collect
-    from hal.cli.info_text import render
+    from hal.cli.info.report import collect
+    from hal.cli.info.text import render
 
     report = collect(_request(values))
     if values.get("json"):
@@ -70,7 +59,7 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, object]
 
 
 def _request(values: Mapping[str, object]) -> InfoRequest:
-    from hal.cli.info_report import InfoRequest
+    from hal.cli.info.report import InfoRequest
 
     kernel = values.get("kernel") or []
     assert isinstance(kernel, list)
@@ -81,7 +70,3 @@ def _request(values: Mapping[str, object]) -> InfoRequest:
         strict=bool(values.get("strict", False)),
         deterministic=bool(values.get("deterministic", False)),
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import hal.kernels
-from hal.cli.info_sites import EXAMPLE_MODEL, Site, example_sites
+from hal.cli.info.sites import EXAMPLE_MODEL, Site, example_sites
 from hal.cli.installation import Missing, Version, installed_versions, missing_parts
 from hal.config import EngineConfig, ModelLimits, resolve
 from hal.devices.opening import AUTO, Chosen, check_spec, choose_device, parse_spec

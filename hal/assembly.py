@@ -1,0 +1,115 @@
+"""A model bound to kernels with nothing allocated: what start-up sizes, and what planning sizes.
+
+`hal.build` assembles for the device it has opened. For a device that is absent the same code runs
+with `device=None`, so that a plan and a start-up cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import hal.kernels
+from hal.binding import Arena, Binder
+from hal.collective import Collective
+from hal.config import EngineConfig, ResolvedConfig
+from hal.device import Device, Memory
+from hal.engine.layers.builder import Builder, BuildOptions
+from hal.engine.layers.decoder import Decoder
+from hal.engine.model_config import ModelConfig
+from hal.engine.model_runner import ModelRunner, RunnerConfig
+from hal.engine.models import MODELS
+from hal.errors import ConfigError, UnsupportedError
+from hal.kv import KVGroup, group_layers
+from hal.memory import PlanInputs
+from hal.select import SelectionPolicy, Selector
+
+NUM_NULL_BLOCKS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A model bound to kernels, nothing allocated yet; `binder.selector` says which and why."""
+
+    decoder: Decoder
+    runner: ModelRunner
+    binder: Binder
+    kv_group: KVGroup
+
+
+def selection_policy(config: EngineConfig) -> SelectionPolicy:
+    """The user's wishes on kernels."""
+    return SelectionPolicy(
+        overrides=config.kernel_overrides,
+        strict=config.strict,
+        deterministic=config.deterministic,
+    )
+
+
+def assemble(
+    model: ModelConfig,
+    resolved: ResolvedConfig,
+    selector: Selector,
+    collective: Collective,
+    device: Device | None,
+) -> Assembled:
+    """Choose a kernel for every site of the model and declare every buffer.
+
+    device: None where the one that `selector` chooses for is absent; nothing can run then.
+    Raises SelectionError, ConfigError for an illegal block size, UnsupportedError.
+    """
+    hal.kernels.register_all()
+    binder = Binder(selector, Arena(resolved.max_num_batched_tokens), device)
+    options = BuildOptions(
+        dtype=resolved.dtype,
+        block_size=resolved.block_size,
+        max_model_len=resolved.max_model_len,
+    )
+    decoder = MODELS[model.model_type](Builder(model, options, binder, collective))
+    _check_block_size(decoder, resolved.block_size)
+    runner = ModelRunner(
+        decoder,
+        binder,
+        RunnerConfig(
+            max_num_seqs=resolved.max_num_seqs,
+            max_model_len=resolved.max_model_len,
+            block_size=resolved.block_size,
+            vocab_size=model.vocab_size,
+            hidden_size=model.hidden_size,
+            dtype=resolved.dtype,
+        ),
+    )
+    return Assembled(decoder, runner, binder, _only_group(decoder))
+
+
+def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) -> PlanInputs:
+    """What the memory plan adds up for this assembly on a device with this memory."""
+    logits_bytes = assembled.runner.sampler.logits_bytes
+    return PlanInputs(
+        memory=memory,
+        request=resolved.memory,
+        weights_bytes=assembled.decoder.parameters.num_bytes,
+        activation_bytes=assembled.binder.arena.num_bytes - logits_bytes,
+        logits_bytes=logits_bytes,
+        kv_bytes_per_block=assembled.kv_group.bytes_per_block(resolved.block_size),
+        block_size=resolved.block_size,
+        max_model_len=resolved.max_model_len,
+        max_num_seqs=resolved.max_num_seqs,
+        num_extra_blocks=NUM_NULL_BLOCKS,
+    )
+
+
+def _check_block_size(decoder: Decoder, block_size: int) -> None:
+    for family in decoder.attention_families:
+        if block_size not in family.legal_block_sizes:
+            legal = ", ".join(str(size) for size in family.legal_block_sizes)
+            raise ConfigError(
+                f"--block-size {block_size} cannot run here; the attention kernels take {legal}"
+            )
+
+
+def _only_group(decoder: Decoder) -> KVGroup:
+    groups = group_layers(decoder.kv_specs)
+    if len(groups) > 1:
+        kinds = " and ".join(f"{len(g.layers)} {g.spec.kind} layers" for g in groups)
+        raise UnsupportedError(f"not supported yet: a model that mixes {kinds}")
+    return groups[0]

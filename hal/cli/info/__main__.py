@@ -1,0 +1,7 @@
+"""`python -m hal.cli.info` is `hal-info`."""
+
+import sys
+
+from hal.cli.info.command import main
+
+sys.exit(main())

@@ -1,0 +1,9 @@
+"""Profiles of real devices, present or not: what planning, posing and roofline bounds start from.
+
+The numbers stand in `devices.toml`, each with its source.
+"""
+
+from hal.profiles.profile import Link, Profile
+from hal.profiles.table import all_profiles, find_profile
+
+__all__ = ["Link", "Profile", "all_profiles", "find_profile"]
