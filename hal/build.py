@@ -21,6 +21,8 @@ from hal.engine.models import MODELS
 from hal.engine.progress import Progress, SilentProgress
 from hal.engine.scheduler import SchedulerConfig
 from hal.engine.weights import CheckpointReader
+from hal.evidence import level_of
+from hal.explain import SiteReport, site_reports
 from hal.kv import KVGroup
 from hal.memory import MemoryPlan, plan_memory
 from hal.select import Selection, Selector
@@ -38,11 +40,21 @@ class BuiltEngine:
     device_reason: str
     collective: Collective
     plan: MemoryPlan
-    selections: tuple[Selection, ...]
+    selector: Selector
     resolved: ResolvedConfig
     model: ModelConfig
     folder: Path
     kv_group: KVGroup
+
+    @property
+    def selections(self) -> tuple[Selection, ...]:
+        """Every site of the model with its kernel."""
+        return self.selector.report()
+
+    @property
+    def sites(self) -> tuple[SiteReport, ...]:
+        """The same as rows, with the evidence for each choice."""
+        return site_reports(self.selector, level_of)
 
     def as_dict(self) -> dict[str, object]:
         """What GET /hal/plan and explain() show."""
@@ -61,7 +73,7 @@ class BuiltEngine:
                 for c in self.resolved.choices
             ],
             "memory": self.plan.as_dict(),
-            "kernels": [selection.as_dict() for selection in self.selections],
+            "kernels": [site.as_json() for site in self.sites],
         }
 
 
@@ -99,7 +111,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         device_reason=opened.reason,
         collective=collective,
         plan=plan,
-        selections=assembled.binder.selector.report(),
+        selector=assembled.binder.selector,
         resolved=resolved,
         model=model,
         folder=folder,

@@ -105,10 +105,16 @@ class ContextLengthError(RequestError):
 
 
 class SelectionError(HalError):
-    """No kernel accepts a problem; lists every candidate with its reason."""
+    """No kernel accepts a problem; lists every candidate with its reason, in `rows` one by one."""
 
     code = "HAL-E500"
     exit_code = 5
+
+    def __init__(
+        self, message: str, *, rows: tuple[str, ...] = (), code: str | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.rows = rows
 
 
 class EngineError(HalError):

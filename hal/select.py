@@ -8,6 +8,7 @@ rejected one with its reason. The same data makes error texts, `explain()` and t
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,8 +29,37 @@ class Level(StrEnum):
     REFERENCE = "reference"
 
 
+class Rule(StrEnum):
+    """Which rule kept a kernel from being chosen."""
+
+    PROBLEM = "cannot run"
+    UNAVAILABLE = "not available"
+    DETERMINISTIC = "--deterministic"
+    STRICT = "--strict"
+    OVERRIDE = "--kernel"
+    PREFERENCE = "less preferred"
+
+
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """How a kernel runs steps of first to last tokens; last None: every longer step as well."""
+
+    first: int
+    last: int | None
+    how: str
+
+    def __str__(self) -> str:
+        if self.last is None:
+            tokens = f"{self.first} and more tokens"
+        else:
+            tokens = f"{self.first} to {self.last} tokens" if self.last > self.first else "1 token"
+        return f"{tokens}: {self.how}"
+
+
 Rejects = Callable[[Capabilities, Any], str | None]
 Unavailable = Callable[[], str | None]
+LevelOf = Callable[[Capabilities, Any], Level]
+RegimesOf = Callable[[Any], tuple[Regime, ...]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -43,18 +73,31 @@ def always_available() -> str | None:
     return None
 
 
+def one_regime(_problem: Any) -> tuple[Regime, ...]:
+    """A kernel that treats every number of tokens alike."""
+    return (Regime(1, None, "the same code"),)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
     """Facts a kernel states about itself.
 
-    batch_invariant: the same order of summation at every batch size, split and chunk.
+    level: one for all, or a function of device and problem
+    cost: what upcast and reference kernels cost against a native one, in a few words
+    batch_invariant: the same order of summation at every batch size, split and chunk
     """
 
     preference: int
-    level: Level = Level.NATIVE
+    level: Level | LevelOf = Level.NATIVE
+    cost: str = ""
+    regimes: RegimesOf = one_regime
     batch_invariant: bool = False
     rejects: Rejects = never_rejects
     unavailable: Unavailable = always_available
+
+    def level_on(self, caps: Capabilities, problem: Any) -> Level:
+        """How this kernel runs `problem` on a device that it accepts."""
+        return self.level if isinstance(self.level, Level) else self.level(caps, problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +153,8 @@ class Op:
 
 OPS: dict[str, Op] = {}
 
+HIGHEST_PREFERENCE = "highest preference that accepts it"
+
 
 def declare(problem: type) -> Callable[[Callable[..., Any]], Op]:
     """Declare an op by its signature and docstring: `@declare(NormProblem) def rms_norm(...)`."""
@@ -124,31 +169,39 @@ def declare(problem: type) -> Callable[[Callable[..., Any]], Op]:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A kernel that was not chosen, and the reason with the observed value."""
+    """A kernel that was not chosen: the rule, and the reason with the observed value."""
 
     kernel: str
+    rule: Rule
     reason: str
 
+    def line(self, op: str) -> str:
+        """The row of every report and error: kernel, rule, reason, and the flag that changes it."""
+        flag = self.flag(op)
+        change = f" -> {flag}" if flag else ""
+        return f"not {self.kernel} ({self.rule}): {self.reason}{change}"
 
-@dataclass(frozen=True, slots=True)
+    def flag(self, op: str) -> str:
+        """The change of flags that would admit it; "" where none can."""
+        match self.rule:
+            case Rule.PREFERENCE:
+                return f"--kernel {op}={self.kernel}"
+            case Rule.DETERMINISTIC | Rule.STRICT | Rule.OVERRIDE:
+                return f"without {self.rule}"
+            case Rule.PROBLEM | Rule.UNAVAILABLE:
+                return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The kernel chosen for one site, and every other candidate with its reason."""
+    """The kernel chosen for one site, how it runs, and every other candidate with its reason."""
 
     op: str
     problem: Any
     kernel: Kernel
+    level: Level
     reason: str
     rejected: tuple[Rejection, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "op": self.op,
-            "problem": str(self.problem),
-            "kernel": self.kernel.name,
-            "level": str(self.kernel.traits.level),
-            "reason": self.reason,
-            "rejected": [{"kernel": r.kernel, "reason": r.reason} for r in self.rejected],
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +228,7 @@ class Selector:
         self.policy = policy or SelectionPolicy()
         self.is_present = is_present
         self._selections: dict[tuple[str, Any], Selection] = {}
+        self._uses: Counter[tuple[str, Any]] = Counter()
         self._check_overrides()
 
     def select(self, op: Op, problem: Any) -> Selection:
@@ -182,7 +236,12 @@ class Selector:
         key = (op.name, problem)
         if key not in self._selections:
             self._selections[key] = self._choose(op, problem)
+        self._uses[key] += 1
         return self._selections[key]
+
+    def num_uses(self, selection: Selection) -> int:
+        """How often this site was selected: the places of the model that share it."""
+        return self._uses[selection.op, selection.problem]
 
     def report(self) -> tuple[Selection, ...]:
         """Every Selection made so far, in order."""
@@ -196,36 +255,60 @@ class Selector:
         chosen: Kernel | None = None
         rejected: list[Rejection] = []
         for kernel in candidates:
-            reason = self._why_not(kernel, problem)
-            if reason is None and wanted is not None and kernel.name != wanted:
-                reason = f"--kernel {op.name}={wanted} was given"
-            if reason is None and chosen is not None:
-                reason = (
-                    f"could run; {chosen.name} is preferred "
-                    f"({chosen.traits.preference} over {kernel.traits.preference})"
-                )
-            if reason is None:
+            rejection = self._refused(kernel, problem) or self._outranked(kernel, wanted, chosen)
+            if rejection is None:
                 chosen = kernel
             else:
-                rejected.append(Rejection(kernel.name, reason))
+                rejected.append(rejection)
         if chosen is None:
-            raise SelectionError(_nothing_fits(op, problem, self.caps, rejected))
-        why = f"--kernel {op.name}={wanted}" if wanted else "highest preference that accepts it"
-        return Selection(op.name, problem, chosen, why, tuple(rejected))
+            raise SelectionError(
+                _nothing_fits(op, problem, self.caps, rejected),
+                rows=tuple(rejection.line(op.name) for rejection in rejected),
+            )
+        return Selection(
+            op=op.name,
+            problem=problem,
+            kernel=chosen,
+            level=chosen.traits.level_on(self.caps, problem),
+            reason=f"--kernel {op.name}={wanted}" if wanted else HIGHEST_PREFERENCE,
+            rejected=tuple(rejected),
+        )
 
-    def _why_not(self, kernel: Kernel, problem: Any) -> str | None:
-        traits = kernel.traits
-        reason = traits.rejects(self.caps, problem)
-        if reason is None and self.is_present:
-            reason = traits.unavailable()
-        if reason is None and self.policy.deterministic and not traits.batch_invariant:
-            reason = "--deterministic admits batch-invariant kernels only"
-        if reason is None and self._is_refused_by_strict(traits.level):
-            reason = f"--strict refuses {traits.level} kernels on an accelerator"
-        return reason
+    def _refused(self, kernel: Kernel, problem: Any) -> Rejection | None:
+        """Why this kernel may not run here at all."""
+        traits, name = kernel.traits, kernel.name
+        if reason := traits.rejects(self.caps, problem):
+            return Rejection(name, Rule.PROBLEM, reason)
+        if self.is_present and (reason := traits.unavailable()):
+            return Rejection(name, Rule.UNAVAILABLE, reason)
+        if self.policy.deterministic and not traits.batch_invariant:
+            return Rejection(
+                name,
+                Rule.DETERMINISTIC,
+                "--deterministic admits batch-invariant kernels only",
+            )
+        level = traits.level_on(self.caps, problem)
+        if self.policy.strict and self.caps.is_accelerator and level is not Level.NATIVE:
+            cost = f" ({traits.cost})" if traits.cost else ""
+            return Rejection(
+                name, Rule.STRICT, f"--strict refuses {level} kernels on an accelerator{cost}"
+            )
+        return None
 
-    def _is_refused_by_strict(self, level: Level) -> bool:
-        return self.policy.strict and self.caps.is_accelerator and level is not Level.NATIVE
+    def _outranked(
+        self, kernel: Kernel, wanted: str | None, chosen: Kernel | None
+    ) -> Rejection | None:
+        """Why a kernel that could run does not."""
+        if wanted is not None and kernel.name != wanted:
+            return Rejection(kernel.name, Rule.OVERRIDE, f"--kernel {kernel.op}={wanted} was given")
+        if chosen is None:
+            return None
+        return Rejection(
+            kernel.name,
+            Rule.PREFERENCE,
+            f"could run; {chosen.name} is preferred "
+            f"({chosen.traits.preference} over {kernel.traits.preference})",
+        )
 
     def _check_overrides(self) -> None:
         for op_name, kernel_name in self.policy.overrides.items():

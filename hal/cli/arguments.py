@@ -16,7 +16,7 @@ from typing import NoReturn
 from hal.aliases import ALIASES, BY_NAME, apply_aliases, nearest
 from hal.config import EngineConfig
 from hal.env import flag_value, parse_switch, unknown_names, variable_of
-from hal.errors import ConfigError, HalError
+from hal.errors import ConfigError, HalError, SelectionError
 
 Convert = Callable[[str], object]
 
@@ -145,7 +145,7 @@ class CommandLine:
         self._takes_model = takes_model
         self._parser = _Parser(
             prog=prog,
-            description=description,
+            description=_paragraphs(description),
             epilog=_epilog(takes_model),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -223,6 +223,12 @@ _ALIASES = (
 )
 
 
+def _paragraphs(text: str) -> str:
+    """Each filled to the width of a terminal, unless it has lines of its own."""
+    parts = text.split("\n\n")
+    return "\n\n".join(p if "\n" in p else textwrap.fill(p, width=80) for p in parts)
+
+
 def _epilog(takes_model: bool) -> str:
     text = _ENVIRONMENT + _ALIASES if takes_model else _ENVIRONMENT
     return textwrap.fill(text, width=80, break_on_hyphens=False)
@@ -238,7 +244,10 @@ def engine_config(values: Mapping[str, object]) -> EngineConfig:
 
 
 def report_error(prog: str, error: HalError) -> int:
-    """Print the cause as the last line of stderr; returns the exit code."""
+    """Print the cause as the last line of stderr, rows of details above; returns its exit code."""
+    if isinstance(error, SelectionError):
+        for row in error.rows:
+            print(f"  {row}", file=sys.stderr)
     print(f"{prog}: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import PackedUp
+from hal.kernels.cpu.linear import PackedUp, regimes
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
@@ -22,6 +22,7 @@ def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
 @mlp_block.family(
     "avx512_bf16",
     preference=100,
+    regimes=regimes,
     batch_invariant=True,
     rejects=_rejects,
     unavailable=native.unavailable,

@@ -12,6 +12,7 @@ from hal.kernels.reference.tensors import as_torch
 from hal.opset import linear
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily, LinearProblem
+from hal.select import Regime
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
@@ -48,9 +49,18 @@ def multiply(
     )
 
 
+def regimes(_problem: object) -> tuple[Regime, ...]:
+    """Of products with a packed weight; src/linear_avx512.cpp has the limits."""
+    return (
+        Regime(1, 6, "each panel of the weight is read once and reused from registers"),
+        Regime(7, None, "blocks of the weight stay in cache while tiles of 6 tokens pass"),
+    )
+
+
 @linear.family(
     "avx512_bf16",
     preference=100,
+    regimes=regimes,
     batch_invariant=True,
     rejects=native.needs_avx512_bf16,
     unavailable=native.unavailable,

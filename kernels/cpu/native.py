@@ -66,8 +66,8 @@ def needs_avx512_bf16(caps: Capabilities, problem: HasDType) -> str | None:
 
 def needs_cpu(caps: Capabilities, _problem: object) -> str | None:
     """The same for problems whose dtype is fixed."""
+    if caps.vendor == "null" or caps.is_accelerator:
+        return f"runs on CPUs only; this is {caps.name} ({caps.arch})"
     if Feature.AVX512_BF16 not in caps.features:
         return f"needs {Feature.AVX512_BF16}; {caps.name} has {caps.feature_names()}"
-    if caps.vendor == "null" or caps.is_accelerator:
-        return f"runs on CPUs only; this is {caps.name}"
     return None

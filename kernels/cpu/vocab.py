@@ -7,7 +7,7 @@ import torch
 from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import multiply
+from hal.kernels.cpu.linear import multiply, regimes
 from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
@@ -25,6 +25,7 @@ def _rejects(caps: Capabilities, problem: VocabProblem) -> str | None:
 @vocab.family(
     "avx512_bf16",
     preference=100,
+    regimes=regimes,
     batch_invariant=True,
     rejects=_rejects,
     unavailable=native.unavailable,

@@ -52,7 +52,12 @@ class PagedAttention(AttentionFamily):
         cache[index[:, 1]] = cache[index[:, 0]]
 
 
-@attention.family("reference", preference=0, level=Level.REFERENCE)
+@attention.family(
+    "reference",
+    preference=0,
+    level=Level.REFERENCE,
+    cost="gathers and widens every context, one sequence after another, full score matrices",
+)
 class ReferenceAttention(PagedAttention):
     """Full score matrices in float32.
 

@@ -43,7 +43,12 @@ class RowMajorLinear(LinearFamily):
         store_values(self.bias, first_row, values)
 
 
-@linear.family("reference", preference=0, level=Level.REFERENCE)
+@linear.family(
+    "reference",
+    preference=0,
+    level=Level.REFERENCE,
+    cost="widens the weight to float32 in every call: 5 x the bytes of a 16-bit product",
+)
 class ReferenceLinear(RowMajorLinear):
     """Upcasts the whole weight at every call: right, not fast.
 

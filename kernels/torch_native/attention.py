@@ -13,9 +13,10 @@ from torch.nn import functional
 from hal.device import Capabilities
 from hal.kernels.reference.attention import PagedAttention, first_visible, visible_keys
 from hal.kernels.reference.tensors import as_torch
-from hal.kernels.torch_native.predicates import needs_fast_product
+from hal.kernels.torch_native.predicates import UPCAST_COST, needs_fast_product, product_level
 from hal.opset import attention
 from hal.opset.attention import AttentionMeta, AttentionProblem
+from hal.select import Regime
 from hal.tensor import Tensor
 
 # Rows of head_dim that one group gathers: bounds the copies of keys and values (32 MiB each at
@@ -27,6 +28,13 @@ def _rejects(caps: Capabilities, problem: AttentionProblem) -> str | None:
     if problem.spec.softcap is not None:
         return f"scaled_dot_product_attention has no softcap; softcap is {problem.spec.softcap:g}"
     return needs_fast_product(caps, problem)
+
+
+def _regimes(_problem: AttentionProblem) -> tuple[Regime, ...]:
+    return (
+        Regime(1, 1, "of a sequence: decodes of similar length in one call, contexts gathered"),
+        Regime(2, None, "of a sequence: one call for each, its context gathered"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,14 @@ class _Group:
         return not self.is_decode and self.mask is None
 
 
-@attention.family("sdpa", preference=50, rejects=_rejects)
+@attention.family(
+    "sdpa",
+    preference=50,
+    level=product_level,
+    cost=UPCAST_COST,
+    regimes=_regimes,
+    rejects=_rejects,
+)
 class SdpaAttention(PagedAttention):
     """plan() groups the sequences and lists which cache rows to gather, once for all layers.
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from hal.device import Capabilities
+from hal.device import Capabilities, Feature
 from hal.dtypes import DType
+from hal.select import Level
 
 FLOATS = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
+UPCAST_COST = "no matrix instructions of this type: converted, then multiplied in float32"
+
+_MATRIX_FEATURE = {DType.BFLOAT16: Feature.BF16_MMA, DType.FLOAT16: Feature.FP16_MMA}
 
 
 class HasDType(Protocol):
@@ -15,6 +19,12 @@ class HasDType(Protocol):
 
     @property
     def dtype(self) -> DType: ...
+
+
+def product_level(caps: Capabilities, problem: HasDType) -> Level:
+    """Matrix products of a 16-bit type are native only where the device multiplies that type."""
+    feature = _MATRIX_FEATURE.get(problem.dtype)
+    return Level.NATIVE if feature is None or feature in caps.features else Level.UPCAST
 
 
 def needs_hardware(caps: Capabilities, _problem: object) -> str | None:

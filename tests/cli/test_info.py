@@ -47,7 +47,7 @@ def collected(**request: Any) -> InfoReport:
 def ops_of(report: InfoReport, device: str) -> dict[str, tuple[str, dict[str, str]]]:
     """op -> (chosen kernel, rejected kernel -> reason)."""
     (kernels,) = (k for k in report.kernels if k.device == device)
-    return {op.op: (op.kernel, {r.kernel: r.reason for r in op.rejected}) for op in kernels.ops}
+    return {s.op: (s.kernel, {r.kernel: r.reason for r in s.rejected}) for s in kernels.sites}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json_has_every_device_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert info.main(["--json", "--device", "cpu"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["schema"] == 1
+    assert said["schema"] == 2
     assert (said["requested"], said["chosen"], said["error"]) == ("cpu", "cpu", None)
     names = {d["device"].partition(":")[0] for d in said["devices"]}
     assert names >= {"cuda", "rocm", "opencl", "cpu", "null"}
@@ -119,8 +119,8 @@ def test_deterministic_and_strict_reach_the_selection() -> None:
     assert report.choice.chosen.report.spec == "rocm:0"
     for device, wish in (("cpu", "--deterministic"), ("rocm:0", "--strict")):
         (kernels,) = (k for k in report.kernels if k.device == device)
-        reasons = [r.reason for op in kernels.ops for r in op.rejected]
-        reasons += [op.reason for op in kernels.ops if not op.kernel]
+        reasons = [r.reason for site in kernels.sites for r in site.rejected]
+        reasons += [op.reason for op in kernels.without_kernel]
         assert any(wish in reason for reason in reasons), (device, wish)
 
 
@@ -156,7 +156,8 @@ def test_an_unusable_device_still_gets_the_report_but_no_choice() -> None:
         (["--kernel", "linear=nonsense"], "its kernels are"),
         (["--dtype", "int8"], "cannot hold activations"),
         (["--jsn"], "did you mean --json?"),
-        (["hal-tiny"], "without a model"),
+        (["hal-tiny"], "hal-info plan hal-tiny"),
+        (["expain"], "did you mean hal-info explain?"),
         (["--memory", "0.5"], "unknown flag --memory"),
         (["--gpu-memory-utilization", "0.5"], "not supported yet: hal-info"),
     ],

@@ -12,7 +12,16 @@ from hal.binding import Arena, Binder
 from hal.device import Capabilities, Feature, Memory, MemoryKind
 from hal.dtypes import DType
 from hal.errors import ConfigError, SelectionError
-from hal.select import OPS, Level, Op, Rejection, SelectionPolicy, Selector, declare
+from hal.select import (
+    OPS,
+    Level,
+    Op,
+    Rejection,
+    Rule,
+    SelectionPolicy,
+    Selector,
+    declare,
+)
 
 CPU = Capabilities(
     vendor="intel",
@@ -85,17 +94,17 @@ def test_the_preferred_kernel_that_accepts_is_chosen_and_all_others_have_reasons
     assert selection.kernel.name == "narrow"
     assert selection.reason == "highest preference that accepts it"
     assert selection.rejected == (
-        Rejection("wide", "needs avx512; this device has avx2"),
-        Rejection("compiled", "the compiled module is missing"),
-        Rejection("upcast", "could run; narrow is preferred (50 over 20)"),
-        Rejection("reference", "could run; narrow is preferred (50 over 0)"),
+        Rejection("wide", Rule.PROBLEM, "needs avx512; this device has avx2"),
+        Rejection("compiled", Rule.UNAVAILABLE, "the compiled module is missing"),
+        Rejection("upcast", Rule.PREFERENCE, "could run; narrow is preferred (50 over 20)"),
+        Rejection("reference", Rule.PREFERENCE, "could run; narrow is preferred (50 over 0)"),
     )
 
 
 def test_a_reason_tells_the_observed_value(shout: Op) -> None:
     selection = Selector(CPU).select(shout, ShoutProblem(100))
     assert selection.kernel.name == "upcast"
-    assert Rejection("narrow", "at most 64 wide; width is 100") in selection.rejected
+    assert Rejection("narrow", Rule.PROBLEM, "at most 64 wide; width is 100") in selection.rejected
 
 
 def test_the_predicate_sees_the_device(shout: Op) -> None:
@@ -122,8 +131,13 @@ def test_an_override_is_used_and_named(shout: Op) -> None:
     selection = Selector(CPU, policy).select(shout, ShoutProblem(32))
     assert selection.kernel.name == "reference"
     assert selection.reason == "--kernel shout=reference"
-    assert Rejection("narrow", "--kernel shout=reference was given") in selection.rejected
-    assert Rejection("wide", "needs avx512; this device has avx2") in selection.rejected
+    assert (
+        Rejection("narrow", Rule.OVERRIDE, "--kernel shout=reference was given")
+        in selection.rejected
+    )
+    assert (
+        Rejection("wide", Rule.PROBLEM, "needs avx512; this device has avx2") in selection.rejected
+    )
 
 
 def test_an_override_that_cannot_run_is_an_error_with_its_reason(shout: Op) -> None:
@@ -155,7 +169,7 @@ def test_deterministic_admits_batch_invariant_kernels_only(shout: Op) -> None:
     selection = Selector(CPU, SelectionPolicy(deterministic=True)).select(shout, ShoutProblem(32))
     assert selection.kernel.name == "reference"
     why = "--deterministic admits batch-invariant kernels only"
-    assert Rejection("narrow", why) in selection.rejected
+    assert Rejection("narrow", Rule.DETERMINISTIC, why) in selection.rejected
 
 
 def test_when_nothing_fits_the_error_lists_every_reason(shout: Op) -> None:
@@ -196,16 +210,49 @@ def test_a_name_is_registered_once(shout: Op) -> None:
         shout.kernel("narrow", preference=1)(lambda text, out: None)
 
 
-def test_a_selection_goes_into_reports_as_plain_data(shout: Op) -> None:
-    selection = Selector(CPU).select(shout, ShoutProblem(100))
-    assert selection.as_dict() == {
-        "op": "shout",
-        "problem": "ShoutProblem(width=100)",
-        "kernel": "upcast",
-        "level": "upcast",
-        "reason": "highest preference that accepts it",
-        "rejected": [{"kernel": r.kernel, "reason": r.reason} for r in selection.rejected],
+def test_every_rule_names_the_flag_that_admits_the_kernel() -> None:
+    flags = {rule: Rejection("loud", rule, "why").flag("shout") for rule in Rule}
+    assert flags == {
+        Rule.PROBLEM: "",
+        Rule.UNAVAILABLE: "",
+        Rule.DETERMINISTIC: "without --deterministic",
+        Rule.STRICT: "without --strict",
+        Rule.OVERRIDE: "without --kernel",
+        Rule.PREFERENCE: "--kernel shout=loud",
     }
+
+
+def test_a_level_may_depend_on_the_device(shout: Op) -> None:
+    def level(caps: Capabilities, problem: ShoutProblem) -> Level:
+        return Level.NATIVE if caps.is_accelerator else Level.UPCAST
+
+    shout.kernels.clear()
+    shout.kernel("either", preference=1, level=level)(lambda text, out: None)
+    problem = ShoutProblem(1)
+    assert Selector(CARD).select(shout, problem).level is Level.NATIVE
+    assert Selector(CPU).select(shout, problem).level is Level.UPCAST
+
+
+def test_strict_refuses_what_is_upcast_on_this_accelerator_and_says_the_cost(shout: Op) -> None:
+    shout.kernels.clear()
+    shout.kernel("slow", preference=1, level=lambda c, p: Level.UPCAST, cost="8 x slower")(
+        lambda text, out: None
+    )
+    with pytest.raises(SelectionError) as caught:
+        Selector(CARD, SelectionPolicy(strict=True)).select(shout, ShoutProblem(1))
+    row = (
+        "not slow (--strict): --strict refuses upcast kernels on an accelerator (8 x slower) "
+        "-> without --strict"
+    )
+    assert caught.value.rows == (row,)
+    assert "--strict refuses upcast kernels on an accelerator (8 x slower)" in caught.value.message
+
+
+def test_uses_of_a_site_are_counted(shout: Op) -> None:
+    selector = Selector(CPU)
+    for width in (32, 32, 64, 32):
+        selector.select(shout, ShoutProblem(width))
+    assert [selector.num_uses(s) for s in selector.report()] == [3, 1]
 
 
 class BoundShout:

@@ -13,9 +13,10 @@ from typing import cast
 
 from hal.cli.arguments import report_error
 from hal.env import environment, wants_traceback
-from hal.errors import HalError
+from hal.errors import HalError, ModelError
 
 PROG = "hal-info"
+EXIT_BAD_ARGUMENT = 2
 EXIT_INTERRUPTED = 130
 
 SUBCOMMANDS = {
@@ -31,7 +32,10 @@ Run = Callable[[Sequence[str], Mapping[str, str]], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code, 130 after Ctrl-C."""
+    """The command; returns its exit code, 130 after Ctrl-C.
+
+    A model that cannot be read is a wrong argument here: 2, as for any other.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments.pop(0) if arguments and arguments[0] in SUBCOMMANDS else ""
     prog = f"{PROG} {name}".strip()
@@ -40,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HalError as error:
         if wants_traceback():
             raise
-        return report_error(prog, error)
+        exit_code = report_error(prog, error)
+        return EXIT_BAD_ARGUMENT if isinstance(error, ModelError) else exit_code
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import hal.kernels
+from hal.assembly import selection_policy
+from hal.cli.info.facts import DeviceFacts, device_facts
 from hal.cli.info.sites import EXAMPLE_MODEL, Site, example_sites
 from hal.cli.installation import Missing, Version, installed_versions, missing_parts
+from hal.collective import SingleRank
 from hal.config import EngineConfig, ModelLimits, resolve
 from hal.devices.opening import AUTO, Chosen, check_spec, choose_device, parse_spec
 from hal.devices.probe import probe
@@ -17,11 +20,13 @@ from hal.devices.vendor import Vendor
 from hal.dtypes import DType
 from hal.engine.models import MODELS
 from hal.errors import ConfigError, SelectionError
+from hal.evidence import level_of
+from hal.explain import SiteReport, site_reports
 from hal.report import DeviceReport, JsonValue, ProbeReport
-from hal.select import Rejection, SelectionPolicy, Selector
+from hal.select import Selector
 
 # Raised when a key changes its meaning or goes; a new key leaves it alone.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Most checkpoints are stored in bfloat16; without a model this is what "auto" starts from.
 _EXAMPLE_LIMITS = ModelLimits(dtype=DType.BFLOAT16, max_position_embeddings=4096)
 
@@ -37,25 +42,35 @@ class InfoRequest:
     deterministic: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpReport:
-    """The kernel of one op; `kernel` and `level` are empty where none can run."""
+@dataclass(frozen=True, slots=True)
+class NoKernel:
+    """An op that nothing on the device can run, with every reason."""
 
     op: str
-    kernel: str
-    level: str
     reason: str
-    rejected: tuple[Rejection, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
-    """The kernels of one device for the example model, in the dtype chosen for it."""
+    """One device for the example model, in the dtype chosen for it."""
 
     device: str
     dtype: str
     dtype_reason: str
-    ops: tuple[OpReport, ...]
+    facts: DeviceFacts
+    sites: tuple[SiteReport, ...]
+    without_kernel: tuple[NoKernel, ...]
+
+    def as_json(self) -> dict[str, JsonValue]:
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "dtype_reason": self.dtype_reason,
+            **asdict(self.facts),
+            "collective": SingleRank.name,
+            "sites": [site.as_json() for site in self.sites],
+            "without_kernel": [asdict(op) for op in self.without_kernel],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +107,25 @@ def kernel_report(request: InfoRequest, device: DeviceReport) -> KernelReport:
         deterministic=request.deterministic,
     )
     resolved = resolve(config, caps, _EXAMPLE_LIMITS)
-    policy = SelectionPolicy(
-        overrides=config.kernel_overrides,
-        strict=request.strict,
-        deterministic=request.deterministic,
-    )
-    selector = Selector(caps, policy)
+    selector = Selector(caps, selection_policy(config))
+    without = tuple(_without_kernel(selector, site) for site in example_sites(resolved.dtype))
     return KernelReport(
         device=device.spec,
         dtype=str(resolved.dtype),
         dtype_reason=next(c.reason for c in resolved.choices if c.name == "dtype"),
-        ops=tuple(_op_report(selector, site) for site in example_sites(resolved.dtype)),
+        facts=device_facts(caps, resolved.dtype),
+        sites=site_reports(selector, level_of),
+        without_kernel=tuple(op for op in without if op is not None),
     )
 
 
-def _op_report(selector: Selector, site: Site) -> OpReport:
+def _without_kernel(selector: Selector, site: Site) -> NoKernel | None:
+    """Selects a kernel for the site; the selector remembers it."""
     try:
-        selection = selector.select(site.op, site.problem)
+        selector.select(site.op, site.problem)
     except SelectionError as error:
-        return OpReport(op=site.op.name, kernel="", level="", reason=error.message, rejected=())
-    return OpReport(
-        op=site.op.name,
-        kernel=selection.kernel.name,
-        level=str(selection.kernel.traits.level),
-        reason=selection.reason,
-        rejected=selection.rejected,
-    )
+        return NoKernel(site.op.name, error.message)
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +149,7 @@ class InfoReport:
             "error": None if error is None else {"code": error.code, "message": error.message},
             "devices": [device.as_json() for device in self.probe.devices],
             "example_model": EXAMPLE_MODEL,
-            "kernels": [asdict(kernels) for kernels in self.kernels],
+            "kernels": [kernels.as_json() for kernels in self.kernels],
             "architectures": sorted(MODELS),
             "versions": {v.name: v.version for v in self.versions},
             "missing": [asdict(m) for m in self.missing],

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from hal.aliases import nearest
 from hal.cli.arguments import ENGINE_FLAGS, CommandLine, Flag, FlagGroup, report_error
-from hal.cli.info.command import PROG
-from hal.errors import UnsupportedError
+from hal.cli.info.command import PROG, SUBCOMMANDS
+from hal.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from hal.cli.info.report import InfoRequest
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = (
     "Every device of this machine with the reason when it cannot be used, the kernel chosen for "
     "each op with the reasons against the others, versions, and what is missing. "
-    "Exit code 2: the device named by --device is not usable."
+    "Exit code 2: the device named by --device is not usable.\n\nSubcommands:\n"
+    + "\n".join(f"  {PROG} {name:<9} {text}" for name, text in SUBCOMMANDS.items())
 )
 _SHARED = ("device", "dtype", "kernel", "strict", "deterministic")
 _FLAGS = FlagGroup(
@@ -48,7 +50,10 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, object]
     """This command's own settings; those of others are fine in the environment, not as flags."""
     line = CommandLine(PROG, _DESCRIPTION, [_FLAGS])
     own = {flag.dest for flag in _FLAGS.flags}
-    foreign = sorted(line.parse(argv, {}).keys() - own)
+    given = line.parse(argv, {})
+    if "model" in given:
+        raise ConfigError(_misplaced_model(str(given["model"])))
+    foreign = sorted(given.keys() - own)
     if foreign:
         names = ", ".join(foreign)
         raise UnsupportedError(
@@ -56,6 +61,16 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, object]
             "model. GET /hal/plan of a running hal-serve shows them for its model"
         )
     return {name: value for name, value in line.parse(argv, environ).items() if name in own}
+
+
+def _misplaced_model(word: str) -> str:
+    guess = nearest(word, list(SUBCOMMANDS))
+    if guess:
+        return f"{word!r} is no subcommand; did you mean {PROG} {guess}?"
+    return (
+        f"{PROG} alone takes no model. Kernels for it: {PROG} explain {word}; "
+        f"whether it fits a device: {PROG} plan {word}"
+    )
 
 
 def _request(values: Mapping[str, object]) -> InfoRequest:

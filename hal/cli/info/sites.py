@@ -38,8 +38,8 @@ def example_sites(dtype: DType) -> tuple[Site, ...]:
     return (*_layer_sites(dtype), *_row_sites(dtype), *_token_sites(dtype))
 
 
-def _layer_sites(dtype: DType) -> tuple[Site, ...]:
-    attention = AttentionProblem(
+def example_attention(dtype: DType) -> AttentionProblem:
+    return AttentionProblem(
         num_heads=_NUM_HEADS,
         num_kv_heads=_NUM_KV_HEADS,
         head_dim=_HEAD_DIM,
@@ -47,6 +47,14 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         block_size=_BLOCK_SIZE,
         spec=AttentionSpec(scale=_HEAD_DIM**-0.5),
     )
+
+
+def example_linear(dtype: DType) -> LinearProblem:
+    return LinearProblem(in_features=_HIDDEN_SIZE, out_features=_INTERMEDIATE_SIZE, dtype=dtype)
+
+
+def _layer_sites(dtype: DType) -> tuple[Site, ...]:
+    attention = example_attention(dtype)
     rope = RopeProblem(
         num_heads=_NUM_HEADS,
         num_kv_heads=_NUM_KV_HEADS,
@@ -70,11 +78,10 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         has_bias=False,
         dtype=dtype,
     )
-    linear = LinearProblem(in_features=_HIDDEN_SIZE, out_features=_INTERMEDIATE_SIZE, dtype=dtype)
     return (
         Site(opset.attention_block, attention_block),
         Site(opset.mlp_block, mlp_block),
-        Site(opset.linear, linear),
+        Site(opset.linear, example_linear(dtype)),
         Site(opset.attention, attention),
         Site(opset.qk_norm_rope, rope),
     )

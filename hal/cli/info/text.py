@@ -5,12 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from hal.cli.info.facts import DeviceFacts
 from hal.cli.info.report import InfoReport, KernelReport
 from hal.cli.info.sites import EXAMPLE_MODEL
 from hal.device import Capabilities
 from hal.engine.models import MODELS
+from hal.explain import SiteReport
 from hal.memory import format_bytes
 from hal.report import DeviceReport
+from hal.select import HIGHEST_PREFERENCE, Rule
 
 _WIDTH = 100
 _INDENT = " " * 12
@@ -53,18 +56,22 @@ def _device_lines(report: InfoReport) -> Iterator[str]:
     chosen = report.choice.chosen
     for device in report.probe.devices:
         is_chosen = chosen is not None and device.spec == chosen.report.spec
-        yield from _one_device(device, "*" if is_chosen else " ")
+        facts = {k.device: k.facts for k in report.kernels}.get(device.spec)
+        yield from _one_device(device, facts, "*" if is_chosen else " ")
     if chosen is not None:
         yield _wrapped(
             f"--device {report.request.device} means {chosen.report.spec}: {chosen.reason}", "* "
         )
 
 
-def _one_device(device: DeviceReport, mark: str) -> Iterator[str]:
+def _one_device(device: DeviceReport, facts: DeviceFacts | None, mark: str) -> Iterator[str]:
     verdict = "usable" if device.is_usable else f"not usable: {device.reason}"
     yield _wrapped(verdict, f"{mark} {device.spec:<10}")
     if device.capabilities is not None:
         for line in _capability_lines(device.capabilities):
+            yield _wrapped(line, _INDENT)
+    if facts is not None:
+        for line in _fact_lines(facts):
             yield _wrapped(line, _INDENT)
     if device.remedy:
         yield _wrapped(f"-> {device.remedy}", _INDENT)
@@ -89,26 +96,55 @@ def _capability_lines(caps: Capabilities) -> Iterator[str]:
         yield f"driver: {', '.join(known)}"
 
 
-def _kernel_section(report: InfoReport) -> tuple[str, Iterator[str]]:
+def _chosen_kernels(report: InfoReport) -> KernelReport | None:
     chosen = report.choice.chosen
-    for kernels in report.kernels:
-        if chosen is not None and kernels.device == chosen.report.spec:
-            title = (
-                f"Kernels on {kernels.device} for {EXAMPLE_MODEL} in {kernels.dtype} "
-                f"({kernels.dtype_reason})"
-            )
-            return title, _kernel_lines(kernels)
-    return "Kernels", iter(())
+    if chosen is None:
+        return None
+    return next((k for k in report.kernels if k.device == chosen.report.spec), None)
+
+
+def _kernel_section(report: InfoReport) -> tuple[str, Iterator[str]]:
+    kernels = _chosen_kernels(report)
+    if kernels is None:
+        return "Kernels", iter(())
+    title = (
+        f"Kernels on {kernels.device} for {EXAMPLE_MODEL} in {kernels.dtype} "
+        f"({kernels.dtype_reason}):\nop, kernel, level, evidence"
+    )
+    return title, _kernel_lines(kernels)
 
 
 def _kernel_lines(kernels: KernelReport) -> Iterator[str]:
-    for op in kernels.ops:
-        if op.kernel:
-            yield f"  {op.op:<17} {op.kernel:<16} {op.level:<10} {op.reason}"
-        else:
-            yield _wrapped(f"no kernel: {op.reason}", f"  {op.op:<17} ")
-        for rejection in op.rejected:
-            yield _wrapped(f"not {rejection.kernel}: {rejection.reason}", _INDENT)
+    for site in kernels.sites:
+        wished = f"  {site.reason}" if site.reason != HIGHEST_PREFERENCE else ""
+        yield f"  {site.op:<17} {site.kernel:<13} {site.level:<10} {site.evidence}{wished}"
+        yield from (_wrapped(line, _INDENT) for line in _other_kernels(site))
+    for op in kernels.without_kernel:
+        yield _wrapped(f"no kernel: {op.reason}", f"  {op.op:<17} ")
+
+
+def _other_kernels(site: SiteReport) -> Iterator[str]:
+    """Those that could run in one line; each other one with its reason."""
+    spare = [r.kernel for r in site.rejected if r.rule is Rule.PREFERENCE]
+    if spare:
+        yield f"could run, less preferred: {', '.join(spare)} -> --kernel {site.op}=NAME"
+    for rejection in site.rejected:
+        if rejection.rule is not Rule.PREFERENCE:
+            yield rejection.line(site.op)
+
+
+def _fact_lines(facts: DeviceFacts) -> Iterator[str]:
+    yield "matrix products: " + ", ".join(
+        f"{m.dtype} {m.support}{f' ({m.note})' if m.note else ''}" for m in facts.matrix
+    )
+    yield f"FP8 flavour: {facts.fp8 or 'none'}"
+    yield f"attention block sizes: {_listed(facts.block_sizes)}"
+    yield f"attention head sizes: {_listed(facts.head_sizes)}"
+    yield "collective: single (one rank); several devices are not supported yet"
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return " ".join(map(str, sizes)) or "none"
 
 
 def _missing_lines(report: InfoReport) -> Iterator[str]:

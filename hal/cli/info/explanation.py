@@ -1,0 +1,132 @@
+"""Which kernel would run each site of a model on a device, and why; nothing is allocated."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hal.assembly import assemble, selection_policy
+from hal.cli.info.target import Target, find_target
+from hal.collective import SingleRank
+from hal.config import Choice, EngineConfig, ModelLimits, resolve
+from hal.engine.checkpoint import resolve_model
+from hal.engine.model_config import CONFIG_FILE, ModelConfig, read_model_config
+from hal.engine.models import MODELS
+from hal.errors import SelectionError
+from hal.evidence import level_of
+from hal.explain import SiteReport, site_reports
+from hal.select import Level, Selector
+
+SCHEMA_VERSION = 1
+_WIDTH = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Everything `hal-info explain` prints; `error` is set where a site has no kernel."""
+
+    model: ModelConfig
+    target: Target
+    choices: tuple[Choice, ...]
+    sites: tuple[SiteReport, ...]
+    error: SelectionError | None
+
+    def as_json(self) -> dict[str, object]:
+        caps = self.target.capabilities
+        return {
+            "schema": SCHEMA_VERSION,
+            "model": {
+                "model_type": self.model.model_type,
+                "architecture": self.model.architecture,
+            },
+            "device": {
+                "spec": self.target.spec,
+                "present": self.target.is_present,
+                "reason": self.target.reason,
+                "vendor": caps.vendor,
+                "name": caps.name,
+                "arch": caps.arch,
+            },
+            "choices": [asdict(choice) for choice in self.choices],
+            "kernels": [site.as_json() for site in self.sites],
+            "error": None
+            if self.error is None
+            else {
+                "code": self.error.code,
+                "message": self.error.message,
+                "rows": list(self.error.rows),
+            },
+        }
+
+
+def explain(config: EngineConfig) -> Explanation:
+    """Raises ConfigError and ModelError; a site without a kernel is in the result instead."""
+    model = read_model_config(_config_folder(config), MODELS.keys())
+    target = find_target(config.device)
+    limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
+    resolved = resolve(config, target.capabilities, limits)
+    selector = Selector(target.capabilities, selection_policy(config), is_present=target.is_present)
+    error: SelectionError | None = None
+    try:
+        assemble(model, resolved, selector, SingleRank(), None)
+    except SelectionError as raised:
+        error = raised
+    return Explanation(
+        model=model,
+        target=target,
+        choices=resolved.choices,
+        sites=site_reports(selector, level_of),
+        error=error,
+    )
+
+
+def _config_folder(config: EngineConfig) -> Path:
+    """The folder of config.json; kernels can be explained without any weights."""
+    given = Path(config.model).expanduser()
+    if config.model and given.name == CONFIG_FILE and given.is_file():
+        return given.parent
+    if config.model and (given / CONFIG_FILE).is_file():
+        return given
+    return resolve_model(config.model, offline=config.offline)
+
+
+def render(explanation: Explanation) -> str:
+    """For people: settings, sites coarsest first, and a count of the levels."""
+    return "\n".join(_lines(explanation))
+
+
+def _lines(explanation: Explanation) -> Iterator[str]:
+    caps, target = explanation.target.capabilities, explanation.target
+    yield f"{explanation.model.model_type} on {caps.name}, {caps.arch} ({target.spec})"
+    yield from wrapped(f"  {target.reason}")
+    for choice in explanation.choices:
+        yield from wrapped(f"  {choice.name} {choice.value}: {choice.reason}")
+    for site in explanation.sites:
+        yield ""
+        for line in site.lines():
+            yield from wrapped(line)
+    yield ""
+    yield from wrapped(summary(explanation.sites))
+
+
+def summary(sites: tuple[SiteReport, ...]) -> str:
+    """How many sites run on which level, and what --strict would refuse."""
+    counts = {level: sum(site.level is level for site in sites) for level in Level}
+    text = f"{len(sites)} sites: " + ", ".join(f"{n} {level}" for level, n in counts.items())
+    weak = sorted({site.op for site in sites if site.level is not Level.NATIVE})
+    return f"{text}. Not native: {', '.join(weak)}" if weak else text
+
+
+def wrapped(line: str) -> list[str]:
+    """At most 100 columns; what is continued stands four columns further in."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.wrap(
+        line,
+        width=_WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )

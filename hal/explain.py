@@ -1,0 +1,100 @@
+"""Selections as rows that people and programs read: every site, its kernel, and why no other.
+
+One form serves the command line, Python, HTTP, error texts and the tables of the docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from hal.select import Kernel, Level, Regime, Rejection, Selection, Selector
+
+EvidenceOf = Callable[[str, str, Kernel], str]
+"""(arch, op, kernel) -> the evidence level, see `hal.evidence`."""
+
+_REFERENCE_COST = "the specification in plain torch: right, not fast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReport:
+    """One site. `num_uses` places of the model share it; `cost` is empty where it runs native."""
+
+    op: str
+    problem: str
+    num_uses: int
+    kernel: str
+    level: Level
+    cost: str
+    evidence: str
+    regimes: tuple[Regime, ...]
+    reason: str
+    rejected: tuple[Rejection, ...]
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            **asdict(self),
+            "regimes": [asdict(regime) for regime in self.regimes],
+            "rejected": [{**asdict(r), "flag": r.flag(self.op)} for r in self.rejected],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The site in words: two columns of indent more for what belongs to a line above."""
+        uses = f"  ({self.num_uses} x)" if self.num_uses > 1 else ""
+        shape = f": {self.problem}" if self.problem else ""
+        yield f"{self.op}{shape}{uses}"
+        cost = f"; {self.cost}" if self.cost else ""
+        yield (
+            f"  runs {self.kernel} [{self.level}, evidence: {self.evidence}]: {self.reason}{cost}"
+        )
+        if len(self.regimes) > 1:
+            yield from (f"    {regime}" for regime in self.regimes)
+        yield from (f"  {rejection.line(self.op)}" for rejection in self.rejected)
+
+
+def site_reports(selector: Selector, evidence_of: EvidenceOf) -> tuple[SiteReport, ...]:
+    """Every site that was selected so far, in order."""
+    arch = selector.caps.arch
+    return tuple(
+        site_report(s, evidence_of(arch, s.op, s.kernel), selector.num_uses(s))
+        for s in selector.report()
+    )
+
+
+def site_report(selection: Selection, evidence: str, num_uses: int = 1) -> SiteReport:
+    """One Selection as a row."""
+    traits = selection.kernel.traits
+    fallback = _REFERENCE_COST if selection.level is Level.REFERENCE else ""
+    return SiteReport(
+        op=selection.op,
+        problem=describe(selection.problem),
+        num_uses=num_uses,
+        kernel=selection.kernel.name,
+        level=selection.level,
+        cost="" if selection.level is Level.NATIVE else traits.cost or fallback,
+        evidence=evidence,
+        regimes=traits.regimes(selection.problem),
+        reason=selection.reason,
+        rejected=selection.rejected,
+    )
+
+
+def describe(problem: Any) -> str:
+    """A problem in words, no fact twice: "in_features 2048, out_features 8192, bfloat16"."""
+    return ", ".join(dict.fromkeys(_facts(problem)))
+
+
+def _facts(problem: Any) -> Iterator[str]:
+    for field in fields(problem):
+        value = getattr(problem, field.name)
+        if is_dataclass(value):
+            yield from _facts(value)
+        elif isinstance(value, bool):
+            if value:
+                yield field.name
+        elif isinstance(value, Enum):
+            yield str(value)
+        elif value is not None:
+            yield f"{field.name} {value:g}" if isinstance(value, float) else f"{field.name} {value}"
