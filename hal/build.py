@@ -14,6 +14,7 @@ from hal.device import Device
 from hal.devices import Opened, open_device
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
+from hal.engine.layers.decoder import Decoder
 from hal.engine.loader import load_weights
 from hal.engine.model_config import ModelConfig, read_model_config
 from hal.engine.model_runner import ModelRunner
@@ -35,6 +36,7 @@ class BuiltEngine:
     """A running engine with everything that explains it."""
 
     engine: Engine
+    decoder: Decoder
     runner: ModelRunner
     device: Device
     device_reason: str
@@ -106,6 +108,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
             assembled.runner,
             random.Random(config.seed),
         ),
+        decoder=assembled.decoder,
         runner=assembled.runner,
         device=device,
         device_reason=opened.reason,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from hal import opset
@@ -78,6 +78,10 @@ class Decoder:
     def attention_families(self) -> tuple[AttentionFamily, ...]:
         """Each layer's attention family; equal problems share one object."""
         return tuple(layer.attention.family for layer in self._parts.layers)
+
+    def replace_layers(self, change: Callable[[Sequence[Layer]], tuple[Layer, ...]]) -> None:
+        """Run other layers from now on, such as the same ones with taps."""
+        self._parts = replace(self._parts, layers=change(self._parts.layers))
 
     def forward(self, token_ids: Tensor, step: Step) -> None:
         """Run all layers over token_ids [T] int32; the result stays in the step arena."""

@@ -63,7 +63,7 @@ class Explanation:
 
 def explain(config: EngineConfig) -> Explanation:
     """Raises ConfigError and ModelError; a site without a kernel is in the result instead."""
-    model = read_model_config(_config_folder(config), MODELS.keys())
+    model = read_model_config(config_folder(config), MODELS.keys())
     target = find_target(config.device)
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
     resolved = resolve(config, target.capabilities, limits)
@@ -82,7 +82,7 @@ def explain(config: EngineConfig) -> Explanation:
     )
 
 
-def _config_folder(config: EngineConfig) -> Path:
+def config_folder(config: EngineConfig) -> Path:
     """The folder of config.json; kernels can be explained without any weights."""
     given = Path(config.model).expanduser()
     if config.model and given.name == CONFIG_FILE and given.is_file():
