@@ -48,7 +48,7 @@ def held_to(reference: Run, **settings: object) -> Comparison:
 @pytest.fixture
 def planted() -> Iterator[str]:
     """An rms_norm that is one per mille off, from its eleventh call on."""
-    calls = []
+    calls: list[int] = []
 
     def off(
         x: torch.Tensor,

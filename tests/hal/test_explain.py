@@ -15,7 +15,7 @@ from hal.opset.attention import AttentionProblem, AttentionSpec
 from hal.opset.indexing import TokenProblem
 from hal.opset.linear import LinearProblem
 from hal.profiles import find_profile
-from hal.select import Kernel, Level, SelectionPolicy, Selector
+from hal.select import Kernel, Level, Selector
 
 register_all()
 
@@ -26,8 +26,8 @@ def proof(arch: str, op: str, kernel: Kernel) -> str:
     return f"{arch}/{op}/{kernel.name}"
 
 
-def sites_on(caps: Capabilities, **policy: bool) -> tuple[SiteReport, ...]:
-    selector = Selector(caps, SelectionPolicy(**policy), is_present=False)
+def sites_on(caps: Capabilities) -> tuple[SiteReport, ...]:
+    selector = Selector(caps, is_present=False)
     for _ in range(3):
         selector.select(opset.linear, LINEAR)
     return site_reports(selector, proof)

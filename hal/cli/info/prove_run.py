@@ -181,7 +181,7 @@ def main(job_file: str) -> int:
     except HalError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
-    np.savez(job.arrays, **arrays)
+    np.savez(job.arrays, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
     sys.stdout.write(f"\n{MARK}{json.dumps(asdict(facts))}\n")
     return 0
 
