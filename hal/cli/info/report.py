@@ -95,8 +95,10 @@ def choice_among(text: str, report: ProbeReport, vendors: Mapping[str, Vendor]) 
         return DeviceChoice(None, error)
 
 
-def kernel_report(request: InfoRequest, device: DeviceReport) -> KernelReport:
-    """Select a kernel for every op on a usable device; kernels must be registered."""
+def kernel_report(
+    request: InfoRequest, device: DeviceReport, *, is_present: bool = True
+) -> KernelReport:
+    """Select a kernel for every op on a usable or an absent device; kernels must be registered."""
     caps = device.capabilities
     assert caps is not None, "only usable devices are asked for kernels"
     config = EngineConfig(
@@ -107,13 +109,13 @@ def kernel_report(request: InfoRequest, device: DeviceReport) -> KernelReport:
         deterministic=request.deterministic,
     )
     resolved = resolve(config, caps, _EXAMPLE_LIMITS)
-    selector = Selector(caps, selection_policy(config))
+    selector = Selector(caps, selection_policy(config), is_present=is_present)
     without = tuple(_without_kernel(selector, site) for site in example_sites(resolved.dtype))
     return KernelReport(
         device=device.spec,
         dtype=str(resolved.dtype),
         dtype_reason=next(c.reason for c in resolved.choices if c.name == "dtype"),
-        facts=device_facts(caps, resolved.dtype),
+        facts=device_facts(caps, resolved.dtype, is_present=is_present),
         sites=site_reports(selector, level_of),
         without_kernel=tuple(op for op in without if op is not None),
     )
