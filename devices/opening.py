@@ -74,9 +74,10 @@ def open_device(text: str, vendors: Mapping[str, Vendor] | None = None) -> Opene
     spec = parse_spec(text)
     known = _vendors_for(spec) if vendors is None else vendors
     check_spec(spec, known)
-    chosen = choose_device(spec, _look_for(spec, known))
+    chosen = choose_device(spec, _look_for(spec, known), known)
     vendor = known[chosen.report.spec.partition(":")[0]]
-    return Opened(_open(vendor, chosen.report, spec.detail), chosen.report.spec, chosen.reason)
+    name = str(spec) if spec.detail else chosen.report.spec
+    return Opened(_open(vendor, chosen.report, spec.detail), name, chosen.reason)
 
 
 def check_spec(spec: DeviceSpec, known: Mapping[str, Vendor]) -> None:
@@ -90,9 +91,12 @@ def check_spec(spec: DeviceSpec, known: Mapping[str, Vendor]) -> None:
         known[spec.vendor].check_detail(spec.detail)
 
 
-def choose_device(spec: DeviceSpec, report: ProbeReport) -> Chosen:
+def choose_device(
+    spec: DeviceSpec, report: ProbeReport, known: Mapping[str, Vendor]
+) -> Chosen:
     """What `spec` means among the devices found; raises DeviceUnavailable.
 
+    spec: accepted by check_spec
     report: covers the vendor of `spec`; for "auto", every vendor that may be chosen
     """
     if spec.vendor == AUTO:
@@ -100,7 +104,7 @@ def choose_device(spec: DeviceSpec, report: ProbeReport) -> Chosen:
     named = _named(report.of_vendor(spec.vendor), spec)
     if not named.is_usable:
         raise DeviceUnavailable(_unavailable(spec, named, report))
-    return Chosen(named, "named by --device")
+    return Chosen(named, known[spec.vendor].reason(spec.detail))
 
 
 def _vendors_for(spec: DeviceSpec) -> Mapping[str, Vendor]:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from hal.aliases import apply_aliases
-from hal.build import BuiltEngine, build_engine
+from hal.build import BuiltEngine, Posed, build_engine
 from hal.config import EngineConfig
 from hal.engine.chat_template import ChatTemplate, load_chat_template
 from hal.engine.collector import (
@@ -195,6 +195,11 @@ class LLM:
     def device_reason(self) -> str:
         """Why this device was opened, in one line."""
         return self._open().built.device_reason
+
+    @property
+    def posed(self) -> Posed | None:
+        """Kernels and memory plan of the device that `null:PROFILE` stands for; else None."""
+        return self._open().built.posed
 
     def explain(self) -> dict[str, object]:
         """Device, settings, memory and kernels, each with its reason."""

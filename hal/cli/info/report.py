@@ -75,7 +75,7 @@ def choice_among(text: str, report: ProbeReport, vendors: Mapping[str, Vendor]) 
             report = ProbeReport(
                 tuple(d for d in report.devices if vendors[d.spec.partition(":")[0]].is_for_auto)
             )
-        return DeviceChoice(choose_device(spec, report), None)
+        return DeviceChoice(choose_device(spec, report, vendors), None)
     except ConfigError as error:
         return DeviceChoice(None, error)
 
