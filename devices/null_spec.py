@@ -1,6 +1,6 @@
 """What may follow `--device null:`: a profile to pose as, and faults to inject at steps.
 
-    null:PROFILE    null:PROFILE,FAULT@STEP,...    null:FAULT@STEP,...
+null:PROFILE    null:PROFILE,FAULT@STEP,...    null:FAULT@STEP,...
 """
 
 from __future__ import annotations

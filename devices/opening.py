@@ -91,9 +91,7 @@ def check_spec(spec: DeviceSpec, known: Mapping[str, Vendor]) -> None:
         known[spec.vendor].check_detail(spec.detail)
 
 
-def choose_device(
-    spec: DeviceSpec, report: ProbeReport, known: Mapping[str, Vendor]
-) -> Chosen:
+def choose_device(spec: DeviceSpec, report: ProbeReport, known: Mapping[str, Vendor]) -> Chosen:
     """What `spec` means among the devices found; raises DeviceUnavailable.
 
     spec: accepted by check_spec

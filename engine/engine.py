@@ -52,10 +52,9 @@ class Engine:
             result = self._executor.submit(batch).wait()
             return self.scheduler.update(batch, result)
         except BaseException as error:  # Ctrl-C too must leave no block behind
-            is_known = isinstance(error, HalError)
-            what = error.message if is_known else f"{type(error).__name__}: {error}"
-            code = error.code if is_known else EngineError.code
-            reason = f"step {batch.step} failed: {what}"
+            message = error.message if isinstance(error, HalError) else str(error)
+            code = error.code if isinstance(error, HalError) else EngineError.code
+            reason = f"step {batch.step} failed: {type(error).__name__}: {message}"
             self._undelivered = self.scheduler.fail(reason, code)
             if isinstance(error, Exception):
                 raise EngineError(

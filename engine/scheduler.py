@@ -28,7 +28,7 @@ from hal.engine.request_check import check_request
 from hal.engine.sampler import SamplingState, row_logprobs
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import NO_SLOT, Sequence, Status, make_sequences
-from hal.errors import RequestError
+from hal.errors import NOT_FINITE, RequestError
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 

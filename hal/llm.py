@@ -327,7 +327,7 @@ def route(
         return None
     delta = collector.feed(output)
     if output.finish_reason is FinishReason.ERROR:
-        raise EngineError(f"request {output.request_id}: {output.error}")
+        raise EngineError(f"request {output.request_id}: {output.error}", code=output.error_code)
     if delta is not None and delta.finish_reason is not None and not collector.finished:
         # The engine knows nothing of stop strings: it would go on with this choice.
         session.engine.abort(output.request_id, output.index)
