@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from hal.errors import ConfigError
 from hal.memory import format_bytes
-from hal.profiles import Profile, all_profiles, find_profile
+from hal.profiles import Profile, find_profile
 
 LOADING = 0
 """The step of everything that happens before the first one."""
@@ -27,6 +27,9 @@ class Fault(StrEnum):
     NAN = "nan"
     HANG = "hang"
     CRASH = "crash"
+
+
+_FAULTS = tuple(str(fault) for fault in Fault)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ def parse_null(detail: str) -> NullSpec:
     parts = [part.strip() for part in detail.split(",")]
     if "" in parts:
         raise _wrong(detail, "a part is empty")
-    named = "" if "@" in parts[0] else parts.pop(0)
+    is_fault = "@" in parts[0] or parts[0] in _FAULTS
+    named = "" if is_fault else parts.pop(0)
     faults = tuple(_fault(detail, part) for part in parts)
     for fault in faults:
         if faults.count(fault) > 1:
@@ -83,12 +87,11 @@ def parse_null(detail: str) -> NullSpec:
 
 def _fault(detail: str, part: str) -> FaultAt:
     name, at, step = part.partition("@")
-    names = [str(fault) for fault in Fault]
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f", did you mean {close[0]}?" if close else ""
-        what = f"{name!r} is no fault{hint}" if at else f"{part!r} has no @STEP{hint}"
-        raise _wrong(detail, what)
+    if name not in _FAULTS:
+        close = difflib.get_close_matches(name, _FAULTS, n=1)
+        hint = f"; did you mean {close[0]}" if close else ""
+        what = f"{name!r} is no fault" if at else f"{part!r} is no fault, and a profile comes first"
+        raise _wrong(detail, what + hint)
     if not _STEP.fullmatch(step):
         raise _wrong(detail, f"{part}: {step!r} is no step; steps count from 1, 0 is loading")
     if name == Fault.NAN and int(step) == LOADING:
@@ -99,5 +102,5 @@ def _fault(detail: str, part: str) -> FaultAt:
 def _wrong(detail: str, what: str) -> ConfigError:
     return ConfigError(
         f"--device null:{detail}: {what}. Write null:PROFILE, null:PROFILE,FAULT@STEP,... or "
-        f"null:FAULT@STEP,...; faults: {', '.join(Fault)}; profiles: {', '.join(all_profiles())}"
+        f"null:FAULT@STEP,...; faults: {', '.join(_FAULTS)}"
     )

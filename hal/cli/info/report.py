@@ -80,7 +80,9 @@ def choice_among(text: str, report: ProbeReport, vendors: Mapping[str, Vendor]) 
         return DeviceChoice(None, error)
 
 
-def kernel_report(request: InfoRequest, device: DeviceReport) -> KernelReport:
+def kernel_report(
+    request: InfoRequest, device: DeviceReport, *, is_present: bool = True
+) -> KernelReport:
     """Select a kernel for every op on a usable device; kernels must be registered."""
     caps = device.capabilities
     assert caps is not None, "only usable devices are asked for kernels"
@@ -97,7 +99,7 @@ def kernel_report(request: InfoRequest, device: DeviceReport) -> KernelReport:
         strict=request.strict,
         deterministic=request.deterministic,
     )
-    selector = Selector(caps, policy)
+    selector = Selector(caps, policy, is_present=is_present)
     return KernelReport(
         device=device.spec,
         dtype=str(resolved.dtype),
@@ -157,11 +159,15 @@ def collect(request: InfoRequest, vendors: Mapping[str, Vendor] | None = None) -
         versions = pool.submit(installed_versions)
         hal.kernels.register_all()
         report = probing.result()
+    choice = choice_among(request.device, report, known)
+    kernels = [kernel_report(request, device) for device in report.usable()]
+    if choice.chosen is not None and choice.chosen.posed is not None:
+        kernels.append(kernel_report(request, choice.chosen.posed, is_present=False))
     return InfoReport(
         request=request,
         probe=report,
-        choice=choice_among(request.device, report, known),
-        kernels=tuple(kernel_report(request, device) for device in report.usable()),
+        choice=choice,
+        kernels=tuple(kernels),
         versions=versions.result(),
         missing=missing_parts(versions.result()),
     )

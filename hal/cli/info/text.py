@@ -66,6 +66,8 @@ def _one_device(device: DeviceReport, mark: str) -> Iterator[str]:
     if device.capabilities is not None:
         for line in _capability_lines(device.capabilities):
             yield _wrapped(line, _INDENT)
+    if device.note:
+        yield _wrapped(f"note: {device.note}", _INDENT)
     if device.remedy:
         yield _wrapped(f"-> {device.remedy}", _INDENT)
 
@@ -92,7 +94,7 @@ def _capability_lines(caps: Capabilities) -> Iterator[str]:
 def _kernel_section(report: InfoReport) -> tuple[str, Iterator[str]]:
     chosen = report.choice.chosen
     for kernels in report.kernels:
-        if chosen is not None and kernels.device == chosen.report.spec:
+        if chosen is not None and kernels.device == (chosen.posed or chosen.report).spec:
             title = (
                 f"Kernels on {kernels.device} for {EXAMPLE_MODEL} in {kernels.dtype} "
                 f"({kernels.dtype_reason})"
