@@ -5,14 +5,15 @@ STAMP := $(VENV)/.installed
 NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cmake kernels/cpu/*.cpp kernels/cpu/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long conformance check format clean
+.PHONY: help install serve test test-long conformance check docs format clean
 
 help:
 	@echo "make serve    serve the embedded model on http://127.0.0.1:8000   (ARGS='--port 9000')"
 	@echo "make test     every test, with the time of each suite             (SUITES='engine kernels')"
 	@echo "make test-long    the state machines with 5000 examples each"
 	@echo "make conformance  every kernel against the float64 oracle"
-	@echo "make check    format, ruff, mypy, sizes, layout"
+	@echo "make check    format, ruff, mypy, sizes, layout, generated pages"
+	@echo "make docs     write the pages of docs/ that are made from data"
 	@echo "make format   let ruff rewrite the sources"
 	@echo "make install  only create $(VENV) and install into it"
 	@echo "make clean    remove $(VENV), what was compiled, and caches"
@@ -37,6 +38,9 @@ conformance: $(STAMP)
 
 check: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check.sh
+
+docs: $(STAMP)
+	$(BIN)/python scripts/generate_docs.py
 
 format: $(STAMP)
 	$(BIN)/ruff format

@@ -12,6 +12,7 @@ class CardProperties(Protocol):
     """What `torch.cuda.get_device_properties` returns, as far as it is read here.
 
     gcnArchName: "gfx942:sramecc+:xnack-" in ROCm's torch; the card's name elsewhere.
+    uuid: an object whose text it is.
     """
 
     @property
@@ -28,6 +29,8 @@ class CardProperties(Protocol):
     def is_integrated(self) -> int: ...
     @property
     def gcnArchName(self) -> str: ...
+    @property
+    def uuid(self) -> object: ...
     @property
     def warp_size(self) -> int: ...
     @property
@@ -48,3 +51,9 @@ def card_memory(card: CardProperties, free_bytes: int) -> Memory:
         cgroup_limit_bytes=shared.cgroup_limit_bytes,
         numa_nodes=shared.numa_nodes,
     )
+
+
+def card_identity(card: CardProperties) -> str:
+    """What tells this card, or this part of a divided one, from others; "" if it has no UUID."""
+    text = str(card.uuid)
+    return f"UUID {text}" if text.strip("0-") else ""

@@ -34,10 +34,14 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A usable device, not opened yet, and one line that says why it is this one."""
+    """A usable device, not opened yet, and one line that says why it is this one.
+
+    posed: the absent device that it stands for, if any
+    """
 
     report: DeviceReport
     reason: str
+    posed: DeviceReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,14 @@ class Opened:
 
 
 def parse_spec(text: str) -> DeviceSpec:
-    """Split a `--device` value; raises UnsupportedError for several devices."""
+    """Split a `--device` value; raises UnsupportedError for several devices, ConfigError for one
+    device named twice."""
     spec = text.strip().lower()
     several = _SEVERAL.fullmatch(spec)
     vendor, _, detail = spec.partition(":")
     count = int(several.group(1)) if several else len(detail.split(","))
+    if not several:
+        _refuse_twins(text, vendor, detail)
     if (several or re.fullmatch(r"[\d,]+", detail)) and count != 1:
         raise UnsupportedError(
             f"not supported yet: tensor parallel over {count} devices (--device {text}); "
@@ -63,6 +70,16 @@ def parse_spec(text: str) -> DeviceSpec:
     if several:
         raise ConfigError(f"--device {text}: write the device itself, e.g. --device rocm:0")
     return DeviceSpec(vendor, detail)
+
+
+def _refuse_twins(text: str, vendor: str, detail: str) -> None:
+    indices = re.findall(r"\d+", detail) if re.fullmatch(r"[\d,]+", detail) else []
+    twins = [index for index in dict.fromkeys(indices) if indices.count(index) > 1]
+    if twins:
+        raise ConfigError(
+            f"--device {text} names {vendor}:{twins[0]} {indices.count(twins[0])} times; several "
+            "devices are different cards. Name each once"
+        )
 
 
 def open_device(text: str, vendors: Mapping[str, Vendor] | None = None) -> Opened:
@@ -74,9 +91,10 @@ def open_device(text: str, vendors: Mapping[str, Vendor] | None = None) -> Opene
     spec = parse_spec(text)
     known = _vendors_for(spec) if vendors is None else vendors
     check_spec(spec, known)
-    chosen = choose_device(spec, _look_for(spec, known))
+    chosen = choose_device(spec, _look_for(spec, known), known)
     vendor = known[chosen.report.spec.partition(":")[0]]
-    return Opened(_open(vendor, chosen.report, spec.detail), chosen.report.spec, chosen.reason)
+    name = str(spec) if spec.detail else chosen.report.spec
+    return Opened(_open(vendor, chosen.report, spec.detail), name, chosen.reason)
 
 
 def check_spec(spec: DeviceSpec, known: Mapping[str, Vendor]) -> None:
@@ -90,9 +108,10 @@ def check_spec(spec: DeviceSpec, known: Mapping[str, Vendor]) -> None:
         known[spec.vendor].check_detail(spec.detail)
 
 
-def choose_device(spec: DeviceSpec, report: ProbeReport) -> Chosen:
+def choose_device(spec: DeviceSpec, report: ProbeReport, known: Mapping[str, Vendor]) -> Chosen:
     """What `spec` means among the devices found; raises DeviceUnavailable.
 
+    spec: accepted by check_spec
     report: covers the vendor of `spec`; for "auto", every vendor that may be chosen
     """
     if spec.vendor == AUTO:
@@ -100,7 +119,13 @@ def choose_device(spec: DeviceSpec, report: ProbeReport) -> Chosen:
     named = _named(report.of_vendor(spec.vendor), spec)
     if not named.is_usable:
         raise DeviceUnavailable(_unavailable(spec, named, report))
-    return Chosen(named, "named by --device")
+    vendor = known[spec.vendor]
+    posed = vendor.posed(spec.detail)
+    return Chosen(
+        report=named,
+        reason=_with_note(vendor.reason(spec.detail), named),
+        posed=None if posed is None else DeviceReport(spec=str(spec), capabilities=posed),
+    )
 
 
 def _vendors_for(spec: DeviceSpec) -> Mapping[str, Vendor]:
@@ -127,11 +152,15 @@ def _best(report: ProbeReport) -> Chosen:
     if cards:
         best = max(cards, key=_power)
         others = f"; the largest of {len(cards)} usable accelerators" if len(cards) > 1 else ""
-        return Chosen(best, f"{_description(best)}{others}")
+        return Chosen(best, _with_note(f"{_description(best)}{others}", best))
     cpu = next(d for d in report.usable() if d.spec == "cpu")
     missing = [f"{d.spec}: {d.reason}" for d in report.devices if not d.is_usable]
     why = f"; no usable accelerator ({'; '.join(missing)})" if missing else ""
     return Chosen(cpu, f"{_description(cpu)}{why}")
+
+
+def _with_note(reason: str, report: DeviceReport) -> str:
+    return f"{reason}; {report.note}" if report.note else reason
 
 
 def _power(report: DeviceReport) -> tuple[int, int]:
@@ -147,11 +176,16 @@ def _description(report: DeviceReport) -> str:
 
 def _open(vendor: Vendor, report: DeviceReport, detail: str) -> Device:
     device = vendor.open(report, detail)
-    if device.interface_version != DEVICE_INTERFACE_VERSION:
+    theirs, ours = device.interface_version, DEVICE_INTERFACE_VERSION
+    if theirs != ours:
+        remedy = (
+            f"Install a release of the package behind {vendor.name!r} for version {ours}"
+            if theirs < ours
+            else f"Upgrade hal to a release that has version {theirs}"
+        )
         raise UnsupportedError(
-            f"the device {report.spec} was written for version {device.interface_version} of "
-            f"hal's device interface; this hal has version {DEVICE_INTERFACE_VERSION}. "
-            "Install the release of its package that matches"
+            f"--device {report.spec}: its package was written for version {theirs} of hal's device "
+            f"interface, this hal has version {ours}. {remedy}"
         )
     return device
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
-from hal.device import Device
+from hal.device import Capabilities, Device
 from hal.devices import cuda, host, rocm
 from hal.devices.child import TIMEOUT_S, ask, module_command
+from hal.devices.null_spec import parse_null
 from hal.devices.opencl import OpenclVendor
 from hal.devices.torch_build import TorchBuild, torch_build
 from hal.devices.vendor import ENTRY_POINT_GROUP, Absence, Vendor
-from hal.errors import ConfigError, DeviceUnavailable, UnsupportedError
+from hal.errors import ConfigError, DeviceUnavailable
 from hal.report import DeviceReport
 
 
@@ -37,7 +38,7 @@ class CpuVendor(Vendor):
 
 
 class NullVendor(Vendor):
-    """Always there, and never chosen by itself."""
+    """Always there, and never chosen by itself; poses as a profile and injects faults."""
 
     name = "null"
     is_for_auto = False
@@ -46,16 +47,19 @@ class NullVendor(Vendor):
         return (DeviceReport(spec=self.name, capabilities=host.null_capabilities()),)
 
     def check_detail(self, detail: str) -> None:
-        if detail:
-            raise UnsupportedError(
-                f"not supported yet: --device null:{detail}; the null device neither poses as a "
-                "profile nor injects faults. Use --device null"
-            )
+        parse_null(detail)
+
+    def reason(self, detail: str) -> str:
+        return parse_null(detail).reason
+
+    def posed(self, detail: str) -> Capabilities | None:
+        profile = parse_null(detail).profile
+        return None if profile is None else profile.capabilities()
 
     def open(self, report: DeviceReport, detail: str) -> Device:
         from hal.devices.null import NullDevice
 
-        return NullDevice()
+        return NullDevice(parse_null(detail))
 
 
 class TorchVendor(Vendor):

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Protocol
 
 from hal.devices import cuda, rocm
-from hal.devices.card import CardProperties
+from hal.devices.card import CardProperties, card_identity
 from hal.devices.child import print_answer
 from hal.report import DeviceReport
 
@@ -49,12 +49,14 @@ def _card(api: ProbeApi, spec_name: str, runtime: str, index: int) -> DeviceRepo
     except RuntimeError as error:
         return DeviceReport(spec=spec, reason=first_line(error))
     caps = vendor.capabilities(properties, free_bytes, runtime)
+    card = card_identity(properties)
     if vendor.is_built_for(properties, api.get_arch_list()):
-        return DeviceReport(spec=spec, capabilities=caps)
+        return DeviceReport(spec=spec, capabilities=caps, card=card)
     built = " ".join(api.get_arch_list())
     return DeviceReport(
         spec=spec,
         capabilities=caps,
+        card=card,
         reason=f"the installed torch has no code for {caps.arch}, only for {built}",
         remedy=f"install a torch build that lists {caps.arch}",
     )

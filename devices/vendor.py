@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from hal.device import Device
+from hal.device import Capabilities, Device
 from hal.errors import ConfigError
 from hal.report import DeviceReport
 
@@ -44,6 +44,14 @@ class Vendor(ABC):
             raise ConfigError(
                 f"--device {self.name}:{detail}: {detail!r} is no index; write e.g. {self.name}:0"
             )
+
+    def reason(self, detail: str) -> str:
+        """Why `name:detail` means its device, in one line."""
+        return "named by --device"
+
+    def posed(self, detail: str) -> Capabilities | None:
+        """What the device of `name:detail` poses as; None: it is what it is."""
+        return None
 
     @abstractmethod
     def open(self, report: DeviceReport, detail: str) -> Device:

@@ -7,7 +7,7 @@ import random
 from hal.engine.executor import Executor
 from hal.engine.request import EngineStats, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
-from hal.errors import ConfigError, EngineError, RequestError
+from hal.errors import ConfigError, EngineError, HalError, RequestError
 
 
 class Engine:
@@ -40,7 +40,8 @@ class Engine:
         return self.scheduler.has_work or bool(self._undelivered)
 
     def step(self) -> list[Output]:
-        """Run one step. If it fails: EngineError, and the next call returns whom it ended."""
+        """Run one step. If it fails: EngineError with the code of the cause, and the next call
+        returns whom it ended."""
         if self._undelivered:
             outputs, self._undelivered = self._undelivered, []
             return outputs
@@ -51,11 +52,13 @@ class Engine:
             result = self._executor.submit(batch).wait()
             return self.scheduler.update(batch, result)
         except BaseException as error:  # Ctrl-C too must leave no block behind
-            reason = f"step {batch.step} failed: {type(error).__name__}: {error}"
-            self._undelivered = self.scheduler.fail(reason)
+            message = error.message if isinstance(error, HalError) else str(error)
+            code = error.code if isinstance(error, HalError) else EngineError.code
+            reason = f"step {batch.step} failed: {type(error).__name__}: {message}"
+            self._undelivered = self.scheduler.fail(reason, code)
             if isinstance(error, Exception):
                 raise EngineError(
-                    f"{reason}. Its {batch.num_seqs} sequences ended; others go on"
+                    f"{reason}. Its {batch.num_seqs} sequences ended; others go on", code=code
                 ) from error
             raise
 

@@ -47,7 +47,10 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """New tokens of one sequence (choice `index` of a request) after one step."""
+    """New tokens of one sequence (choice `index` of a request) after one step.
+
+    error, error_code: why it ended, where finish_reason is ERROR; the code as in hal.errors
+    """
 
     request_id: str
     index: int
@@ -56,6 +59,7 @@ class Output:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: str | None = None
+    error_code: str | None = None
     num_cached_tokens: int = 0
 
 

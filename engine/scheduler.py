@@ -28,7 +28,7 @@ from hal.engine.request_check import check_request
 from hal.engine.sampler import SamplingState, row_logprobs
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import NO_SLOT, Sequence, Status, make_sequences
-from hal.errors import RequestError
+from hal.errors import NOT_FINITE, RequestError
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -142,7 +142,7 @@ class Scheduler:
         self._in_flight = None
         return outputs
 
-    def fail(self, error: str) -> list[Output]:
+    def fail(self, error: str, error_code: str) -> list[Output]:
         """The step in flight was lost: end its sequences, whose cached contents are unknown."""
         step, self._in_flight = self._in_flight, None
         if step is None:
@@ -153,7 +153,7 @@ class Scheduler:
         alive = [seq for seq in everyone if seq.status is not Status.FINISHED]
         for seq in alive:
             self._end(seq, retract=True)
-        return [seq.last_output(FinishReason.ERROR, error) for seq in alive]
+        return [seq.last_output(FinishReason.ERROR, error, error_code) for seq in alive]
 
     def _decoding(self) -> tuple[list[Sequence], Int32]:
         """Running sequences whose only unknown input is their last sampled token, by rank."""
@@ -335,7 +335,7 @@ class Scheduler:
             if seq in failed:
                 error = _NOT_FINITE.format(seq.num_output_tokens)
                 self._end(seq, retract=True)
-                outputs.append(seq.last_output(FinishReason.ERROR, error))
+                outputs.append(seq.last_output(FinishReason.ERROR, error, NOT_FINITE))
                 continue
             seq.tokens.append(token)
             finish_reason = stop_reason = None

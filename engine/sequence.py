@@ -85,7 +85,9 @@ class Sequence:
         is_eos = token_id in self.request.eos_token_ids and not self.request.params.ignore_eos
         return None if is_eos else token_id
 
-    def last_output(self, reason: FinishReason, error: str | None = None) -> Output:
+    def last_output(
+        self, reason: FinishReason, error: str | None = None, error_code: str | None = None
+    ) -> Output:
         """Ends the sequence without a token."""
         return Output(
             request_id=self.request.request_id,
@@ -93,6 +95,7 @@ class Sequence:
             token_ids=(),
             finish_reason=reason,
             error=error,
+            error_code=error_code,
             num_cached_tokens=self.num_cached_tokens,
         )
 

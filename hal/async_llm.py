@@ -107,7 +107,8 @@ class _Worker(threading.Thread):
             return
         if output.error is not None:
             self._abort(output.request_id)
-            stream.put(EngineError(f"request {output.request_id}: {output.error}"))
+            message = f"request {output.request_id}: {output.error}"
+            stream.put(EngineError(message, code=output.error_code))
             return
         delta = stream.collector.feed(output)
         if delta is not None:

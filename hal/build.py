@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hal.assembly import Assembled, assemble, plan_inputs, selection_policy
 from hal.collective import Collective
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
-from hal.device import Device
+from hal.device import Capabilities, Device
 from hal.devices import Opened, open_device
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
@@ -22,18 +22,52 @@ from hal.engine.models import MODELS
 from hal.engine.progress import Progress, SilentProgress
 from hal.engine.scheduler import SchedulerConfig
 from hal.engine.weights import CheckpointReader
+from hal.errors import MemoryPlanError
 from hal.evidence import level_of
 from hal.explain import SiteReport, site_reports
 from hal.kv import KVGroup
-from hal.memory import MemoryPlan, plan_memory
-from hal.select import Selection, Selector
+from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
+from hal.select import Selection, SelectionPolicy, Selector
 
 _logger = logging.getLogger("hal")
+
+# Of the host's memory, where --memory speaks of the device that another one poses as.
+_HOST_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posed:
+    """What would run on the device that ours poses as: chosen and sized, never allocated."""
+
+    capabilities: Capabilities
+    selector: Selector
+    plan: MemoryPlan
+
+    @property
+    def selections(self) -> tuple[Selection, ...]:
+        """Every site of the model with the kernel that it would have there."""
+        return self.selector.report()
+
+    @property
+    def sites(self) -> tuple[SiteReport, ...]:
+        """The same as rows, with the evidence for each choice."""
+        return site_reports(self.selector, level_of)
+
+    def as_dict(self) -> dict[str, object]:
+        caps = self.capabilities
+        return {
+            "device": {"vendor": caps.vendor, "name": caps.name, "arch": caps.arch},
+            "memory": self.plan.as_dict(),
+            "kernels": [site.as_json() for site in self.sites],
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """A running engine with everything that explains it."""
+    """A running engine with everything that explains it.
+
+    plan, selections: of what runs; `posed` has those of the device that ours poses as, if any
+    """
 
     engine: Engine
     decoder: Decoder
@@ -47,6 +81,7 @@ class BuiltEngine:
     model: ModelConfig
     folder: Path
     kv_group: KVGroup
+    posed: Posed | None
 
     @property
     def selections(self) -> tuple[Selection, ...]:
@@ -76,7 +111,15 @@ class BuiltEngine:
             ],
             "memory": self.plan.as_dict(),
             "kernels": [site.as_json() for site in self.sites],
+            "posed": None if self.posed is None else self.posed.as_dict(),
         }
+
+    def plan_text(self) -> str:
+        """The memory plan for people, and the posed one before it."""
+        if self.posed is None:
+            return str(self.plan)
+        name = self.posed.capabilities.name
+        return f"on {name}\n{self.posed.plan}\nhere, for the reference kernels\n{self.plan}"
 
 
 def build_engine(config: EngineConfig, progress: Progress | None = None) -> BuiltEngine:
@@ -90,18 +133,20 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     opened = open_device(config.device)
     device = opened.device
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
-    resolved = resolve(config, device.capabilities, limits)
+    resolved = resolve(config, device.posed or device.capabilities, limits)
     _log_choices(opened, resolved)
     if config.threads is not None:
         _use_threads(config.threads)
     collective = device.collective()
-    assembled = assemble(
-        model, resolved, Selector(device.capabilities, selection_policy(config)), collective, device
-    )
+    posed = None if device.posed is None else _pose(device.posed, model, resolved, collective)
+    selector = Selector(device.capabilities, _run_policy(config, posed))
+    assembled = assemble(model, resolved, selector, collective, device)
     with CheckpointReader(folder) as reader:
-        plan = plan_memory(plan_inputs(assembled, resolved, device.capabilities.memory))
+        plan = _plan(assembled, resolved, device, posed)
         _allocate(assembled, device, plan)
         load_weights(assembled.decoder.parameters, reader, progress or SilentProgress())
+    # What loading left in flight fails here, not in the first step.
+    device.synchronize()
     return BuiltEngine(
         engine=Engine(
             _scheduler_config(resolved, plan, assembled.kv_group),
@@ -119,7 +164,57 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         model=model,
         folder=folder,
         kv_group=assembled.kv_group,
+        posed=posed,
     )
+
+
+def _pose(
+    caps: Capabilities, model: ModelConfig, resolved: ResolvedConfig, collective: Collective
+) -> Posed:
+    """Choose and size for the absent device; raises what its own start-up would raise."""
+    selector = Selector(caps, selection_policy(resolved.config), is_present=False)
+    assembled = assemble(model, resolved, selector, collective, device=None)
+    plan = plan_memory(plan_inputs(assembled, resolved, caps.memory))
+    return Posed(capabilities=caps, selector=selector, plan=plan)
+
+
+def _run_policy(config: EngineConfig, posed: Posed | None) -> SelectionPolicy:
+    """The user's wishes; where the device poses, those on kernels are met by the posed selection.
+
+    --deterministic is a promise about the tokens, so it binds what runs.
+    """
+    if posed is None:
+        return selection_policy(config)
+    return SelectionPolicy(deterministic=config.deterministic)
+
+
+def _plan(
+    assembled: Assembled, resolved: ResolvedConfig, device: Device, posed: Posed | None
+) -> MemoryPlan:
+    """The plan of what runs; where the device poses, --memory sized the posed plan already."""
+    memory = device.capabilities.memory
+    if posed is None:
+        return plan_memory(plan_inputs(assembled, resolved, memory))
+    spare = int(memory.available_bytes * _HOST_SHARE)
+    inputs = replace(
+        plan_inputs(assembled, resolved, replace(memory, available_bytes=spare)),
+        request=MemoryRequest(MemoryMode.SIZE, spare),
+    )
+    try:
+        return _with_blocks_of(posed.plan, plan_memory(inputs))
+    except MemoryPlanError as error:
+        raise MemoryPlanError(
+            f"{posed.capabilities.name} would hold it, but the reference kernels run in this "
+            f"host's memory, which --memory does not change here: {error.message}"
+        ) from error
+
+
+def _with_blocks_of(posed: MemoryPlan, plan: MemoryPlan) -> MemoryPlan:
+    """No more KV blocks than the posed device has, so that scheduling is as it would be there."""
+    num_blocks = min(posed.num_blocks, plan.num_blocks)
+    kv_bytes = plan.kv_bytes // plan.num_blocks * num_blocks
+    unused_bytes = plan.unused_bytes + plan.kv_bytes - kv_bytes
+    return replace(plan, num_blocks=num_blocks, kv_bytes=kv_bytes, unused_bytes=unused_bytes)
 
 
 def _use_threads(num_threads: int) -> None:

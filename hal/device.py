@@ -104,10 +104,14 @@ class Device(ABC):
 
     Tensors are the device's own kind behind the `Tensor` protocol; host data is numpy.
     Allocation failures raise DeviceOutOfMemory with the sizes.
+
+    posed: what the device stands for, if it is another one: kernels and memory are then planned
+        for that one as well, and what runs is chosen by `capabilities`
     """
 
     interface_version: ClassVar[int] = DEVICE_INTERFACE_VERSION
     capabilities: Capabilities
+    posed: Capabilities | None = None
 
     @abstractmethod
     def free_bytes(self) -> int:

@@ -15,9 +15,15 @@
     `-- EngineError              HAL-E6xx   the engine failed or died                    exit 6
 
 Message = what failed, the values, what to do next. Codes never change their meaning.
+`hal.error_codes` says of each code what it means, which numbers it shows and what helps.
 """
 
 from __future__ import annotations
+
+ENGINE_DIED = "HAL-E601"
+ENGINE_SILENT = "HAL-E602"
+ENGINE_HUNG = "HAL-E603"
+NOT_FINITE = "HAL-E610"
 
 
 class HalError(Exception):

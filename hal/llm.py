@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from hal.aliases import apply_aliases
-from hal.build import BuiltEngine, build_engine
+from hal.build import BuiltEngine, Posed, build_engine
 from hal.config import EngineConfig
 from hal.engine.chat_template import ChatTemplate, load_chat_template
 from hal.engine.collector import (
@@ -196,6 +196,11 @@ class LLM:
         """Why this device was opened, in one line."""
         return self._open().built.device_reason
 
+    @property
+    def posed(self) -> Posed | None:
+        """Kernels and memory plan of the device that `null:PROFILE` stands for; else None."""
+        return self._open().built.posed
+
     def explain(self) -> dict[str, object]:
         """Device, settings, memory and kernels, each with its reason."""
         return self._open().built.as_dict()
@@ -322,7 +327,7 @@ def route(
         return None
     delta = collector.feed(output)
     if output.finish_reason is FinishReason.ERROR:
-        raise EngineError(f"request {output.request_id}: {output.error}")
+        raise EngineError(f"request {output.request_id}: {output.error}", code=output.error_code)
     if delta is not None and delta.finish_reason is not None and not collector.finished:
         # The engine knows nothing of stop strings: it would go on with this choice.
         session.engine.abort(output.request_id, output.index)

@@ -21,12 +21,16 @@ class DeviceReport:
     capabilities: None if nothing answered
     reason: why it cannot be used, "" if it can
     remedy: the command or step that would change that, "" if there is none
+    note: what of the driver's answer was corrected, "" if nothing
+    card: what tells this card from all others, "UUID ..." or a PCI address; "" where unknown
     """
 
     spec: str
     capabilities: Capabilities | None = None
     reason: str = ""
     remedy: str = ""
+    note: str = ""
+    card: str = ""
 
     @property
     def is_usable(self) -> bool:
@@ -39,6 +43,8 @@ class DeviceReport:
             "usable": self.is_usable,
             "reason": self.reason,
             "remedy": self.remedy,
+            "note": self.note,
+            "card": self.card,
             "capabilities": None if caps is None else capabilities_as_json(caps),
         }
 
@@ -53,6 +59,8 @@ class DeviceReport:
                 capabilities=None if caps is None else capabilities_from_json(_mapping(caps)),
                 reason=str(fields["reason"]),
                 remedy=str(fields["remedy"]),
+                note=str(fields["note"]),
+                card=str(fields["card"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a device report: {error}") from error
@@ -83,6 +91,9 @@ def capabilities_from_json(data: Mapping[str, JsonValue]) -> Capabilities:
         fields = dict(data)
         memory = dict(_mapping(fields.pop("memory")))
         memory["kind"] = MemoryKind(str(memory["kind"]))
+        for name in ("total_bytes", "available_bytes"):
+            if type(memory[name]) is not int:  # JSON also has 1.5, true, "much" and NaN
+                raise TypeError(f"{name} is {memory[name]!r}, not a number of bytes")
         limits = _mapping(fields.pop("limits"))
         versions = _mapping(fields.pop("versions"))
         features = fields.pop("features")

@@ -16,6 +16,7 @@ check ruff ruff check --quiet --output-format concise
 check mypy mypy
 check sizes python scripts/check_sizes.py
 check layout python scripts/check_layout.py
+check docs python scripts/generate_docs.py --check
 
 if ((${#failed[@]})); then
   echo "check: FAILED: ${failed[*]}"

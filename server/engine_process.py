@@ -131,7 +131,7 @@ class EngineLoop:
             self._num_failed_steps += 1
             if self._num_failed_steps == MAX_FAILED_STEPS:
                 raise
-            traceback.print_exception(error)
+            _report(error)
             outputs = []
         else:
             if any(output.finish_reason is not FinishReason.ERROR for output in outputs):
@@ -181,6 +181,14 @@ class EngineLoop:
         pause = threading.Event()
         while not pause.wait(HEARTBEAT_INTERVAL_S):
             self._send(Heartbeat(self._num_steps, self._is_busy))
+
+
+def _report(error: EngineError) -> None:
+    """Into the log: the sizes of a full device say all, the place of a bug does not stand in it."""
+    if isinstance(error.__cause__, HalError):
+        print(f"hal-engine: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
 
 
 def _exit_without_parent() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from hal.errors import (
+    NOT_FINITE,
     ContextLengthError,
     DeviceOutOfMemory,
     EngineError,
@@ -93,9 +94,14 @@ def internal_error() -> ApiError:
     return ApiError(500, "internal_error", message, "server_error")
 
 
-def numerical_error() -> ApiError:
-    message = "the model produced logits that are not finite; other requests are unharmed"
-    return ApiError(500, "numerical_error", message, "server_error")
+def request_lost(code: str | None, reason: str | None) -> ApiError:
+    """The engine ended this request, `code` as in hal.errors; others go on."""
+    if code == NOT_FINITE:
+        message = f"{code}: the model produced logits that are not finite; other requests go on"
+        return ApiError(500, "numerical_error", message, "server_error")
+    if code in (None, EngineError.code):  # a bug: what happened goes to the log
+        reason = "the step of this request failed; the server's log has the reason"
+    return ApiError(500, "step_failed", f"{code or EngineError.code}: {reason}", "server_error")
 
 
 def api_error(error: Exception) -> ApiError:

@@ -16,7 +16,13 @@ import msgspec
 
 from hal.config import EngineConfig
 from hal.engine.request import EngineStats, FinishReason, Output, Request, TokenLogprobs
-from hal.errors import ConfigError, ContextLengthError, EngineError, RequestError
+from hal.errors import (
+    NOT_FINITE,
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    RequestError,
+)
 from hal.server.engine_process import LoadedEngine
 from hal.server.messages import EngineInfo, ErrorRecord
 
@@ -180,12 +186,13 @@ class FakeEngine:
         if running.num_steps == 1:
             self._num_prompt_tokens += len(running.request.prompt_token_ids)
         rule = running.rule
-        is_broken = running.num_steps in (rule.error_at, rule.fail_at + 1 if rule.fail_at else 0)
+        error_code = _error_code(rule, running.num_steps)
         outputs = []
         for index, choice in enumerate(running.choices):
-            if not choice.is_finished:
-                make = _error_output if is_broken else self._next_output
-                outputs.append(make(running, index))
+            if not choice.is_finished and error_code:
+                outputs.append(_error_output(running, index, error_code))
+            elif not choice.is_finished:
+                outputs.append(self._next_output(running, index))
         self._forget_finished(running)
         return outputs
 
@@ -225,14 +232,22 @@ class FakeEngine:
             self._active.pop(running.request.request_id, None)
 
 
-def _error_output(running: _Running, index: int) -> Output:
+def _error_code(rule: Rule, step: int) -> str:
+    """Why the request ends in its `step`; "" if it goes on."""
+    if step == rule.error_at:
+        return NOT_FINITE
+    return EngineError.code if rule.fail_at and step == rule.fail_at + 1 else ""
+
+
+def _error_output(running: _Running, index: int, error_code: str) -> Output:
     running.choices[index].is_finished = True
     return Output(
         request_id=running.request.request_id,
         index=index,
         token_ids=(),
         finish_reason=FinishReason.ERROR,
-        error="scripted broken logits",
+        error="scripted failure",
+        error_code=error_code,
     )
 
 

@@ -11,7 +11,7 @@ from hal.engine.output import OutputProcessor
 from hal.engine.request import FinishReason, Output, Request, TokenLogprobs
 from hal.sampling_params import SamplingParams
 from hal.server.async_engine import AsyncEngine, Sink
-from hal.server.errors import numerical_error
+from hal.server.errors import request_lost
 from hal.server.metrics import ServerMetrics
 from hal.server.text import TextModel
 
@@ -157,7 +157,7 @@ class Generation:
         if output.finish_reason is FinishReason.ERROR:
             self._is_failed = True
             self._metrics.choice_finished(FinishReason.ERROR)
-            raise numerical_error()
+            raise request_lost(output.error_code, output.error)
         self._count(choice, output)
         text = choice.processor.process(output)
         reason: str | None = output.finish_reason

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hal.env import child_environment
-from hal.errors import EngineError, HalError
+from hal.errors import ENGINE_DIED, ENGINE_HUNG, ENGINE_SILENT, EngineError, HalError
 from hal.server.messages import (
     HEADER,
     MAX_FRAME_BYTES,
@@ -33,10 +33,6 @@ from hal.server.messages import (
     decode_from_engine,
     encode_frame,
 )
-
-DIED = "HAL-E601"
-SILENT = "HAL-E602"
-HUNG = "HAL-E603"
 
 _CHECK_INTERVAL_S = 0.5
 _STOP_GRACE_S = 2.0
@@ -205,14 +201,14 @@ class EngineProcess:
             return EngineError(
                 f"the engine process (pid {self.pid}) sent no heartbeat for "
                 f"{limits.heartbeat_timeout_s:g} s: it was stopped or starved. Start again.",
-                code=SILENT,
+                code=ENGINE_SILENT,
             )
         if now - self._progress_at > limits.step_timeout_s:
             return EngineError(
                 f"step {self._num_steps + 1} of the engine (pid {self.pid}) has run for more than "
                 f"{limits.step_timeout_s:g} s. If the device is only slow, raise --step-timeout or "
                 "lower --max-num-batched-tokens.",
-                code=HUNG,
+                code=ENGINE_HUNG,
             )
         return None
 
@@ -227,7 +223,7 @@ class EngineProcess:
         return EngineError(
             f"the engine process (pid {self.pid}) {how}. Its own messages stand above; if the "
             "system ran out of memory, lower --memory or --max-num-seqs.",
-            code=DIED,
+            code=ENGINE_DIED,
         )
 
 

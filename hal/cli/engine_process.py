@@ -50,7 +50,7 @@ def _build_real(start: Start) -> LoadedEngine:
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         block_size=resolved.block_size,
         num_blocks=built.plan.num_blocks,
-        plan_text=str(built.plan),
+        plan_text=built.plan_text(),
         explain_json=json.dumps(explain).encode(),
     )
     return LoadedEngine(built.engine, info)

@@ -195,10 +195,13 @@ def run_prompt(llm: LLM, options: RunOptions, text: str, out: TextIO) -> None:
     params = _params(llm, options, line)
     if params.n != 1:
         raise ConfigError("--prompt streams one answer; for --n put the prompt into a file")
-    for delta in llm.stream(_prompt(llm, line), params):
-        out.write(delta.text)
+    try:
+        for delta in llm.stream(_prompt(llm, line), params):
+            out.write(delta.text)
+            out.flush()
+    finally:  # an error message begins on a line of its own
+        out.write("\n")
         out.flush()
-    out.write("\n")
 
 
 def _open_input(name: str, stack: ExitStack) -> TextIO:
@@ -229,8 +232,9 @@ def run(options: RunOptions) -> None:
         from hal.llm import LLM
 
         with LLM.from_config(options.config) as llm:
-            if options.config.device == "auto":
-                print(f"hal-run: device auto: {llm.device_reason}", file=sys.stderr)
+            device = options.config.device
+            if device == "auto" or llm.posed is not None:
+                print(f"hal-run: device {device}: {llm.device_reason}", file=sys.stderr)
             if options.prompt is not None:
                 run_prompt(llm, options, options.prompt, out)
             else:

@@ -152,7 +152,7 @@ def test_an_unusable_device_still_gets_the_report_but_no_choice() -> None:
         (["--device", "opencl"], "--device opencl cannot be used"),
         (["--device", "cudaa"], "Did you mean --device cuda?"),
         (["--device", "cuda:0,1"], "not supported yet: tensor parallel"),
-        (["--device", "null:mi300x"], "not supported yet: --device null:mi300x"),
+        (["--device", "null:mi301x"], "did you mean mi300x"),
         (["--kernel", "linear=nonsense"], "its kernels are"),
         (["--dtype", "int8"], "cannot hold activations"),
         (["--jsn"], "did you mean --json?"),

@@ -25,13 +25,15 @@ def _recorded(name: str) -> Device:
     return TorchAccelerator(vendor.capabilities(card, api.free_bytes, "0.0"), 0, api, "cpu")
 
 
-@pytest.fixture(params=["cpu", "null", "recorded cuda", "recorded rocm", "--device"])
+@pytest.fixture(params=["cpu", "null", "null:h100", "recorded cuda", "recorded rocm", "--device"])
 def device(request: pytest.FixtureRequest, device_name: str) -> Device:
     kind = str(request.param)
     if kind == "cpu":
         return CpuDevice()
     if kind == "null":
         return NullDevice()
+    if kind == "null:h100":
+        return open_device(kind).device
     if kind == "--device":
         return open_device(device_name).device
     return _recorded(kind.removeprefix("recorded "))

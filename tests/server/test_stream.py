@@ -10,8 +10,8 @@ import pytest
 from asgi_calls import Answer, call, scope_of
 from starlette.types import Receive, Scope, Send
 
-from hal.errors import EngineError
-from hal.server.errors import ApiError, numerical_error
+from hal.errors import NOT_FINITE, EngineError
+from hal.server.errors import ApiError, request_lost
 from hal.server.stream import DONE, PING, EventStream, frame, unless_disconnected
 
 
@@ -45,7 +45,7 @@ def test_frames_then_done() -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (numerical_error(), "numerical_error"),
+        (request_lost(NOT_FINITE, None), "numerical_error"),
         (EngineError("gone: pid 5"), "engine_unavailable"),
         (RuntimeError("secret"), "internal_error"),
     ],

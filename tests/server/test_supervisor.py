@@ -15,12 +15,21 @@ from fake_serving import EOS, ids, is_alive, rule, write_byte_model, write_scrip
 
 from hal.config import EngineConfig
 from hal.engine.request import FinishReason, Output, Request
-from hal.errors import ContextLengthError, EngineError, HalError, RequestError, WeightsError
+from hal.errors import (
+    ENGINE_DIED,
+    ENGINE_HUNG,
+    ENGINE_SILENT,
+    ContextLengthError,
+    EngineError,
+    HalError,
+    RequestError,
+    WeightsError,
+)
 from hal.sampling_params import SamplingParams
 from hal.server.async_engine import AsyncEngine, Sink
 from hal.server.errors import ApiError
 from hal.server.messages import Add, Start
-from hal.server.supervisor import DIED, HUNG, SILENT, EngineProcess, EngineState, WatchdogLimits
+from hal.server.supervisor import EngineProcess, EngineState, WatchdogLimits
 
 COMMAND = [sys.executable, "-P", "-m", "hal.cli.engine_process"]
 TIMEOUT_S = 60
@@ -135,7 +144,7 @@ def test_abort_is_legal_in_every_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGKILL, DIED, "SIGKILL"), (signal.SIGSTOP, SILENT, "heartbeat")],
+    [(signal.SIGKILL, ENGINE_DIED, "SIGKILL"), (signal.SIGSTOP, ENGINE_SILENT, "heartbeat")],
 )
 def test_a_killed_or_stopped_process(
     tmp_path: Path, number: signal.Signals, code: str, word: str
@@ -165,7 +174,7 @@ def test_a_hung_step(tmp_path: Path) -> None:
         async with running(tmp_path, [rule("hang", hang_at=2)], limits) as it:
             await it.submit("hang")
             failure = await it.failure()
-            assert failure.code == HUNG
+            assert failure.code == ENGINE_HUNG
             assert "step 2" in failure.message
             assert not is_alive(it.engine.process.pid)
 

@@ -28,6 +28,7 @@ class RecordedCard:
     gcnArchName: str = ""
     warp_size: int = 32
     shared_memory_per_block: int = 49152
+    uuid: object = "00000000-0000-0000-0000-000000000000"
 
 
 H100 = RecordedCard(

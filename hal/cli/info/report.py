@@ -90,7 +90,7 @@ def choice_among(text: str, report: ProbeReport, vendors: Mapping[str, Vendor]) 
             report = ProbeReport(
                 tuple(d for d in report.devices if vendors[d.spec.partition(":")[0]].is_for_auto)
             )
-        return DeviceChoice(choose_device(spec, report), None)
+        return DeviceChoice(choose_device(spec, report, vendors), None)
     except ConfigError as error:
         return DeviceChoice(None, error)
 
@@ -167,11 +167,15 @@ def collect(request: InfoRequest, vendors: Mapping[str, Vendor] | None = None) -
         versions = pool.submit(installed_versions)
         hal.kernels.register_all()
         report = probing.result()
+    choice = choice_among(request.device, report, known)
+    kernels = [kernel_report(request, device) for device in report.usable()]
+    if choice.chosen is not None and choice.chosen.posed is not None:
+        kernels.append(kernel_report(request, choice.chosen.posed, is_present=False))
     return InfoReport(
         request=request,
         probe=report,
-        choice=choice_among(request.device, report, known),
-        kernels=tuple(kernel_report(request, device) for device in report.usable()),
+        choice=choice,
+        kernels=tuple(kernels),
         versions=versions.result(),
         missing=missing_parts(versions.result()),
     )

@@ -10,10 +10,7 @@ from hal.devices.opening import AUTO, DeviceSpec, check_spec, choose_device, par
 from hal.devices.probe import probe, probe_vendor
 from hal.devices.registry import all_vendors
 from hal.devices.vendor import Vendor
-from hal.profiles import find_profile
 from hal.report import ProbeReport
-
-POSED = "null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +24,17 @@ class Target:
 
 
 def find_target(text: str, vendors: Mapping[str, Vendor] | None = None) -> Target:
-    """What `--device text` means, without opening it; `null:PROFILE` is that absent device.
+    """What `--device text` means, without opening it; for one that poses, what it poses as.
 
     Raises ConfigError, or DeviceUnavailable with the probe's reason.
     """
     spec = parse_spec(text)
-    if spec.vendor == POSED and spec.detail:
-        profile = find_profile(spec.detail)
-        reason = f"the profile of {profile.title}; nothing is asked of this machine"
-        return Target(str(spec), profile.capabilities(), False, reason)
     known = all_vendors() if vendors is None else vendors
     check_spec(spec, known)
-    chosen = choose_device(spec, _look(spec, known))
-    assert chosen.report.capabilities is not None
-    return Target(chosen.report.spec, chosen.report.capabilities, True, chosen.reason)
+    chosen = choose_device(spec, _look(spec, known), known)
+    meant = chosen.posed or chosen.report
+    assert meant.capabilities is not None
+    return Target(meant.spec, meant.capabilities, chosen.posed is None, chosen.reason)
 
 
 def _look(spec: DeviceSpec, known: Mapping[str, Vendor]) -> ProbeReport:

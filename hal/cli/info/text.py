@@ -54,25 +54,31 @@ def _version_lines(report: InfoReport) -> Iterator[str]:
 
 def _device_lines(report: InfoReport) -> Iterator[str]:
     chosen = report.choice.chosen
+    facts = {k.device: k.facts for k in report.kernels}
     for device in report.probe.devices:
         is_chosen = chosen is not None and device.spec == chosen.report.spec
-        facts = {k.device: k.facts for k in report.kernels}.get(device.spec)
-        yield from _one_device(device, facts, "*" if is_chosen else " ")
+        yield from _one_device(device, facts.get(device.spec), "*" if is_chosen else " ")
+    if chosen is not None and chosen.posed is not None:
+        yield from _one_device(chosen.posed, facts.get(chosen.posed.spec), "*", "posed for")
     if chosen is not None:
         yield _wrapped(
             f"--device {report.request.device} means {chosen.report.spec}: {chosen.reason}", "* "
         )
 
 
-def _one_device(device: DeviceReport, facts: DeviceFacts | None, mark: str) -> Iterator[str]:
-    verdict = "usable" if device.is_usable else f"not usable: {device.reason}"
-    yield _wrapped(verdict, f"{mark} {device.spec:<10}")
+def _one_device(
+    device: DeviceReport, facts: DeviceFacts | None, mark: str, usable: str = "usable"
+) -> Iterator[str]:
+    verdict = usable if device.is_usable else f"not usable: {device.reason}"
+    yield _wrapped(verdict, f"{mark} {device.spec:<9} ")
     if device.capabilities is not None:
         for line in _capability_lines(device.capabilities):
             yield _wrapped(line, _INDENT)
     if facts is not None:
         for line in _fact_lines(facts):
             yield _wrapped(line, _INDENT)
+    if device.note:
+        yield _wrapped(f"note: {device.note}", _INDENT)
     if device.remedy:
         yield _wrapped(f"-> {device.remedy}", _INDENT)
 
@@ -100,7 +106,8 @@ def _chosen_kernels(report: InfoReport) -> KernelReport | None:
     chosen = report.choice.chosen
     if chosen is None:
         return None
-    return next((k for k in report.kernels if k.device == chosen.report.spec), None)
+    shown = chosen.posed or chosen.report
+    return next((k for k in report.kernels if k.device == shown.spec), None)
 
 
 def _kernel_section(report: InfoReport) -> tuple[str, Iterator[str]]:
