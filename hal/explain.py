@@ -6,10 +6,9 @@ One form serves the command line, Python, HTTP, error texts and the tables of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from enum import Enum
-from typing import Any
+from dataclasses import asdict, dataclass
 
+from hal.problem import describe
 from hal.select import Kernel, Level, Regime, Rejection, Selection, Selector
 
 EvidenceOf = Callable[[str, str, Kernel], str]
@@ -79,22 +78,3 @@ def site_report(selection: Selection, evidence: str, num_uses: int = 1) -> SiteR
         reason=selection.reason,
         rejected=selection.rejected,
     )
-
-
-def describe(problem: Any) -> str:
-    """A problem in words, no fact twice: "in_features 2048, out_features 8192, bfloat16"."""
-    return ", ".join(dict.fromkeys(_facts(problem)))
-
-
-def _facts(problem: Any) -> Iterator[str]:
-    for field in fields(problem):
-        value = getattr(problem, field.name)
-        if is_dataclass(value):
-            yield from _facts(value)
-        elif isinstance(value, bool):
-            if value:
-                yield field.name
-        elif isinstance(value, Enum):
-            yield str(value)
-        elif value is not None:
-            yield f"{field.name} {value:g}" if isinstance(value, float) else f"{field.name} {value}"

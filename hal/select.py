@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hal.device import Capabilities
 from hal.errors import ConfigError, SelectionError
+from hal.problem import describe
 
 if TYPE_CHECKING:
     from hal.binding import Binder
@@ -322,4 +323,6 @@ class Selector:
 
 def _nothing_fits(op: Op, problem: Any, caps: Capabilities, rejected: list[Rejection]) -> str:
     reasons = "; ".join(f"{r.kernel}: {r.reason}" for r in rejected) or "no kernel is registered"
-    return f"no kernel of {op.name} runs {problem} on {caps.name} ({caps.arch}): {reasons}"
+    return (
+        f"no kernel of {op.name} runs {describe(problem)} on {caps.name} ({caps.arch}): {reasons}"
+    )

@@ -9,11 +9,12 @@ import pytest
 from hal import opset
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
-from hal.explain import SiteReport, describe, site_reports
+from hal.explain import SiteReport, site_reports
 from hal.kernels import register_all
 from hal.opset.attention import AttentionProblem, AttentionSpec
 from hal.opset.indexing import TokenProblem
 from hal.opset.linear import LinearProblem
+from hal.problem import describe
 from hal.profiles import find_profile
 from hal.select import Kernel, Level, Selector
 
