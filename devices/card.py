@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from hal.device import Memory, MemoryKind
 from hal.devices import host
+from hal.devices.host import read_text
 
 
 class CardProperties(Protocol):
@@ -57,3 +59,17 @@ def card_identity(card: CardProperties) -> str:
     """What tells this card, or this part of a divided one, from others; "" if it has no UUID."""
     text = str(card.uuid)
     return f"UUID {text}" if text.strip("0-") else ""
+
+
+def card_slot(card: CardProperties, root: Path = Path("/")) -> str:
+    """Its PCI slot as the kernel writes it, "0000:41:00.0"; "" where nobody says.
+
+    Only some releases of torch tell the slot; NVIDIA's driver lists it by UUID.
+    """
+    if hasattr(card, "pci_bus_id") and hasattr(card, "pci_device_id"):
+        domain = getattr(card, "pci_domain_id", 0)
+        return f"{domain:04x}:{card.pci_bus_id:02x}:{card.pci_device_id:02x}.0"
+    for folder in sorted((root / "proc/driver/nvidia/gpus").glob("*")):
+        if str(card.uuid) in read_text(folder / "information"):
+            return folder.name
+    return ""

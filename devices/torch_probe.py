@@ -5,12 +5,14 @@ Run as `python -m hal.devices.torch_probe`; a driver that crashes or hangs takes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Protocol
 
 from hal.devices import cuda, rocm
-from hal.devices.card import CardProperties, card_identity
+from hal.devices.card import CardProperties, card_identity, card_slot
 from hal.devices.child import print_answer
+from hal.devices.links import links
 from hal.report import DeviceReport
 
 
@@ -49,6 +51,7 @@ def _card(api: ProbeApi, spec_name: str, runtime: str, index: int) -> DeviceRepo
     except RuntimeError as error:
         return DeviceReport(spec=spec, reason=first_line(error))
     caps = vendor.capabilities(properties, free_bytes, runtime)
+    caps = replace(caps, links=links(card_slot(properties)))
     card = card_identity(properties)
     if vendor.is_built_for(properties, api.get_arch_list()):
         return DeviceReport(spec=spec, capabilities=caps, card=card)

@@ -74,7 +74,10 @@ class Versions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What one device is. Filled once by probe(); never asked again in the hot path."""
+    """What one device is. Filled once by probe(); never asked again in the hot path.
+
+    links: how it is joined to the host and to others, in words
+    """
 
     vendor: str
     name: str
@@ -86,6 +89,7 @@ class Capabilities:
     is_accelerator: bool
     limits: Limits = Limits()
     versions: Versions = Versions()
+    links: tuple[str, ...] = ()
 
     def feature_names(self) -> str:
         """The features as a readable list, for reasons."""

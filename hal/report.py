@@ -82,7 +82,11 @@ class ProbeReport:
 
 def capabilities_as_json(caps: Capabilities) -> dict[str, JsonValue]:
     """Plain JSON types; `capabilities_from_json` takes it back."""
-    return {**asdict(caps), "features": sorted(str(f) for f in caps.features)}
+    return {
+        **asdict(caps),
+        "features": sorted(str(f) for f in caps.features),
+        "links": list(caps.links),
+    }
 
 
 def capabilities_from_json(data: Mapping[str, JsonValue]) -> Capabilities:
@@ -96,14 +100,17 @@ def capabilities_from_json(data: Mapping[str, JsonValue]) -> Capabilities:
                 raise TypeError(f"{name} is {memory[name]!r}, not a number of bytes")
         limits = _mapping(fields.pop("limits"))
         versions = _mapping(fields.pop("versions"))
-        features = fields.pop("features")
+        features, links = fields.pop("features"), fields.pop("links")
         if not isinstance(features, list):
             raise TypeError("features is not a list")
+        if not isinstance(links, list):
+            raise TypeError("links is not a list")
         return Capabilities(
             memory=Memory(**memory),  # type: ignore[arg-type]  # the dataclass checks the names
             limits=Limits(**limits),  # type: ignore[arg-type]
             versions=Versions(**versions),  # type: ignore[arg-type]
             features=frozenset(Feature(str(name)) for name in features),
+            links=tuple(str(link) for link in links),
             **fields,  # type: ignore[arg-type]
         )
     except (KeyError, TypeError) as error:

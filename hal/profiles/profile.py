@@ -68,4 +68,8 @@ class Profile:
             limits=Limits(shared_memory_bytes=self.shared_memory_bytes, max_threads_per_block=1024)
             if self.is_accelerator
             else Limits(),
+            links=tuple(
+                f"{link.kind} {link.bytes_per_s / 1e9:g} GB/s each way, up to {link.max_devices}"
+                for link in self.links
+            ),
         )

@@ -96,6 +96,8 @@ def _capability_lines(caps: Capabilities) -> Iterator[str]:
     units = "compute units" if caps.is_accelerator else "cores"
     yield f"{units} {caps.compute_units}, SIMD width {caps.simd_width}"
     yield f"features: {caps.feature_names()}"
+    if caps.links:
+        yield f"links: {'; '.join(caps.links)}"
     versions = caps.versions
     known = [text for text in (versions.driver, versions.runtime, versions.compiler) if text]
     if known:
