@@ -24,7 +24,7 @@ from hal.engine.scheduler import SchedulerConfig
 from hal.engine.weights import CheckpointReader
 from hal.errors import MemoryPlanError
 from hal.evidence import level_of
-from hal.explain import SiteReport, site_reports
+from hal.explain import SiteReport, emulation_ledger, level_counts, site_reports
 from hal.kv import KVGroup
 from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
 from hal.select import Selection, SelectionPolicy, Selector
@@ -110,6 +110,7 @@ class BuiltEngine:
                 for c in self.resolved.choices
             ],
             "memory": self.plan.as_dict(),
+            "levels": level_counts(self.sites),
             "kernels": [site.as_json() for site in self.sites],
             "posed": None if self.posed is None else self.posed.as_dict(),
         }
@@ -141,6 +142,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     posed = None if device.posed is None else _pose(device.posed, model, resolved, collective)
     selector = Selector(device.capabilities, _run_policy(config, posed))
     assembled = assemble(model, resolved, selector, collective, device)
+    _log_emulation(device.posed or device.capabilities, posed.selector if posed else selector)
     with CheckpointReader(folder) as reader:
         plan = _plan(assembled, resolved, device, posed)
         _allocate(assembled, device, plan)
@@ -228,6 +230,13 @@ def _log_choices(opened: Opened, resolved: ResolvedConfig) -> None:
     _logger.info("device %s: %s", opened.spec, opened.reason)
     for choice in resolved.choices:
         _logger.info("%s %s: %s", choice.name, choice.value, choice.reason)
+
+
+def _log_emulation(caps: Capabilities, selector: Selector) -> None:
+    """What does not run native, once at start; loudly on an accelerator, where it surprises."""
+    level = logging.WARNING if caps.is_accelerator else logging.INFO
+    for line in emulation_ledger(site_reports(selector, level_of)):
+        _logger.log(level, "%s: %s", caps.name, line)
 
 
 def _allocate(assembled: Assembled, device: Device, plan: MemoryPlan) -> None:

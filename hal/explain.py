@@ -5,7 +5,7 @@ One form serves the command line, Python, HTTP, error texts and the tables of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from hal.problem import describe
@@ -60,6 +60,21 @@ def site_reports(selector: Selector, evidence_of: EvidenceOf) -> tuple[SiteRepor
         site_report(s, evidence_of(arch, s.op, s.kernel), selector.num_uses(s))
         for s in selector.report()
     )
+
+
+def level_counts(sites: Sequence[SiteReport]) -> dict[str, int]:
+    """How many sites run on which level."""
+    return {str(level): sum(site.level is level for site in sites) for level in Level}
+
+
+def emulation_ledger(sites: Sequence[SiteReport]) -> tuple[str, ...]:
+    """Each kernel that is not native, said once with what it costs."""
+    lines = (
+        f"{site.op} runs {site.kernel} ({site.level}): {site.cost}"
+        for site in sites
+        if site.level is not Level.NATIVE
+    )
+    return tuple(dict.fromkeys(lines))
 
 
 def site_report(selection: Selection, evidence: str, num_uses: int = 1) -> SiteReport:

@@ -104,7 +104,8 @@ class Front:
         process, stats = self.engine.process, self.engine.stats
         if stats is None or process.info is None or process.state is not EngineState.READY:
             return None
-        return EngineView(stats, process.heartbeat_age_s, process.info.block_size)
+        info = process.info
+        return EngineView(stats, process.heartbeat_age_s, info.block_size, info.site_levels)
 
 
 def job_id(http: HttpRequest) -> str:

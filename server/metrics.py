@@ -6,7 +6,7 @@ counters and histograms are fed by the front, whose clock measures every interva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -36,11 +36,12 @@ _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "D
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """What a scrape reads: the latest stats and the age of the last heartbeat."""
+    """What a scrape reads: the latest stats, the last heartbeat's age, and what never changes."""
 
     stats: EngineStats
     heartbeat_age_s: float
     block_size: int
+    site_levels: Mapping[str, int]
 
 
 class ServerMetrics:
@@ -119,6 +120,7 @@ class _EngineCollector(Collector):
         )
         yield self._blocks(stats)
         yield self._cache_config(view)
+        yield self._site_levels(view)
         yield self._counter("num_preemptions", "Preempted sequences", stats.num_preemptions)
         yield self._counter("prompt_tokens", "Prompt tokens accepted", stats.num_prompt_tokens)
         yield self._counter("generation_tokens", "Tokens generated", stats.num_generated_tokens)
@@ -134,6 +136,14 @@ class _EngineCollector(Collector):
         family.add_metric([self._model_name, "used"], stats.num_blocks_used)
         family.add_metric([self._model_name, "cached"], stats.num_blocks_cached)
         family.add_metric([self._model_name, "free"], free)
+        return family
+
+    def _site_levels(self, view: EngineView) -> Metric:
+        family = GaugeMetricFamily(
+            _PREFIX + "kernel_sites", "Sites by level", labels=["model_name", "level"]
+        )
+        for level, count in view.site_levels.items():
+            family.add_metric([self._model_name, level], count)
         return family
 
     def _cache_config(self, view: EngineView) -> Metric:

@@ -33,6 +33,7 @@ def build(start: Start) -> LoadedEngine:
 def _build_real(start: Start) -> LoadedEngine:
     from hal.build import build_engine
     from hal.engine.progress import StreamProgress, Unit
+    from hal.explain import level_counts
 
     progress = StreamProgress(sys.stderr, "loading weights", Unit.BYTES)
     built = build_engine(start.config, progress)
@@ -51,6 +52,7 @@ def _build_real(start: Start) -> LoadedEngine:
         block_size=resolved.block_size,
         num_blocks=built.plan.num_blocks,
         plan_text=built.plan_text(),
+        site_levels=level_counts(built.sites),
         explain_json=json.dumps(explain).encode(),
     )
     return LoadedEngine(built.engine, info)

@@ -48,6 +48,13 @@ def test_the_plan_explains_device_memory_and_kernels(server: ServerProcess) -> N
     attention = [kernel for kernel in plan["kernels"] if "attention" in kernel["op"]]
     assert attention
     assert all(kernel["kernel"] and kernel["reason"] for kernel in attention)
+    rejected = [r for kernel in plan["kernels"] for r in kernel["rejected"]]
+    assert all(r["rule"] and r["reason"] for r in rejected)
+    levels = plan["levels"]
+    assert sum(levels.values()) == len(plan["kernels"])
+    scraped = server.get("/metrics").text
+    for level, count in levels.items():
+        assert f'hal:kernel_sites{{level="{level}",model_name="{MODEL}"}} {count}.0' in scraped
 
 
 def test_streamed_and_whole_answers_are_the_same(client: openai.OpenAI) -> None:

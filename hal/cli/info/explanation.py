@@ -16,7 +16,7 @@ from hal.engine.model_config import CONFIG_FILE, ModelConfig, read_model_config
 from hal.engine.models import MODELS
 from hal.errors import SelectionError
 from hal.evidence import level_of
-from hal.explain import SiteReport, site_reports
+from hal.explain import SiteReport, level_counts, site_reports
 from hal.select import Level, Selector
 
 SCHEMA_VERSION = 1
@@ -113,7 +113,7 @@ def _lines(explanation: Explanation) -> Iterator[str]:
 
 def summary(sites: tuple[SiteReport, ...]) -> str:
     """How many sites run on which level, and what --strict would refuse."""
-    counts = {level: sum(site.level is level for site in sites) for level in Level}
+    counts = level_counts(sites)
     text = f"{len(sites)} sites: " + ", ".join(f"{n} {level}" for level, n in counts.items())
     weak = sorted({site.op for site in sites if site.level is not Level.NATIVE})
     return f"{text}. Not native: {', '.join(weak)}" if weak else text
