@@ -73,12 +73,12 @@ def _error_section(entry: ErrorCode) -> str:
 PAGES = (Page("docs/errors.md", errors_page),)
 
 
-def outdated(root: Path, pages: Sequence[Page] = PAGES) -> list[str]:
+def outdated(root: Path, pages: Sequence[Page]) -> list[str]:
     """The pages whose file is missing or differs from what would be written."""
     return [page.path for page in pages if _text(root / page.path) != page.render()]
 
 
-def write(root: Path, pages: Sequence[Page] = PAGES) -> None:
+def write(root: Path, pages: Sequence[Page]) -> None:
     for page in pages:
         (root / page.path).write_text(page.render(), encoding="utf-8")
 
@@ -91,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if a page differs")
     if not parser.parse_args(argv).check:
-        write(ROOT)
+        write(ROOT, PAGES)
         return 0
-    found = outdated(ROOT)
+    found = outdated(ROOT, PAGES)
     for path in found:
         print(f"{path} differs from its data; run `make docs` and commit it")
     return 1 if found else 0

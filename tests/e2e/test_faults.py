@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -117,15 +116,6 @@ def test_a_crash_ends_the_server_with_its_cause() -> None:
             last_line(server),
         )
         assert "null device: aborting, injected by crash@2" in server.error_lines
-        assert not is_alive(engine)
-
-
-def test_a_stopped_engine_is_found_by_its_heartbeat() -> None:
-    with tiny_server("null:h100", "--heartbeat-timeout", "1") as server:
-        engine = server.engine_pid()
-        os.kill(engine, signal.SIGSTOP)
-        assert server.wait() == 6
-        assert re.match(rf"hal-serve: HAL-E602: .* \(pid {engine}\) .* for 1 s", last_line(server))
         assert not is_alive(engine)
 
 
