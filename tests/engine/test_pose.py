@@ -122,6 +122,9 @@ def test_kernel_overrides_bind_the_posed_selection(folder: Path) -> None:
     built = build(folder, kernel=("linear=reference",))
     linear = next(s for s in posed(built).selections if s.op == "linear")
     assert (linear.kernel.name, linear.reason) == ("reference", "--kernel linear=reference")
+    fast = build(folder, kernel=("linear=torch",))
+    assert next(s for s in posed(fast).selections if s.op == "linear").kernel.name == "torch"
+    assert next(s for s in fast.selections if s.op == "linear").kernel.name == "reference"
     with pytest.raises(ConfigError, match="its kernels are"):
         build(folder, kernel=("linear=magic",))
     with pytest.raises(SelectionError, match="needs avx512_bf16; AMD Instinct MI300X has"):
