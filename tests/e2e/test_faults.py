@@ -131,18 +131,20 @@ def hal_run(device: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("device", "exit_code", "last"),
+    ("arguments", "exit_code", "last"),
     [
-        ("null:h10", 2, "HAL-E100: unknown device profile 'h10'; did you mean h100"),
-        ("null:h100,oom@x", 2, "HAL-E100: --device null:h100,oom@x: oom@x: 'x' is no step"),
-        ("2xnull:h100", 2, "HAL-E110: not supported yet: tensor parallel over 2 devices"),
-        ("null:h100,oom@0", 4, "HAL-E310: "),
-        ("null:h100,oom@3", 6, "HAL-E310: step 3 failed: "),
-        ("null:h100,nan@3", 6, "HAL-E610: request 0: the logits of output token 2 "),
+        (["null:h10"], 2, "HAL-E100: unknown device profile 'h10'; did you mean h100"),
+        (["null:h100,oom@x"], 2, "HAL-E100: --device null:h100,oom@x: oom@x: 'x' is no step"),
+        (["2xnull:h100"], 2, "HAL-E110: not supported yet: tensor parallel over 2 devices"),
+        (["null:h100,oom@0"], 4, "HAL-E310: "),
+        (["null:h100", "--strict", "--kernel", "linear=reference"], 5, "HAL-E500: no kernel of "),
+        (["null:h100,oom@3"], 6, "HAL-E310: step 3 failed: "),
+        (["null:h100,nan@3"], 6, "HAL-E610: request 0: the logits of output token 2 "),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_hal_run_ends_with_the_cause(device: str, exit_code: int, last: str) -> None:
-    process = hal_run(device)
+def test_hal_run_ends_with_the_cause(arguments: list[str], exit_code: int, last: str) -> None:
+    process = hal_run(*arguments)
     _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == exit_code
     assert "Traceback" not in stderr
