@@ -118,17 +118,20 @@ class _Poison:
             self._vector = weakref.ref(tensor)
 
     def apply(self, fault: FaultAt) -> None:
-        vector = self._vector and self._vector()
+        vector = self._alive()
         if vector is None:
             raise UnsupportedError(f"{fault}: nothing with a weight vector was loaded here")
         self._values = vector.clone()
         vector.fill_(float("nan"))
 
     def undo(self) -> None:
-        vector = self._vector and self._vector()
+        vector = self._alive()
         if vector is not None and self._values is not None:
             vector.copy_(self._values)
         self._values = None
+
+    def _alive(self) -> torch.Tensor | None:
+        return None if self._vector is None else self._vector()
 
 
 def _capabilities(posed: Capabilities | None) -> Capabilities:

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import hal.kernels
 from hal.assembly import Assembled, assemble, plan_inputs, selection_policy
 from hal.collective import Collective
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
@@ -139,16 +140,14 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     if config.threads is not None:
         _use_threads(config.threads)
     collective = device.collective()
+    hal.kernels.register_all()  # a Selector checks --kernel against what is registered
     posed = None if device.posed is None else _pose(device.posed, model, resolved, collective)
     selector = Selector(device.capabilities, _run_policy(config, posed))
     assembled = assemble(model, resolved, selector, collective, device)
     _log_emulation(device.posed or device.capabilities, posed.selector if posed else selector)
+    plan = _plan(assembled, resolved, device, posed)
     with CheckpointReader(folder) as reader:
-        plan = _plan(assembled, resolved, device, posed)
-        _allocate(assembled, device, plan)
-        load_weights(assembled.decoder.parameters, reader, progress or SilentProgress())
-    # What loading left in flight fails here, not in the first step.
-    device.synchronize()
+        _load(assembled, device, plan, reader, progress or SilentProgress())
     return BuiltEngine(
         engine=Engine(
             _scheduler_config(resolved, plan, assembled.kv_group),
@@ -239,10 +238,18 @@ def _log_emulation(caps: Capabilities, selector: Selector) -> None:
         _logger.log(level, "%s: %s", caps.name, line)
 
 
-def _allocate(assembled: Assembled, device: Device, plan: MemoryPlan) -> None:
+def _load(
+    assembled: Assembled,
+    device: Device,
+    plan: MemoryPlan,
+    reader: CheckpointReader,
+    progress: Progress,
+) -> None:
     assembled.decoder.parameters.allocate(device)
     assembled.binder.arena.allocate(device)
     assembled.runner.start(plan.num_blocks)
+    load_weights(assembled.decoder.parameters, reader, progress)
+    device.synchronize()  # what loading left in flight fails here, not in the first step
 
 
 def _scheduler_config(

@@ -124,7 +124,10 @@ class SelectionError(HalError):
 
 
 class EngineError(HalError):
-    """The engine failed; requests in flight end with this."""
+    """The engine failed; requests in flight end with this.
+
+    `code` is that of the cause where a known error, such as a full device, failed a step.
+    """
 
     code = "HAL-E600"
     exit_code = 6

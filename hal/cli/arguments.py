@@ -61,7 +61,9 @@ def _setting(name: str, help: str, metavar: str, convert: Convert = str) -> Flag
 ENGINE_FLAGS = FlagGroup(
     "model and engine",
     (
-        _setting("device", "auto, cpu, or one that hal-info lists", "NAME"),
+        _setting(
+            "device", "auto, cpu, one that hal-info lists, or null:PROFILE to pose as it", "NAME"
+        ),
         _setting("dtype", "auto, float32, bfloat16 or float16", "TYPE"),
         _setting(
             "memory", "share of the device's memory, a size (24GiB), or reserve:8GiB", "AMOUNT"

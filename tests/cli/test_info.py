@@ -152,7 +152,8 @@ def test_an_unusable_device_still_gets_the_report_but_no_choice() -> None:
         (["--device", "opencl"], "--device opencl cannot be used"),
         (["--device", "cudaa"], "Did you mean --device cuda?"),
         (["--device", "cuda:0,1"], "not supported yet: tensor parallel"),
-        (["--device", "null:mi301x"], "did you mean mi300x"),
+        (["--device", "null:h10"], "unknown device profile 'h10'; did you mean h100"),
+        (["--device", "null:h100,oom@x"], "faults: oom, nan, hang, crash"),
         (["--kernel", "linear=nonsense"], "its kernels are"),
         (["--dtype", "int8"], "cannot hold activations"),
         (["--jsn"], "did you mean --json?"),
@@ -206,3 +207,15 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--json" in done.stdout
+
+
+def test_a_pose_shows_the_kernels_of_what_it_stands_for() -> None:
+    report = collect(InfoRequest(device="null:mi300x"), {"null": NullVendor()})
+    assert report.choice.chosen is not None
+    assert report.choice.chosen.reason.startswith("poses as AMD Instinct MI300X")
+    run, posed = report.kernels
+    assert (run.device, run.dtype) == ("null", "float32")
+    assert (posed.device, posed.dtype) == ("null:mi300x", "bfloat16")
+    linear = next(op for op in posed.sites if op.op == "linear")
+    assert (linear.kernel, linear.level) == ("torch", "native")
+    assert "Kernels on null:mi300x for" in render(report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -120,15 +119,6 @@ def test_a_crash_ends_the_server_with_its_cause() -> None:
         assert not is_alive(engine)
 
 
-def test_a_stopped_engine_is_found_by_its_heartbeat() -> None:
-    with tiny_server("null:h100", "--heartbeat-timeout", "1") as server:
-        engine = server.engine_pid()
-        os.kill(engine, signal.SIGSTOP)
-        assert server.wait() == 6
-        assert re.match(rf"hal-serve: HAL-E602: .* \(pid {engine}\) .* for 1 s", last_line(server))
-        assert not is_alive(engine)
-
-
 def hal_run(device: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-m", "hal.cli.run", "--device", device, *arguments]
     return subprocess.Popen(
@@ -141,18 +131,20 @@ def hal_run(device: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("device", "exit_code", "last"),
+    ("arguments", "exit_code", "last"),
     [
-        ("null:h10", 2, "HAL-E100: unknown device profile 'h10'; did you mean h100"),
-        ("null:h100,oom@x", 2, "HAL-E100: --device null:h100,oom@x: oom@x: 'x' is no step"),
-        ("2xnull:h100", 2, "HAL-E110: not supported yet: tensor parallel over 2 devices"),
-        ("null:h100,oom@0", 4, "HAL-E310: "),
-        ("null:h100,oom@3", 6, "HAL-E310: step 3 failed: "),
-        ("null:h100,nan@3", 6, "HAL-E610: request 0: the logits of output token 2 "),
+        (["null:h10"], 2, "HAL-E100: unknown device profile 'h10'; did you mean h100"),
+        (["null:h100,oom@x"], 2, "HAL-E100: --device null:h100,oom@x: oom@x: 'x' is no step"),
+        (["2xnull:h100"], 2, "HAL-E110: not supported yet: tensor parallel over 2 devices"),
+        (["null:h100,oom@0"], 4, "HAL-E310: "),
+        (["null:h100", "--strict", "--kernel", "linear=reference"], 5, "HAL-E500: no kernel of "),
+        (["null:h100,oom@3"], 6, "HAL-E310: step 3 failed: "),
+        (["null:h100,nan@3"], 6, "HAL-E610: request 0: the logits of output token 2 "),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_hal_run_ends_with_the_cause(device: str, exit_code: int, last: str) -> None:
-    process = hal_run(device)
+def test_hal_run_ends_with_the_cause(arguments: list[str], exit_code: int, last: str) -> None:
+    process = hal_run(*arguments)
     _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == exit_code
     assert "Traceback" not in stderr

@@ -14,6 +14,7 @@ from tiny_checkpoints import make_checkpoint
 from hal import LLM, AsyncLLM, SamplingParams
 from hal.engine.request import FinishReason, Output, Request
 from hal.errors import NOT_FINITE, DeviceOutOfMemory, EngineError
+from hal.profiles import find_profile
 
 PROMPTS = ("The quick brown fox", "def add(a, b):", "jumps over the lazy dog")
 PARAMS = SamplingParams(temperature=0.8, seed=7, max_tokens=6, ignore_eos=True, logprobs=3)
@@ -50,6 +51,14 @@ def test_nan_ends_that_steps_request_and_harms_no_other(folder: Path, pose: str)
         assert caught.value.code == NOT_FINITE
         assert answer(llm, PROMPTS[2]) == clean[2]
         assert answer(llm, PROMPTS[1]) == clean[1], "nothing broken stayed in the prefix cache"
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "qwen2", "qwen3", "mistral"])
+def test_nan_reaches_the_logits_of_every_architecture(tmp_path: Path, arch: str) -> None:
+    with open_llm(make_checkpoint(tmp_path, arch), "null:nan@2") as llm:
+        with pytest.raises(EngineError, match="output token 1 were not finite"):
+            answer(llm, PROMPTS[0])
+        assert len(answer(llm, PROMPTS[1])) == 3
 
 
 def test_nan_ends_every_request_of_its_step(folder: Path) -> None:
@@ -132,6 +141,6 @@ def test_a_posing_llm_tells_what_it_stands_for(folder: Path) -> None:
         assert llm.posed is not None
         assert llm.posed.capabilities.arch == "gfx942"
         assert llm.device_reason.startswith("poses as AMD Instinct MI300X")
-        assert llm.posed.plan.total_bytes == 192 << 30
+        assert llm.posed.plan.total_bytes == find_profile("mi300x").memory_bytes
     with open_llm(folder, "null") as llm:
         assert llm.posed is None
