@@ -12,7 +12,7 @@ import hal.kernels
 from hal.binding import Arena, Binder
 from hal.collective import Collective
 from hal.config import EngineConfig, ResolvedConfig
-from hal.device import Device, Memory
+from hal.device import Capabilities, Device, Memory
 from hal.engine.layers.builder import Builder, BuildOptions
 from hal.engine.layers.decoder import Decoder
 from hal.engine.model_config import ModelConfig
@@ -45,6 +45,14 @@ def selection_policy(config: EngineConfig) -> SelectionPolicy:
     )
 
 
+def make_selector(
+    caps: Capabilities, policy: SelectionPolicy, *, is_present: bool = True
+) -> Selector:
+    """A Selector that knows every kernel: it checks --kernel against those that are registered."""
+    hal.kernels.register_all()
+    return Selector(caps, policy, is_present=is_present)
+
+
 def assemble(
     model: ModelConfig,
     resolved: ResolvedConfig,
@@ -57,7 +65,6 @@ def assemble(
     device: None where the one that `selector` chooses for is absent; nothing can run then.
     Raises SelectionError, ConfigError for an illegal block size, UnsupportedError.
     """
-    hal.kernels.register_all()
     binder = Binder(selector, Arena(resolved.max_num_batched_tokens), device)
     options = BuildOptions(
         dtype=resolved.dtype,

@@ -7,8 +7,7 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import hal.kernels
-from hal.assembly import Assembled, assemble, plan_inputs, selection_policy
+from hal.assembly import Assembled, assemble, make_selector, plan_inputs, selection_policy
 from hal.collective import Collective
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.device import Capabilities, Device
@@ -140,9 +139,8 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     if config.threads is not None:
         _use_threads(config.threads)
     collective = device.collective()
-    hal.kernels.register_all()  # a Selector checks --kernel against what is registered
     posed = None if device.posed is None else _pose(device.posed, model, resolved, collective)
-    selector = Selector(device.capabilities, _run_policy(config, posed))
+    selector = make_selector(device.capabilities, _run_policy(config, posed))
     assembled = assemble(model, resolved, selector, collective, device)
     _log_emulation(device.posed or device.capabilities, posed.selector if posed else selector)
     plan = _plan(assembled, resolved, device, posed)
@@ -173,7 +171,7 @@ def _pose(
     caps: Capabilities, model: ModelConfig, resolved: ResolvedConfig, collective: Collective
 ) -> Posed:
     """Choose and size for the absent device; raises what its own start-up would raise."""
-    selector = Selector(caps, selection_policy(resolved.config), is_present=False)
+    selector = make_selector(caps, selection_policy(resolved.config), is_present=False)
     assembled = assemble(model, resolved, selector, collective, device=None)
     plan = plan_memory(plan_inputs(assembled, resolved, caps.memory))
     return Posed(capabilities=caps, selector=selector, plan=plan)

@@ -1,4 +1,4 @@
-"""The body of docs/support.md: what runs on which device, made from the same selection that start-up uses."""
+"""The body of docs/support.md: what runs on which device, from the selection of start-up."""
 
 from __future__ import annotations
 

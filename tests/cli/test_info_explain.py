@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,15 @@ def test_bad_input_is_one_line(
 ) -> None:
     assert info.main(["explain", *argv]) == exit_code
     assert words in last_line(capsys)
+
+
+def test_an_override_is_known_in_a_process_that_selected_nothing_yet() -> None:
+    argv = ["explain", "hal-tiny", "--device", "cpu", "--kernel", "linear=reference", "--json"]
+    command = [sys.executable, "-P", "-m", "hal.cli.info", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    chosen = {k["op"]: k["reason"] for k in json.loads(done.stdout)["kernels"]}
+    assert chosen["linear"] == "--kernel linear=reference"
 
 
 def test_a_config_without_a_key_names_it(

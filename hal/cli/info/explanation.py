@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hal.assembly import assemble, selection_policy
+from hal.assembly import assemble, make_selector, selection_policy
 from hal.cli.info.target import Target, find_target
 from hal.collective import SingleRank
 from hal.config import Choice, EngineConfig, ModelLimits, resolve
@@ -17,7 +17,7 @@ from hal.engine.models import MODELS
 from hal.errors import SelectionError
 from hal.evidence import level_of
 from hal.explain import SiteReport, level_counts, site_reports
-from hal.select import Level, Selector
+from hal.select import Level
 
 SCHEMA_VERSION = 1
 _WIDTH = 100
@@ -67,7 +67,9 @@ def explain(config: EngineConfig) -> Explanation:
     target = find_target(config.device)
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
     resolved = resolve(config, target.capabilities, limits)
-    selector = Selector(target.capabilities, selection_policy(config), is_present=target.is_present)
+    selector = make_selector(
+        target.capabilities, selection_policy(config), is_present=target.is_present
+    )
     error: SelectionError | None = None
     try:
         assemble(model, resolved, selector, SingleRank(), None)

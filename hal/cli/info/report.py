@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import hal.kernels
-from hal.assembly import selection_policy
+from hal.assembly import make_selector, selection_policy
 from hal.cli.info.facts import DeviceFacts, device_facts
 from hal.cli.info.sites import EXAMPLE_MODEL, Site, example_sites
 from hal.cli.installation import Missing, Version, installed_versions, missing_parts
@@ -109,7 +109,7 @@ def kernel_report(
         deterministic=request.deterministic,
     )
     resolved = resolve(config, caps, _EXAMPLE_LIMITS)
-    selector = Selector(caps, selection_policy(config), is_present=is_present)
+    selector = make_selector(caps, selection_policy(config), is_present=is_present)
     without = tuple(_without_kernel(selector, site) for site in example_sites(resolved.dtype))
     return KernelReport(
         device=device.spec,
