@@ -105,6 +105,13 @@ def test_a_failure_is_the_last_line_and_exit_code_1(
     )
 
 
+def test_a_pose_is_tested_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert info.main(["doctor", "--device", "null:h100"]) == 0
+    assert "SKIP  linear torch" in capsys.readouterr().out
+    assert info.main(["doctor", "--device", "null:h100,crash@0"]) == 1
+    assert "SIGABRT: null device: aborting" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_device_that_cannot_be_used_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert info.main(["doctor", "--device", "cudaa"]) == 2
     assert "Did you mean --device cuda?" in capsys.readouterr().err.splitlines()[-1]

@@ -150,6 +150,32 @@ def test_the_command_proves_two_devices(capsys: pytest.CaptureFixture[str]) -> N
     assert said["runs"][0]["allocated_bytes"] > said["runs"][0]["weights_bytes"] > 0
 
 
+def test_a_device_that_dies_fails_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    devices = "null,null:h100,crash@3,null:mi300x,nan@2,null:oom@0,null:gfx942"
+    argv = ["prove", "hal-tiny", "--devices", devices, "--dtype", "float32", "--max-tokens", "3"]
+    assert info.main([*argv, "--json"]) == 1
+    said = capsys.readouterr()
+    comparisons = {c["spec"]: c for c in json.loads(said.out)["comparisons"]}
+    verdicts = {spec: c["verdict"] for spec, c in comparisons.items()}
+    assert verdicts == {
+        "null:h100,crash@3": "failed",
+        "null:mi300x,nan@2": "failed",
+        "null:oom@0": "failed",
+        "null:gfx942": "agrees",
+    }
+    reasons = [comparisons[spec]["reason"] for spec in verdicts]
+    assert reasons[0].startswith("the process died with SIGABRT: null device: aborting")
+    assert reasons[1].startswith("HAL-E610: prompt 0: the logits of output token 0")
+    assert reasons[2].startswith("HAL-E310: ")
+    assert said.err.splitlines()[-1].startswith("hal-info prove: null:h100,crash@3 failed: the")
+
+
+def test_a_standard_that_dies_is_the_error(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["prove", "hal-tiny", "--devices", "null:crash@0,null", "--max-tokens", "1"]
+    assert info.main(argv) == 6
+    assert "the process died with SIGABRT" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_prompts_may_be_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("Hello there\n\nWhat is 12 + 30?\n")

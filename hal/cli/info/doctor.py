@@ -76,8 +76,8 @@ def _devices(named: str | None) -> Iterator[tuple[str, str]]:
     from hal.devices import probe
 
     if named is not None:
-        target = find_target(named)
-        yield target.spec, "" if target.is_present else "it is not here"
+        find_target(named)  # raises where it cannot be used; a pose is tested as what it is
+        yield named, ""
         return
     report: ProbeReport = probe()
     for device in report.devices:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hal.cli.arguments import ENGINE_FLAGS, CommandLine, Flag, FlagGroup, engine_config
 from hal.config import EngineConfig
-from hal.errors import ConfigError, HalError, RequestError
+from hal.errors import ConfigError, EngineError, HalError, RequestError
 
 if TYPE_CHECKING:
     from hal.cli.info.proof import Comparison, Proof, Run
@@ -128,14 +128,14 @@ def prove(options: ProveOptions) -> Proof:
     comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory(prefix="hal-prove-") as folder:
         jobs = _jobs(options, prompts, Path(folder))
-        reference = run_child(next(jobs))
+        reference = run_child(next(jobs))  # nothing can be held to one that fails
         runs = [reference]
         follow = [p + a for p, a in zip(prompts, reference.facts.answers, strict=True)]
         for device, job in zip(options.devices[1:], jobs, strict=True):
             try:
                 other = run_child(replace(job, follow=follow))
             except HalError as error:
-                comparisons.append(failed(device, str(error)))
+                comparisons.append(failed(device, error.message))
                 continue
             runs.append(other)
             comparisons.append(compare(reference, other))
@@ -216,17 +216,16 @@ def run_child(job: Job) -> Run:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     said = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode != 0 or not said:
-        raise _failure(str(job.config["device"]), done.returncode, done.stderr)
+        raise _failure(done.returncode, done.stderr)
     facts = RunFacts(**json.loads(said[-1].removeprefix(MARK)))
     with np.load(job.arrays) as arrays:
         return Run(facts, dict(arrays))
 
 
-def _failure(device: str, code: int, stderr: str) -> HalError:
+def _failure(code: int, stderr: str) -> EngineError:
+    """The child's own last words, which start with its code where it has one."""
     lines = stderr.strip().splitlines()
     last = lines[-1].strip() if lines else "no message"
     if code < 0:
         last = f"the process died with {signal.Signals(-code).name}: {last}"
-    from hal.errors import EngineError
-
-    return EngineError(f"{device}: {last}")
+    return EngineError(last)

@@ -134,7 +134,9 @@ def _generate(
     while built.engine.has_work:
         for output in built.engine.step():
             if output.finish_reason is FinishReason.ERROR:
-                raise EngineError(f"prompt {output.request_id}: {output.error}")
+                raise EngineError(
+                    f"prompt {output.request_id}: {output.error}", code=output.error_code
+                )
             outputs[int(output.request_id)].append(output)
     return outputs
 
