@@ -55,8 +55,8 @@ def _devices(settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
         yield f"no link joins {tp} of {device.name}; at most {most} share one"
     elif link.bytes_per_s <= SLOW_LINK_BYTES_PER_S:
         yield (
-            f"{tp} of {device.name} have no link faster than PCI Express between them ({link.kind}, "
-            f"{link.bytes_per_s / 1e9:g} GB/s one way): every layer waits for it twice"
+            f"{tp} of {device.name} have no link faster than PCI Express between them "
+            f"({link.kind}, {link.bytes_per_s / 1e9:g} GB/s one way); every layer waits twice"
         )
 
 

@@ -15,7 +15,6 @@ from hal.planning.remedies import Remedies, Remedy
 from hal.planning.report import Capacity, PlanReport, TensorParallel, shortage
 from hal.planning.roofline import Rate, Roofline
 from hal.planning.search import (
-    fits,
     longest_context,
     most_sequences,
     smallest_tp,

@@ -87,7 +87,7 @@ class Sizer:
         engine = self.model.engine
         if engine is not None and self.basis(settings) is Basis.ENGINE:
             return self._engine(engine, settings, device, resolved, is_exact)
-        return _config(self.model, settings, device, resolved)
+        return size_from_config(self.model, settings, device, resolved)
 
     def _engine(
         self,
@@ -166,9 +166,10 @@ def kv_token_bytes(layers: KVLayers, tp: int, dtype: DType, kv: str) -> int:
     return elements + (2 * sides * layers.rank_heads(tp) if kv == "int8" else 0)
 
 
-def _config(
+def size_from_config(
     model: PlannedModel, settings: PlanSettings, device: PlanDevice, resolved: ResolvedConfig
 ) -> Sized:
+    """The "config" basis: bytes of one rank of settings.tp."""
     shape, tp = model.shape, settings.tp or 1
     scheme = scheme_of(model, settings)
     weights = sum(weight_bytes(w, tp, resolved.dtype, scheme) for w in shape.weights)

@@ -13,6 +13,8 @@ from hal.planning.sizing import Basis
 
 _WIDTH = 100
 _BAR_WIDTH = 90
+_VALUE_COLUMN = 56
+_OPTIONAL = ("others", "left alone")  # not shown where they are nothing
 _FILLS = {
     "weights": "█",
     "KV cache": "▓",
@@ -92,7 +94,7 @@ def _ledger(report: PlanReport) -> Iterator[str]:
     yield f"memory of {each}: {format_bytes(memory.total_bytes)} {memory.kind}"
     yield f"  {bar(parts)}"
     for part in parts:
-        if part.num_bytes:
+        if part.num_bytes or part.name not in _OPTIONAL:
             share = 100 * part.num_bytes / memory.total_bytes
             fill = _FILLS[part.name]
             yield f"  {fill} {part.name:<13}{format_bytes(part.num_bytes):>12}{share:>7.1f} %"
@@ -109,12 +111,18 @@ def _capacity(report: PlanReport) -> Iterator[str]:
     else:
         per_token = report.inputs.kv_bytes_per_block / report.inputs.block_size
         yield f"KV cache: {format_bytes(round(per_token))} a token"
-        yield f"  most sequences of {length} tokens at once    {capacity.sequences_full}"
-        yield f"  most sequences of {report.typical} tokens at once    {capacity.sequences_typical}"
+        yield _line(f"most sequences of {length} tokens at once", capacity.sequences_full)
+        yield _line(
+            f"most sequences of {report.typical} tokens at once", capacity.sequences_typical
+        )
         if settings.concurrency and settings.concurrency > 1:
-            yield f"  longest ctx for {settings.concurrency} at once    {capacity.longest_ctx}"
-        yield f"  longest ctx for one    {_with_limit(report)}"
+            yield _line(f"longest ctx for {settings.concurrency} at once", capacity.longest_ctx)
+        yield _line("longest ctx for one", _with_limit(report))
     yield from _parallel(report)
+
+
+def _line(what: str, value: object) -> str:
+    return f"  {what:<{_VALUE_COLUMN}}{value}"
 
 
 def _with_limit(report: PlanReport) -> str:
@@ -133,8 +141,9 @@ def _parallel(report: PlanReport) -> Iterator[str]:
     else:
         link = report.device.link_between(parallel.smallest)
         apart = parallel.smallest > 1 and report.device.profile is not None and link is None
-        beyond = "; more than one link joins" if apart else ""
-        yield f"  fewest {report.device.name} that fit: {parallel.smallest}{beyond} (legal: {legal})"
+        beyond = ", more than one link joins" if apart else ""
+        fewest = f"fewest {report.device.name} that fit (legal: {legal})"
+        yield _line(fewest, parallel.smallest) + beyond
     for reason in parallel.reasons:
         yield f"    {reason}"
 
@@ -142,7 +151,7 @@ def _parallel(report: PlanReport) -> Iterator[str]:
 def _rates(report: PlanReport) -> Iterator[str]:
     if not report.rates:
         return
-    yield "UPPER BOUNDS of the rates, at the published peaks with nothing else to do; real ones are lower"
+    yield "UPPER BOUNDS of the rates, from published peaks with nothing else to do; runs are slower"
     for rate in report.rates:
         yield f"  {_rate(rate)}"
 
@@ -173,9 +182,7 @@ def _remedies(report: PlanReport) -> Iterator[str]:
 
 def _wrapped(text: str, bullet: str) -> list[str]:
     first = f"  {bullet}"
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first)
-    )
+    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
 
 
 def _title(comparison: Comparison) -> str:

@@ -236,6 +236,7 @@ def _vision(outer: str, vision: ConfigFields | None, width: int) -> _Vision:
     if not known or vision is None or outer not in ("llava", "gemma3"):
         return _Vision((), "the vision tower is not counted: only its text model is planned")
     tower_width = vision.positive("hidden_size")
+    projector: tuple[Weight, ...]
     if outer == "llava":
         projector = (
             _beside(vector("projector.1", width * (tower_width + 1))),
