@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hal.device import Feature
 from hal.memory import memory_budget, size_argument
-from hal.planning.quantization import NO_QUANTIZATION, PLANNED
+from hal.planning.quantization import NO_QUANTIZATION
 from hal.planning.search import fits, longest_context, most_sequences, smallest_tp
 from hal.planning.settings import PlanSettings
 from hal.planning.sizing import Sizer
@@ -82,14 +82,18 @@ class Remedies:
         """8 bit where that is enough, in the flavour that the device multiplies; else 4 bit."""
         if base.quantization != NO_QUANTIZATION or self.sizer.model.stored is not None:
             return
-        features = self.device.capabilities.features
-        has_fp8 = bool({Feature.FP8_OCP_MMA, Feature.FP8_FNUZ_MMA} & features)
-        for name in PLANNED:
+        has_fp8 = bool({Feature.FP8_OCP_MMA, Feature.FP8_FNUZ_MMA} & self._features)
+        found = 0
+        for name in ("int8", "fp8", "int4"):
             changed = replace(base, quantization=name)
-            if (name != "fp8" or has_fp8) and self._fits(changed):
+            is_useful = {"fp8": has_fp8, "int4": not found}.get(name, True)
+            if is_useful and self._fits(changed):
+                found += 1
                 yield Remedy(text=f"--quantization {name}", settings=changed)
-                if name != "int8":
-                    return
+
+    @property
+    def _features(self) -> frozenset[Feature]:
+        return self.device.capabilities.features
 
     def _pair(self) -> Iterator[Remedy]:
         """Smaller weights with a smaller cache, or with less to remember."""

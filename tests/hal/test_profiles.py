@@ -35,8 +35,8 @@ CPU_FLAGS = {
     "arm-neon": "asimd",
 }
 ASKED_FOR = """v100-16gb v100-32gb a100-40gb a100-80gb a6000 l4 l40s rtx3090 rtx4090 rtx5090 h100
-h200 gh200 b200 gb10 mi210 mi250x mi300x mi300a mi325x mi355x rx7900xtx rx9070xt w7900 strixhalo b580
-gaudi2 gaudi3 tpu-v5e tpu-v6e inferentia2 avx2 avx512 avx512-bf16 amx arm-bf16""".split()
+h200 gh200 b200 gb10 mi210 mi250x mi300x mi300a mi325x mi355x rx7900xtx rx9070xt w7900 strixhalo
+b580 gaudi2 gaudi3 tpu-v5e tpu-v6e inferentia2 avx2 avx512 avx512-bf16 amx arm-bf16""".split()
 
 
 def faults(profile: Profile) -> Iterator[str]:
