@@ -74,6 +74,10 @@ def read_planned_model(model: str) -> PlannedModel:
 def _config_path(model: str) -> Path:
     try:
         found = locate_model(model, offline=True)
+        path = found / CONFIG_FILE if found.is_dir() else found
+        is_there = path.is_file()
+    except OSError as error:
+        raise ModelError(f"{model[:200]} cannot be read: {error.strerror}") from error
     except ModelError as error:
         if "hub cache" not in error.message:
             raise
@@ -81,11 +85,6 @@ def _config_path(model: str) -> Path:
             f"{model} is neither a folder nor in the hub cache, and planning downloads nothing. "
             f"Fetch its config.json once: hf download {model} {CONFIG_FILE}"
         ) from error
-    path = found / CONFIG_FILE if found.is_dir() else found
-    try:
-        is_there = path.is_file()
-    except OSError as error:
-        raise ModelError(f"{found} cannot be read: {error}. Check its permissions") from error
     if not is_there:
         raise ModelError(f"{found} is not a model folder: it has no {CONFIG_FILE}")
     return path

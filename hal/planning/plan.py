@@ -46,6 +46,7 @@ def plan_for(settings: PlanSettings, model: PlannedModel | None = None) -> PlanR
     """`plan()` of settings that were made already; `model`, where it was read already."""
     device = find_device(settings.device)
     model = model or read_planned_model(settings.model)
+    _check_context(settings, model)
     settings = replace(settings, tp=_num_ranks(settings, device, model))
     sizer = Sizer(model)
     sized = sizer.size(settings, device, is_exact=True)
@@ -68,6 +69,17 @@ def plan_for(settings: PlanSettings, model: PlannedModel | None = None) -> PlanR
         remedies=remedies,
         notes=notes(sizer, settings, device, sized),
     )
+
+
+def _check_context(settings: PlanSettings, model: PlannedModel) -> None:
+    """In the words of this command; raises ConfigError before any size is known."""
+    limit = model.shape.max_position_embeddings
+    for name, value in (("ctx", settings.ctx), ("typical", settings.typical)):
+        if value is not None and value > limit:
+            raise ConfigError(
+                f"--{name} {value} is above the model's context of {limit} tokens; lower it to "
+                f"{limit} or less"
+            )
 
 
 def _num_ranks(settings: PlanSettings, device: PlanDevice, model: PlannedModel) -> int:

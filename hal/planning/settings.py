@@ -39,7 +39,6 @@ class PlanSettings:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     block_size: int | None = None
-    offline: bool = True
 
     def __post_init__(self) -> None:
         for name in (

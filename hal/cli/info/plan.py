@@ -139,7 +139,8 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, object]
     foreign = sorted(typed.keys() - own)
     if foreign:
         raise UnsupportedError(
-            f"not supported yet: {_PROG} with --{foreign[0].replace('_', '-')}; see {_PROG} --help"
+            f"not supported yet: {_PROG} with --{foreign[0].replace('_', '-')}, which no plan "
+            f"depends on; leave it out. {_PROG} --help lists what it takes"
         )
     if "compare" in typed:  # HAL_DEVICE is what other commands start on
         environ = {name: value for name, value in environ.items() if name != "HAL_DEVICE"}

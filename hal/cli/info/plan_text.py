@@ -14,7 +14,7 @@ from hal.planning.sizing import Basis
 _WIDTH = 100
 _BAR_WIDTH = 90
 _VALUE_COLUMN = 56
-_OPTIONAL = ("others", "left alone")  # not shown where they are nothing
+_OPTIONAL = ("others", "left alone", "not used")  # not shown where they are nothing
 _FILLS = {
     "weights": "█",
     "KV cache": "▓",
@@ -71,6 +71,16 @@ def bar(parts: Sequence[Part], width: int = _BAR_WIDTH) -> str:
     return drawn
 
 
+def _marker(report: PlanReport) -> str:
+    """An arrow under the bar, where what --memory gives ends."""
+    total = sum(part.num_bytes for part in report.parts())
+    column = round(_BAR_WIDTH * memory_budget(report.inputs) / total)
+    text = f"--memory {report.inputs.request}"
+    if column > _BAR_WIDTH // 2:
+        return f"{text} ^".rjust(column)
+    return f"{'^':>{column}} {text}"
+
+
 def _head(report: PlanReport) -> Iterator[str]:
     model, shape, resolved = report.model, report.model.shape, report.sized.resolved
     verdict = "fits" if report.fits else "DOES NOT FIT"
@@ -78,13 +88,14 @@ def _head(report: PlanReport) -> Iterator[str]:
     yield f"{model.name} on {count}{report.device.capabilities.name}: {verdict}"
     stored = f", {model.stored.name} in the checkpoint" if model.stored else ""
     active = shape.active_parameters
-    share = "" if active > 0.7 * shape.num_parameters else f" ({_count(active)} a token)"
+    is_sparse = report.sized.pools and active < 0.7 * shape.num_parameters
+    share = "" if not is_sparse else f" ({_count(active)} a token)"
     name = shape.architecture or shape.model_type
     yield f"  {name}, {_count(shape.num_parameters)} parameters{share}{stored}, {resolved.dtype}"
     concurrency = report.settings.concurrency
     wanted = "one sequence" if concurrency is None else f"{concurrency} sequences at once"
     yield f"  asked: {wanted} of {resolved.max_model_len} tokens; typical {report.typical}"
-    yield f"  {report.device.reason}"[:_WIDTH]
+    yield from _wrapped(report.device.reason, "")
     yield f"  {_BASIS[report.basis]}"
 
 
@@ -93,6 +104,8 @@ def _ledger(report: PlanReport) -> Iterator[str]:
     each = "each device" if report.parallel.used > 1 else "the device"
     yield f"memory of {each}: {format_bytes(memory.total_bytes)} {memory.kind}"
     yield f"  {bar(parts)}"
+    if not report.fits:
+        yield f"  {_marker(report)}"
     for part in parts:
         if part.num_bytes or part.name not in _OPTIONAL:
             share = 100 * part.num_bytes / memory.total_bytes
@@ -140,8 +153,10 @@ def _parallel(report: PlanReport) -> Iterator[str]:
         yield f"  no number of {report.device.name} fits (legal: {legal})"
     else:
         link = report.device.link_between(parallel.smallest)
-        apart = parallel.smallest > 1 and report.device.profile is not None and link is None
-        beyond = ", more than one link joins" if apart else ""
+        links = () if report.device.profile is None else report.device.profile.links
+        most = max((known.max_devices for known in links), default=1)
+        apart = parallel.smallest > 1 and link is None
+        beyond = f" (only {most} share a link)" if apart else ""
         fewest = f"fewest {report.device.name} that fit (legal: {legal})"
         yield _line(fewest, parallel.smallest) + beyond
     for reason in parallel.reasons:

@@ -49,6 +49,15 @@ class Dims:
         )
 
 
+def require(fields: ConfigFields, *keys: str) -> None:
+    """Raises ModelError naming every key that is missing; "a/b" is there when one of them is."""
+    missing = [key for key in keys if fields.first(*key.split("/")) is None]
+    if missing:
+        model_type = fields.text("model_type", default="")
+        named = f"; model_type {model_type!r} needs them" if model_type else ""
+        raise ModelError(f"{fields.source} lacks {', '.join(missing)}{named}")
+
+
 def checked(dims: Dims, source: str) -> Dims:
     """`dims`, if heads and layers make sense; raises ModelError."""
     if dims.num_layers > MAX_LAYERS:

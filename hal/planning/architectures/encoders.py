@@ -16,6 +16,7 @@ from hal.planning.architectures.base import (
     decoder,
     dtype,
     has_dtype,
+    require,
 )
 from hal.planning.layers import MlpShape, attention, embedding, mlp, norms, table, vector
 from hal.planning.shape import KVLayers, ModelShape, Role, Weight
@@ -43,6 +44,7 @@ _TEXT_DEFAULTS: Mapping[str, Mapping[str, object]] = {
 
 def read_t5(fields: ConfigFields) -> ModelShape:
     """Self attention remembers the answer so far, cross attention the whole input."""
+    require(fields, "num_layers", "d_model", "d_kv", "d_ff", "num_heads", "vocab_size")
     num_layers = fields.positive("num_layers")
     dims = checked(
         Dims(
@@ -102,6 +104,9 @@ def _t5_weights(
     yield norms("decoder.norms", width, 3 * num_decoder + 1)
 
 
+_TOWER_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tower:
     """A plain transformer that reads a picture (or, in CLIP, a text) at once."""
@@ -113,6 +118,7 @@ class Tower:
 
     @classmethod
     def read(cls, fields: ConfigFields) -> Tower:
+        require(fields, *_TOWER_KEYS)
         return cls(
             width=fields.positive("hidden_size"),
             intermediate=fields.positive("intermediate_size"),

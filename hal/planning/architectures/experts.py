@@ -16,7 +16,9 @@ from hal.planning.architectures.base import (
     dtype,
     has_dtype,
     kv_layers,
+    require,
 )
+from hal.planning.architectures.llama_like import NEEDED
 from hal.planning.architectures.windows import no_windows
 from hal.planning.layers import (
     LatentShape,
@@ -84,6 +86,11 @@ def read_deepseek(fields: ConfigFields) -> ModelShape:
 
 
 def _deepseek_sizes(fields: ConfigFields) -> _Sizes:
+    require(
+        fields,
+        *(*NEEDED, "moe_intermediate_size", "n_routed_experts", "num_experts_per_tok"),
+        *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+    )
     num_layers = fields.positive("num_hidden_layers")
     hidden_size = fields.positive("hidden_size")
     return _Sizes(
@@ -133,6 +140,7 @@ def _deepseek_weights(fields: ConfigFields, sizes: _Sizes) -> Iterator[Weight]:
 
 def read_dbrx(fields: ConfigFields) -> ModelShape:
     """Grouped queries and experts, under keys of their own sections."""
+    require(fields, "d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size")
     attn, ffn = fields.section("attn_config"), fields.section("ffn_config")
     attn = attn or ConfigFields({}, f"{fields.source}: attn_config")
     ffn = ffn or ConfigFields({}, f"{fields.source}: ffn_config")

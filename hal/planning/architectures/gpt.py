@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from hal.engine.config_fields import ConfigFields
-from hal.planning.architectures.base import Dims, Extras, checked, decoder, kv_layers, rotary_dim
+from hal.planning.architectures.base import (
+    Dims,
+    Extras,
+    checked,
+    decoder,
+    kv_layers,
+    require,
+    rotary_dim,
+)
+from hal.planning.architectures.llama_like import NEEDED
 from hal.planning.architectures.windows import no_windows
 from hal.planning.layers import attention, embedding, mlp, norms, table
 from hal.planning.shape import ModelShape, Weight
@@ -52,6 +61,11 @@ def read_gpt_neox(fields: ConfigFields) -> ModelShape:
 
 def read_falcon(fields: ConfigFields) -> ModelShape:
     """7B: one key and value head, one norm; 40B and 180B: the new decoder with two norms."""
+    require(
+        fields,
+        *("hidden_size/n_embed", "num_attention_heads/n_head"),
+        *("num_hidden_layers/n_layer", "vocab_size"),
+    )
     is_new = fields.flag("new_decoder_architecture", default=False)
     num_heads = fields.positive("num_attention_heads", "n_head")
     kv_heads = num_heads
@@ -94,6 +108,11 @@ def _falcon_shape(fields: ConfigFields, dims: Dims, is_new: bool) -> ModelShape:
 
 
 def _gpt2_dims(fields: ConfigFields, kv_heads: int | None) -> Dims:
+    require(
+        fields,
+        *("n_embd/hidden_size", "n_head/num_attention_heads"),
+        *("n_layer/num_hidden_layers", "vocab_size"),
+    )
     hidden_size = fields.positive("n_embd", "hidden_size")
     num_heads = fields.positive("n_head", "num_attention_heads")
     default = 1024 if fields.text("model_type") != "gptj" else 2048
@@ -114,6 +133,7 @@ def _gpt2_dims(fields: ConfigFields, kv_heads: int | None) -> Dims:
 
 
 def _neox_dims(fields: ConfigFields) -> Dims:
+    require(fields, *NEEDED)
     hidden_size = fields.positive("hidden_size")
     num_heads = fields.positive("num_attention_heads")
     dims = Dims(

@@ -13,6 +13,7 @@ from hal.planning.architectures.base import (
     checked,
     decoder,
     kv_layers,
+    require,
     rotary_dim,
 )
 from hal.planning.architectures.windows import (
@@ -25,6 +26,12 @@ from hal.planning.architectures.windows import (
 from hal.planning.layers import MlpShape, attention, embedding, linear, mlp, norms, router
 from hal.planning.shape import ModelShape, Weight
 
+# Keys that no default can stand for.
+NEEDED = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    "vocab_size",
+)
+
 WindowRule = Callable[[ConfigFields, int], Windows]
 
 
@@ -32,7 +39,7 @@ WindowRule = Callable[[ConfigFields, int], Windows]
 class Traits:
     """How one model_type differs from Llama; defaults are what a missing key means.
 
-    qk_norm: None, "head" (one vector of head_dim) or "width" (over all heads)
+    qk_norm: "" (none), "head" (one vector of head_dim) or "width" (over all heads)
     """
 
     positions: int = 2048
@@ -41,7 +48,6 @@ class Traits:
     qkv_bias: bool = False
     bias_key: str = "attention_bias"
     mlp_bias_key: str = "mlp_bias"
-    has_o_bias: bool = True  # whether bias_key means the output as well
     qk_norm: str = ""
     gated: bool = True
     norm_bias: bool = False
@@ -182,6 +188,7 @@ def read_experts(fields: ConfigFields) -> ModelShape:
 
 def llama_dims(fields: ConfigFields, traits: Traits) -> Dims:
     """Sizes by Llama's keys; raises ModelError naming the first that is missing or wrong."""
+    require(fields, *NEEDED)
     hidden_size = fields.positive("hidden_size")
     num_heads = fields.positive("num_attention_heads")
     kv_heads = num_heads
