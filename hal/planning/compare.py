@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hal.errors import ConfigError, HalError
+from hal.errors import ConfigError, HalError, MemoryPlanError
 from hal.planning.model import PlannedModel, read_planned_model
 from hal.planning.plan import plan_for
 from hal.planning.report import SCHEMA_VERSION, PlanReport
@@ -62,5 +62,5 @@ def compare(settings: PlanSettings, devices: Sequence[str]) -> Comparison:
 def _row(settings: PlanSettings, model: PlannedModel) -> Row:
     try:
         return Row(device=settings.device, report=plan_for(settings, model), error=None)
-    except ConfigError as error:
+    except (ConfigError, MemoryPlanError) as error:
         return Row(device=settings.device, report=None, error=error)

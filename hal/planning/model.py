@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from hal.engine.models import MODELS
 from hal.engine.weights import HARMLESS_NAMES, CheckpointReader
 from hal.errors import ConfigError, HalError, ModelError
 from hal.planning.architectures import read_shape
-from hal.planning.quantization import Scheme, stored_scheme
+from hal.planning.quantization import Scheme, stored_scheme, weight_bytes
 from hal.planning.shape import ModelShape
 
 # Config and headers may differ by what exporters add; more than this is said.
 _TOLERANCE = 0.001
+_PACKED_TOLERANCE = 0.01  # some add empty biases to quantised layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,21 +54,20 @@ def read_planned_model(model: str) -> PlannedModel:
     fields = ConfigFields.read(path)
     shape, stored = read_shape(fields), stored_scheme(fields)
     engine, cannot_run = _engine_config(fields)
-    elements, notes = None, list(_notes(shape, stored))
+    headers, notes = None, list(_notes(shape, stored))
     if any(path.parent.glob("*.safetensors")):
         try:
-            elements = _header_elements(path.parent)
+            headers = _read_headers(path.parent)
+            notes += _difference(shape, stored, headers)
         except HalError as error:
             notes.append(f"tensor headers were not checked: {error.message}")
-    if elements is not None and stored is None:
-        notes += _difference(shape, elements)
     return PlannedModel(
         name=model,
         shape=shape,
         stored=stored,
         engine=engine,
         cannot_run=cannot_run,
-        header_elements=elements,
+        header_elements=None if headers is None else headers.num_elements,
         notes=tuple(notes),
     )
 
@@ -114,25 +115,35 @@ def _notes(shape: ModelShape, stored: Scheme | None) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _header_elements(folder: Path) -> int:
-    """Numbers in the weight files, counted from their headers."""
-    total = 0
+@dataclass(frozen=True, slots=True)
+class _Headers:
+    """All weight files together."""
+
+    num_elements: int
+    num_bytes: int
+
+
+def _read_headers(folder: Path) -> _Headers:
+    num_elements = num_bytes = 0
     with CheckpointReader(folder) as reader:
         for name in reader.names():
-            if any(re.search(pattern, name) for pattern in HARMLESS_NAMES):
-                continue
-            size = 1
-            for length in reader.shape(name):
-                size *= length
-            total += size
-    return total
+            if not any(re.search(pattern, name) for pattern in HARMLESS_NAMES):
+                num_elements += math.prod(reader.shape(name))
+                num_bytes += reader.num_bytes(name)
+    return _Headers(num_elements, num_bytes)
 
 
-def _difference(shape: ModelShape, elements: int) -> list[str]:
-    expected = shape.num_parameters
-    if abs(elements - expected) <= _TOLERANCE * expected:
+def _difference(shape: ModelShape, stored: Scheme | None, headers: _Headers) -> list[str]:
+    """Numbers are compared, and bytes where several numbers are packed into one."""
+    if stored is None:
+        found, expected, unit = headers.num_elements, shape.num_parameters, "numbers"
+    else:
+        found, unit = headers.num_bytes, "bytes"
+        expected = sum(weight_bytes(w, 1, shape.dtype, stored) for w in shape.weights)
+    tolerance = _TOLERANCE if stored is None else _PACKED_TOLERANCE
+    if abs(found - expected) <= tolerance * expected:
         return []
     return [
-        f"the weight files hold {elements:,} numbers, config.json means {expected:,} "
-        f"({(elements - expected) / expected:+.1%}); the plan follows config.json"
+        f"the weight files hold {found:,} {unit}, config.json means {expected:,} "
+        f"({(found - expected) / expected:+.1%}); the plan follows config.json"
     ]

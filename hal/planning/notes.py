@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hal.device import Feature
+from hal.dtypes import DType
 from hal.planning.quantization import planned_scheme
 from hal.planning.settings import PlanSettings
 from hal.planning.sizing import Sized, Sizer
@@ -73,3 +74,5 @@ def _formats(
         yield f"{device.name} has no fp8 matrix instructions: fp8 saves memory, not arithmetic"
     if device.profile is None:
         yield "no profile describes this device: no rates"
+    elif not {used, DType.FLOAT32} & device.profile.peak_flops.keys():
+        yield f"no rates: {device.name} multiplies no {used} matrices; --dtype bfloat16 has rates"

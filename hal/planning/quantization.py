@@ -57,6 +57,14 @@ class Scheme:
         return f"{self.name}: {self.weight_bits} bit, {per}; {kept} unquantised"
 
 
+def weight_bytes(weight: Weight, tp: int, dtype: DType, scheme: Scheme | None) -> int:
+    """Of all copies of this weight on one of `tp` ranks."""
+    rows, columns = weight.rank_rows(tp), weight.rank_columns(tp)
+    if scheme is not None and scheme.applies_to(weight):
+        return scheme.num_bytes(rows, columns) * weight.count
+    return dtype.num_bytes(rows * columns * weight.count)
+
+
 PLANNED = {
     "int8": Scheme(name="int8", weight_bits=8, compute=DType.INT8),
     "fp8": Scheme(name="fp8", weight_bits=8, compute=DType.FLOAT8_E4M3FN),

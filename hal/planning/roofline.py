@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from hal.dtypes import DType
 from hal.planning.model import PlannedModel
+from hal.planning.quantization import weight_bytes
 from hal.planning.settings import PlanSettings
 from hal.planning.shape import Role
-from hal.planning.sizing import Sized, kv_token_bytes, scheme_of, weight_bytes
+from hal.planning.sizing import Sized, kv_token_bytes, scheme_of
 from hal.planning.target import PlanDevice
 from hal.profiles import Profile
 from hal.report import JsonValue

@@ -20,9 +20,9 @@ from hal.kv import peak_blocks
 from hal.memory import PlanInputs, memory_budget
 from hal.planning.model import PlannedModel
 from hal.planning.parallel import COLLECTIVE_BYTES
-from hal.planning.quantization import NO_QUANTIZATION, Scheme, planned_scheme
+from hal.planning.quantization import NO_QUANTIZATION, Scheme, planned_scheme, weight_bytes
 from hal.planning.settings import PlanSettings
-from hal.planning.shape import KVLayers, Weight
+from hal.planning.shape import KVLayers
 from hal.planning.target import PlanDevice
 from hal.sampling_params import MAX_LOGPROBS
 from hal.select import Selector
@@ -72,10 +72,12 @@ class Sizer:
     model: PlannedModel
     _selectors: dict[str, Selector] = field(default_factory=dict)
 
-    def basis(self, settings: PlanSettings) -> Basis:
+    def basis(self, settings: PlanSettings, device: PlanDevice) -> Basis:
+        """ENGINE for what this version could start on such a device."""
         is_plain = settings.kv == "auto" and settings.quantization == NO_QUANTIZATION
+        is_known = self.model.engine is not None and bool(device.kind)
         one_rank = settings.tp in (None, 1)
-        return Basis.ENGINE if self.model.engine and is_plain and one_rank else Basis.CONFIG
+        return Basis.ENGINE if is_known and is_plain and one_rank else Basis.CONFIG
 
     def size(self, settings: PlanSettings, device: PlanDevice, *, is_exact: bool = False) -> Sized:
         """Raises ConfigError for settings that contradict the model, before any size is known.
@@ -85,7 +87,7 @@ class Sizer:
         """
         resolved = resolve(settings.engine_config(), device.capabilities, self.model.limits)
         engine = self.model.engine
-        if engine is not None and self.basis(settings) is Basis.ENGINE:
+        if engine is not None and self.basis(settings, device) is Basis.ENGINE:
             return self._engine(engine, settings, device, resolved, is_exact)
         return size_from_config(self.model, settings, device, resolved)
 
@@ -147,14 +149,6 @@ def scheme_of(model: PlannedModel, settings: PlanSettings) -> Scheme | None:
             f"the checkpoint is quantised already ({model.stored.name}); leave --quantization out"
         )
     return planned or model.stored
-
-
-def weight_bytes(weight: Weight, tp: int, dtype: DType, scheme: Scheme | None) -> int:
-    """Of all copies of this weight on one rank."""
-    rows, columns = weight.rank_rows(tp), weight.rank_columns(tp)
-    if scheme is not None and scheme.applies_to(weight):
-        return scheme.num_bytes(rows, columns) * weight.count
-    return dtype.num_bytes(rows * columns * weight.count)
 
 
 def kv_token_bytes(layers: KVLayers, tp: int, dtype: DType, kv: str) -> int:

@@ -269,6 +269,15 @@ def test_memory_that_others_hold_is_one_message(
     assert "Lower --memory to 0.75" in err
 
 
+def test_a_device_whose_memory_others_hold_is_a_row(
+    capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendors: Mapping[str, Vendor] = {v.name: v for v in (OneCard(), CpuVendor())}
+    monkeypatch.setattr(target, "all_vendors", lambda: vendors)
+    code, out, _ = ask(capsys, "llama-3-8b", "--compare", "cuda,h200")
+    assert code == 0 and "only 60.00 GiB of 80.00 GiB are available" in " ".join(out.split())
+
+
 def test_python_refuses_what_the_command_refuses() -> None:
     with pytest.raises(ConfigError, match="unknown setting context; did you mean"):
         hal.plan("llama-3-8b", context=4)

@@ -84,6 +84,14 @@ def test_notes_on_links(published: Published) -> None:
     assert hal.plan(model, device="2xrtx3090").parallel.link == "nvlink3"
 
 
+def test_devices_that_this_version_has_not_are_planned_by_config(published: Published) -> None:
+    report = hal.plan(published("llama-3-8b"), device="gaudi3")
+    assert report.basis == "config" and report.fits
+    assert "not supported yet: Intel Gaudi 3; this version has no such device" in report.notes
+    half = hal.plan(published("llama-2-7b"), device="tpu-v6e")
+    assert any("no rates: tpu-v6e multiplies no float16" in note for note in half.notes)
+
+
 def test_tp_and_counts_agree(published: Published) -> None:
     model = published("llama-3-8b")
     assert hal.plan(model, device="h100", tp=2).inputs == hal.plan(model, device="2xh100").inputs

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import hal
 from hal.engine.config_fields import ConfigFields
 from hal.errors import ConfigError
 from hal.planning.quantization import PLANNED, Scheme, planned_scheme, stored_scheme
+from hal.planning.shape import ModelShape
 
 Published = Callable[..., str]
 
@@ -80,6 +84,38 @@ def test_a_published_gptq_checkpoint_weighs_what_its_files_weigh(published: Publ
     report = hal.plan(published("llama-2-7b", quantization_config=gptq), device="rtx4090", ctx=16)
     assert report.inputs.weights_bytes == pytest.approx(3.90e9, rel=0.01)
     assert "not supported yet: a checkpoint quantized with gptq-int4" in report.notes
+
+
+def gptq_tensors(shape: ModelShape) -> dict[str, torch.Tensor]:
+    """What an exporter writes: packed values and zeros, scales, group indices, the rest as is."""
+    tensors = {}
+    for number, w in enumerate(shape.weights):
+        for copy in range(w.count):
+            name = f"{number}.{copy}"
+            if w.role not in ("linear", "expert"):
+                tensors[f"{name}.weight"] = torch.zeros(w.rows, w.columns, dtype=torch.float16)
+                continue
+            groups = w.columns // 32
+            packed = torch.zeros(w.columns * w.rows // 8, dtype=torch.int32)
+            tensors[f"{name}.qweight"] = packed
+            tensors[f"{name}.qzeros"] = torch.zeros(groups * w.rows // 8, dtype=torch.int32)
+            tensors[f"{name}.scales"] = torch.zeros(groups * w.rows, dtype=torch.float16)
+            tensors[f"{name}.g_idx"] = torch.zeros(w.columns, dtype=torch.int32)
+    return tensors
+
+
+def test_headers_of_a_quantised_checkpoint_are_checked_in_bytes(published: Published) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512}
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    folder = published("llama-2-7b", **sizes, **heads, quantization_config=gptq)
+    tensors = gptq_tensors(hal.plan(folder, device="h100").model.shape)
+    save_file(tensors, Path(folder) / "model.safetensors")
+    assert not any("weight files" in note for note in hal.plan(folder, device="h100").notes)
+    wrong = {k: v.float() if k.endswith(".weight") else v for k, v in tensors.items()}
+    save_file(wrong, Path(folder) / "model.safetensors")
+    (note,) = (n for n in hal.plan(folder, device="h100").notes if "weight files" in n)
+    assert "bytes, config.json means" in note
 
 
 def test_deepseek_v3_in_its_published_fp8(published: Published) -> None:

@@ -133,6 +133,17 @@ def test_an_unknown_model_type_is_planned_as_a_usual_decoder_and_says_so() -> No
     assert shape.num_parameters == 2 * 100 * 64 + 5 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128)
 
 
+def test_an_unknown_model_with_experts_counts_them() -> None:
+    dense, moe = shape_of("llama-2-7b"), shape_of("mixtral-8x7b")
+    unknown = shape_of("mixtral-8x7b", model_type="new_moe")
+    assert unknown.num_parameters == moe.num_parameters
+    assert unknown.active_parameters == moe.active_parameters
+    assert "8 gated experts in every layer" in unknown.guess
+    latent = shape_of("deepseek-v3", model_type="deepseek_v9")
+    assert latent.kv == shape_of("deepseek-v3").kv and "like DeepSeek" in latent.guess
+    assert not dense.guess
+
+
 def test_every_missing_key_is_named() -> None:
     with pytest.raises(ModelError, match="lacks num_hidden_layers, vocab_size; with model_type 'x"):
         read_shape(ConfigFields({"model_type": "x", "d_model": 8, "n_heads": 2}, "c"))
