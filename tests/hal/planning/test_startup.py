@@ -12,10 +12,12 @@ from tiny_checkpoints import ARCHITECTURES
 import hal
 from hal.build import build_engine
 from hal.config import EngineConfig
+from hal.engine.request import FinishReason, Request
 from hal.planning.model import read_planned_model
 from hal.planning.settings import PlanSettings
 from hal.planning.sizing import Basis, Sizer, size_from_config
 from hal.planning.target import find_device
+from hal.sampling_params import SamplingParams
 
 Maker = Callable[..., Path]
 
@@ -82,6 +84,31 @@ def test_behind_a_window_only_the_window_and_a_step_are_kept(tiny_checkpoint: Ma
     assert whole.memory.blocks_per_seq == 16
 
 
+def test_a_pool_of_windows_serves_as_many_long_sequences_as_planned(
+    tiny_checkpoint: Maker,
+) -> None:
+    built = build_engine(
+        EngineConfig(
+            model=str(tiny_checkpoint("mistral", sliding_window=32)),
+            device="cpu",
+            max_num_seqs=3,
+            max_model_len=256,
+            max_num_batched_tokens=64,
+            prefix_caching=False,
+        )
+    )
+    assert built.plan.num_blocks == 3 * 7 + 1
+    params = SamplingParams(max_tokens=56, temperature=0.0, ignore_eos=True)
+    for name in "abc":
+        prompt = tuple(range(3, 203))
+        built.engine.add(Request(request_id=name, prompt_token_ids=prompt, params=params))
+    finished = []
+    while built.engine.has_work:
+        finished += [out for out in built.engine.step() if out.finish_reason is not None]
+    assert [out.finish_reason for out in finished] == [FinishReason.LENGTH] * 3
+    assert built.engine.stats().num_preemptions == 0
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(("slots", "length", "dtype"), STARTS)
 def test_shapes_from_config_weigh_what_the_assembled_model_weighs(
@@ -108,6 +135,8 @@ def test_published_models_weigh_the_same_on_both_bases(
     model = read_planned_model(published(name))
     settings, target = PlanSettings(model="", tp=1), find_device(device)
     engine = Sizer(model).size(settings, target)
+    assert model.engine is not None
+    assert model.engine.max_position_embeddings == model.shape.max_position_embeddings
     config = size_from_config(model, settings, target, engine.resolved)
     assert config.inputs.weights_bytes == pytest.approx(engine.inputs.weights_bytes, rel=0.001)
     assert config.inputs.kv_bytes_per_block == engine.inputs.kv_bytes_per_block
