@@ -25,7 +25,7 @@ _PACKED_TOLERANCE = 0.01  # some add empty biases to quantised layers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedModel:
-    """engine: what start-up would read, None where it refuses; cannot_run: its reason.
+    """engine: what start-up would read, None where it refuses; cannot_run: its reasons.
 
     header_elements: numbers stored in the weight files, None where there are none to read
     """
@@ -34,7 +34,7 @@ class PlannedModel:
     shape: ModelShape
     stored: Scheme | None
     engine: ModelConfig | None
-    cannot_run: str
+    cannot_run: tuple[str, ...]
     header_elements: int | None
     notes: tuple[str, ...] = ()
 
@@ -53,7 +53,7 @@ def read_planned_model(model: str) -> PlannedModel:
     path = _config_path(model)
     fields = ConfigFields.read(path)
     shape, stored = read_shape(fields), stored_scheme(fields)
-    engine, cannot_run = _engine_config(fields)
+    cannot_run = _why_not_run(fields, stored)
     headers, notes = None, list(_notes(shape, stored))
     if any(path.parent.glob("*.safetensors")):
         try:
@@ -65,7 +65,7 @@ def read_planned_model(model: str) -> PlannedModel:
         name=model,
         shape=shape,
         stored=stored,
-        engine=engine,
+        engine=None if cannot_run else parse_model_config(fields, MODELS.keys()),
         cannot_run=cannot_run,
         header_elements=None if headers is None else headers.num_elements,
         notes=tuple(notes),
@@ -91,18 +91,24 @@ def _config_path(model: str) -> Path:
     return path
 
 
-def _engine_config(fields: ConfigFields) -> tuple[ModelConfig | None, str]:
-    """What start-up would make of it, or why it refuses."""
+def _why_not_run(fields: ConfigFields, stored: Scheme | None) -> tuple[str, ...]:
+    """Why start-up would refuse this config.json; nothing where it would not."""
     model_type = fields.text("model_type", default="")
+    reasons = []
     if model_type not in MODELS:
-        return None, f"architecture {model_type!r} cannot be run yet, only planned"
+        name = repr(model_type) if model_type else "without a model_type"
+        reasons.append(f"architecture {name} cannot be run yet, only planned")
+    if stored is not None:
+        reasons.append(f"not supported yet: a checkpoint quantized with {stored.name}")
+    if reasons:
+        return tuple(reasons)
     try:
         config = parse_model_config(fields, MODELS.keys())
     except (ModelError, ConfigError) as error:
-        return None, f"cannot be run yet, only planned: {error.message}"
+        return (f"cannot be run yet, only planned: {error.message}",)
     if len(set(config.windows)) > 1:
-        return None, "layers with and without a window in one model cannot be run yet, only planned"
-    return config, ""
+        return ("cannot be run yet, only planned: layers with and without a window in one model",)
+    return ()
 
 
 def _notes(shape: ModelShape, stored: Scheme | None) -> tuple[str, ...]:

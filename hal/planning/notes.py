@@ -25,11 +25,7 @@ def notes(
 
 
 def _not_yet(sizer: Sizer, settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
-    model = sizer.model
-    if model.cannot_run and model.stored is None:
-        yield model.cannot_run
-    if model.stored is not None:
-        yield f"not supported yet: a checkpoint quantized with {model.stored.name}"
+    yield from sizer.model.cannot_run
     if (settings.tp or 1) > 1:
         yield f"not supported yet: tensor parallel (here over {settings.tp} devices)"
     scheme = planned_scheme(settings.quantization)

@@ -121,7 +121,7 @@ class _Question:
 
     @property
     def _typical(self) -> int:
-        return self._settings.typical or max(1, self._sized.resolved.max_model_len // 4)
+        return self._settings.typical_of(self._sized.resolved.max_model_len)
 
     def capacity(self) -> Capacity:
         ask = (self._sizer, self._settings, self._device)

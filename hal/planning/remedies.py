@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from hal.device import Feature
 from hal.memory import memory_budget, size_argument
 from hal.planning.quantization import NO_QUANTIZATION
-from hal.planning.search import fits, longest_context, most_sequences, smallest_tp
+from hal.planning.search import fits, largest, longest_context, smallest_tp
 from hal.planning.settings import PlanSettings
 from hal.planning.sizing import Sizer
 from hal.planning.target import PlanDevice, absent, larger_profiles
@@ -54,8 +54,8 @@ class Remedies:
         wanted = settings.concurrency or 1
         if wanted == 1:
             return
-        count = min(most_sequences(self.sizer, settings, self.device), wanted - 1)
-        if count and self._fits(replace(settings, concurrency=count)):
+        count = largest(lambda n: self._fits(replace(settings, concurrency=n)), wanted - 1)
+        if count:
             changed = replace(settings, concurrency=count)
             yield Remedy(text=f"lower --concurrency to {count}", settings=changed)
 
@@ -82,7 +82,8 @@ class Remedies:
         """8 bit where that is enough, in the flavour that the device multiplies; else 4 bit."""
         if base.quantization != NO_QUANTIZATION or self.sizer.model.stored is not None:
             return
-        has_fp8 = bool({Feature.FP8_OCP_MMA, Feature.FP8_FNUZ_MMA} & self._features)
+        features = self.device.capabilities.features
+        has_fp8 = bool({Feature.FP8_OCP_MMA, Feature.FP8_FNUZ_MMA} & features)
         found = 0
         for name in ("int8", "fp8", "int4"):
             changed = replace(base, quantization=name)
@@ -90,10 +91,6 @@ class Remedies:
             if is_useful and self._fits(changed):
                 found += 1
                 yield Remedy(text=f"--quantization {name}", settings=changed)
-
-    @property
-    def _features(self) -> frozenset[Feature]:
-        return self.device.capabilities.features
 
     def _pair(self) -> Iterator[Remedy]:
         """Smaller weights with a smaller cache, or with less to remember."""

@@ -81,7 +81,7 @@ class PlanReport:
     @property
     def typical(self) -> int:
         """Tokens of a usual sequence."""
-        return self.settings.typical or max(1, self.sized.resolved.max_model_len // 4)
+        return self.settings.typical_of(self.sized.resolved.max_model_len)
 
     @property
     def kv_bytes(self) -> int:
@@ -95,7 +95,7 @@ class PlanReport:
         inputs, total = self.inputs, self.inputs.memory.total_bytes
         used = inputs.fixed_bytes + self.kv_bytes
         budget = memory_budget(inputs)
-        others = total - inputs.memory.available_bytes
+        others = max(0, total - inputs.memory.available_bytes)
         return (
             Part("weights", inputs.weights_bytes),
             Part("KV cache", self.kv_bytes),

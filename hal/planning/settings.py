@@ -68,6 +68,10 @@ class PlanSettings:
         """max_num_seqs: as many as must run at once, else start-up's default."""
         return self.max_num_seqs or self.concurrency or DEFAULT_MAX_NUM_SEQS
 
+    def typical_of(self, length: int) -> int:
+        """Tokens of a usual sequence where the longest has `length`."""
+        return self.typical or max(1, length // 4)
+
     def engine_config(self) -> EngineConfig:
         """The start-up settings that this asks about; raises ConfigError."""
         return EngineConfig(

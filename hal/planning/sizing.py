@@ -191,7 +191,7 @@ def size_from_config(
         block_size=block_size,
         max_model_len=length,
         max_num_seqs=resolved.max_num_seqs,
-        communicator_bytes=_communicator_bytes(model, tp, device, resolved),
+        communicator_bytes=_communicator_bytes(model, tp, resolved),
         num_extra_blocks=NUM_NULL_BLOCKS if pools else 0,
         blocks_per_seq=blocks,
         min_num_seqs=settings.concurrency or 1,
@@ -223,9 +223,7 @@ def _activation_bytes(model: PlannedModel, tp: int, resolved: ResolvedConfig) ->
     )
 
 
-def _communicator_bytes(
-    model: PlannedModel, tp: int, device: PlanDevice, resolved: ResolvedConfig
-) -> int:
+def _communicator_bytes(model: PlannedModel, tp: int, resolved: ResolvedConfig) -> int:
     """Staging of one all-reduce, and what a collective library keeps."""
     if tp == 1:
         return 0

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,33 @@ class OneCard(Vendor):
 
     def open(self, report: DeviceReport, detail: str) -> Device:
         raise NotImplementedError("a plan opens nothing")
+
+
+class LyingCard(OneCard):
+    """A driver that reports nonsense."""
+
+    total_bytes = 0
+    free_bytes = 80 * 2**30
+
+    def probe(self) -> tuple[DeviceReport, ...]:
+        card = replace(H100, total_memory=self.total_bytes)
+        return (
+            DeviceReport(
+                spec="cuda:0", capabilities=cuda.capabilities(card, self.free_bytes, "13.0")
+            ),
+        )
+
+
+@pytest.mark.parametrize(("total", "free"), [(0, 0), (0, 80 * 2**30), (2**30, 80 * 2**30)])
+def test_a_driver_that_lies_about_memory_gets_an_answer(
+    capsys: Said, monkeypatch: pytest.MonkeyPatch, total: int, free: int
+) -> None:
+    card = LyingCard()
+    card.total_bytes, card.free_bytes = total, free
+    vendors: Mapping[str, Vendor] = {v.name: v for v in (card, CpuVendor())}
+    monkeypatch.setattr(target, "all_vendors", lambda: vendors)
+    code, out, err = ask(capsys, "llama-3-8b", "--device", "cuda")
+    assert code == 2 and "DOES NOT FIT" in out and err.count("\n") == 1
 
 
 def test_a_present_card_is_planned_by_what_the_probe_says(monkeypatch: pytest.MonkeyPatch) -> None:

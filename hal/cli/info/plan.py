@@ -142,8 +142,10 @@ def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, object]
             f"not supported yet: {_PROG} with --{foreign[0].replace('_', '-')}, which no plan "
             f"depends on; leave it out. {_PROG} --help lists what it takes"
         )
-    if "compare" in typed:  # HAL_DEVICE is what other commands start on
-        environ = {name: value for name, value in environ.items() if name != "HAL_DEVICE"}
+    # What is typed goes before the environment, also where two flags exclude each other.
+    excluded = {"compare": "HAL_DEVICE", "device": "HAL_COMPARE"}
+    unwanted = {excluded[name] for name in excluded if name in typed}
+    environ = {name: value for name, value in environ.items() if name not in unwanted}
     parsed = line.parse(argv, environ)
     return _merged({name: value for name, value in parsed.items() if name in own})
 

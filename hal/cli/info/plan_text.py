@@ -108,7 +108,7 @@ def _ledger(report: PlanReport) -> Iterator[str]:
         yield f"  {_marker(report)}"
     for part in parts:
         if part.num_bytes or part.name not in _OPTIONAL:
-            share = 100 * part.num_bytes / memory.total_bytes
+            share = 100 * part.num_bytes / max(1, memory.total_bytes)
             fill = _FILLS[part.name]
             yield f"  {fill} {part.name:<13}{format_bytes(part.num_bytes):>12}{share:>7.1f} %"
     needed, budget = report.inputs.needed_bytes, memory_budget(report.inputs)

@@ -82,6 +82,7 @@ CASES = st.fixed_dictionaries(
         ),
         "concurrency": st.none() | st.integers(1, 300),
         "share": st.floats(0.02, 1.0),
+        "slots": st.none() | st.integers(300, 1000),
         "kv": st.sampled_from(["auto", "auto", "fp8"]),
         "memory": st.sampled_from([0.9, 0.6, "12GiB", "reserve:4GiB"]),
     }
@@ -101,6 +102,7 @@ def test_every_remedy_is_exact(case: dict[str, Any], published: Published) -> No
         ctx=ctx,
         concurrency=case["concurrency"],
         kv=case["kv"],
+        max_num_seqs=case["slots"],
         memory=case["memory"],
     )
     try:
