@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +184,13 @@ def test_every_profile_has_a_kind_that_hal_knows_or_none() -> None:
     kinds = {p.name: p.memory_kind for p in PROFILES.values()}
     unified = {name for name, kind in kinds.items() if kind is MemoryKind.UNIFIED}
     assert unified == {"gb10", "mi300a", "strixhalo"}
+
+
+def test_the_page_lists_every_profile() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "plan.md"
+    text = page.read_text(encoding="utf-8")
+    missing = [name for p in PROFILES.values() for name in (p.name, *p.aliases) if name not in text]
+    assert missing == []
 
 
 def test_names_and_aliases_are_unique() -> None:
