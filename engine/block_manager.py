@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from hal.engine.prefix_cache import PrefixCache, block_digest, root_digest
 from hal.errors import EngineError
+from hal.kv import peak_blocks
 
 NULL_BLOCK = 0
 """Never handed out: table entries behind a sliding window point to it, so reading it is safe."""
@@ -86,10 +87,7 @@ class BlockManager:
 
     def peak_blocks(self, num_tokens: int, chunk: int) -> int:
         """The most blocks one sequence holds at once while it grows to `num_tokens` by chunks."""
-        whole = self.num_blocks_for(num_tokens)
-        if self.window is None:
-            return whole
-        return min(whole, self.num_blocks_for(self.window - 1 + chunk) + 1)
+        return peak_blocks(num_tokens, self.block_size, self.window, chunk)
 
     def num_exclusive(self, table: BlockTable) -> int:
         """Blocks that become available when this table is freed."""

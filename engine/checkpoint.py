@@ -37,20 +37,24 @@ def resolve_model(model: str, *, offline: bool = False, cache_dir: Path | None =
     A hub id is fetched into huggingface_hub's cache (`cache_dir` overrides which), or with
     `offline` only looked up there. Raises ModelError, whose message has the next step.
     """
-    if model == EMBEDDED_MODEL:
-        folder = _embedded_folder()
-    elif model and Path(model).expanduser().exists():  # Path("") is the current folder
-        folder = Path(model).expanduser().resolve()
-    elif _looks_like_path(model):
-        raise ModelError(f"model folder {model} does not exist; check the path")
-    elif _HUB_ID.fullmatch(model):
-        folder = _hub_folder(model, offline, cache_dir)
-    else:
-        raise ModelError(
-            f"{model!r} is neither {EMBEDDED_MODEL}, nor a folder, nor a hub id like owner/name"
-        )
+    folder = locate_model(model, offline=offline, cache_dir=cache_dir)
     check_model_folder(folder)
     return folder
+
+
+def locate_model(model: str, *, offline: bool = False, cache_dir: Path | None = None) -> Path:
+    """Like `resolve_model`, whatever the folder holds; raises ModelError."""
+    if model == EMBEDDED_MODEL:
+        return _embedded_folder()
+    if model and Path(model).expanduser().exists():  # Path("") is the current folder
+        return Path(model).expanduser().resolve()
+    if _looks_like_path(model):
+        raise ModelError(f"model folder {model} does not exist; check the path")
+    if _HUB_ID.fullmatch(model):
+        return _hub_folder(model, offline, cache_dir)
+    raise ModelError(
+        f"{model!r} is neither {EMBEDDED_MODEL}, nor a folder, nor a hub id like owner/name"
+    )
 
 
 def check_model_folder(folder: Path) -> None:

@@ -38,6 +38,10 @@ class ConfigFields:
         """Like `read`, but a file that is absent is an empty object."""
         return cls.read(path) if path.is_file() else cls({}, str(path))
 
+    def with_defaults(self, defaults: Mapping[str, object]) -> ConfigFields:
+        """The same object with `defaults` where a key is absent."""
+        return ConfigFields({**defaults, **self._values}, self.source)
+
     def first(self, *keys: str) -> object:
         """The value of the first of `keys` that is present and not null, else None."""
         for key in keys:

@@ -87,7 +87,11 @@ def read_model_config(folder: Path, supported: Collection[str]) -> ModelConfig:
     Raises ModelError when the model_type is not in `supported` or a key is missing or wrong, and
     UnsupportedError for a setting of a supported model that is not honoured yet.
     """
-    fields = ConfigFields.read(folder / CONFIG_FILE)
+    return parse_model_config(ConfigFields.read(folder / CONFIG_FILE), supported)
+
+
+def parse_model_config(fields: ConfigFields, supported: Collection[str]) -> ModelConfig:
+    """`read_model_config` of a config.json that was read already."""
     model_type = fields.text("model_type")
     if model_type not in supported:
         known = ", ".join(sorted(supported))

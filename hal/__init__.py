@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hal.config import EngineConfig
     from hal.errors import HalError
     from hal.llm import LLM, RequestOutput
+    from hal.planning.plan import plan
     from hal.sampling_params import SamplingParams
 
     __version__: str
@@ -24,6 +25,7 @@ _EXPORTS = {
     "LLM": "hal.llm",
     "RequestOutput": "hal.llm",
     "SamplingParams": "hal.sampling_params",
+    "plan": "hal.planning.plan",
 }
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "__version__",
+    "plan",
 ]
 
 

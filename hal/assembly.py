@@ -19,7 +19,7 @@ from hal.engine.model_config import ModelConfig
 from hal.engine.model_runner import ModelRunner, RunnerConfig
 from hal.engine.models import MODELS
 from hal.errors import ConfigError, UnsupportedError
-from hal.kv import KVGroup, group_layers
+from hal.kv import KVGroup, group_layers, peak_blocks
 from hal.memory import PlanInputs
 from hal.select import SelectionPolicy, Selector
 
@@ -102,6 +102,12 @@ def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) 
         max_model_len=resolved.max_model_len,
         max_num_seqs=resolved.max_num_seqs,
         num_extra_blocks=NUM_NULL_BLOCKS,
+        blocks_per_seq=peak_blocks(
+            resolved.max_model_len,
+            resolved.block_size,
+            assembled.kv_group.spec.window,
+            resolved.max_num_batched_tokens,
+        ),
     )
 
 

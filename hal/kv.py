@@ -46,6 +46,18 @@ class KVGroup:
         return self.spec.bytes_per_token * block_size * len(self.layers)
 
 
+def peak_blocks(num_tokens: int, block_size: int, window: int | None, chunk: int) -> int:
+    """The most blocks one sequence holds at once while it grows to `num_tokens` by chunks.
+
+    Behind a window blocks are given back, so that only the window, a chunk and the block that
+    both cut are ever held.
+    """
+    whole = -(-num_tokens // block_size)
+    if window is None:
+        return whole
+    return min(whole, -(-(window - 1 + chunk) // block_size) + 1)
+
+
 def group_layers(specs: Sequence[KVSpec]) -> tuple[KVGroup, ...]:
     """Groups of layers with equal specs, in order of first appearance."""
     layers: dict[KVSpec, list[int]] = {}

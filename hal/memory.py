@@ -78,9 +78,12 @@ def parse_memory(value: str | float) -> MemoryRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanInputs:
-    """What the plan adds up. kv_bytes_per_block spans all layers of a block of block_size tokens.
+    """What the plan adds up. kv_bytes_per_block spans all layers of a block of block_size tokens;
+    it is 0 for a model that keeps no cache.
 
     num_extra_blocks are blocks that no sequence owns (a null block, where the engine keeps one).
+    blocks_per_seq: the most that one sequence holds; 0: what max_model_len tokens need
+    min_num_seqs: sequences of max_model_len that must fit at once
     """
 
     memory: Memory
@@ -95,6 +98,32 @@ class PlanInputs:
     graphs_bytes: int = 0
     communicator_bytes: int = 0
     num_extra_blocks: int = 0
+    blocks_per_seq: int = 0
+    min_num_seqs: int = 1
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Everything but the KV cache."""
+        return (
+            self.weights_bytes
+            + self.activation_bytes
+            + self.logits_bytes
+            + self.graphs_bytes
+            + self.communicator_bytes
+        )
+
+    @property
+    def sequence_blocks(self) -> int:
+        return self.blocks_per_seq or -(-self.max_model_len // self.block_size)
+
+    @property
+    def needed_blocks(self) -> int:
+        """The least that starts: the sequences that must fit, and blocks that no sequence owns."""
+        return self.sequence_blocks * self.min_num_seqs + self.num_extra_blocks
+
+    @property
+    def needed_bytes(self) -> int:
+        return self.fixed_bytes + self.needed_blocks * self.kv_bytes_per_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +146,7 @@ class MemoryPlan:
     kv_bytes_per_token: float
     max_model_len: int
     max_num_seqs: int
+    blocks_per_seq: int
 
     @property
     def kv_tokens(self) -> int:
@@ -125,7 +155,7 @@ class MemoryPlan:
     @property
     def full_length_sequences(self) -> float:
         """Sequences of max_model_len that fit the KV pool at once."""
-        return self.kv_tokens / self.max_model_len
+        return self.num_blocks / self.blocks_per_seq
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "kv_tokens": self.kv_tokens}
@@ -150,16 +180,13 @@ class MemoryPlan:
 
 def plan_memory(inputs: PlanInputs) -> MemoryPlan:
     """Size the KV pool; raises MemoryPlanError with the computed remedies when it does not fit."""
-    budget = _budget(inputs)
-    fixed = _fixed_bytes(inputs)
-    room = budget - fixed
-    blocks_per_seq = -(-inputs.max_model_len // inputs.block_size)
-    needed = blocks_per_seq + inputs.num_extra_blocks
-    affordable = max(0, room) // inputs.kv_bytes_per_block
-    if affordable < needed:
-        raise MemoryPlanError(_does_not_fit(inputs, budget, fixed, needed))
-    wanted = blocks_per_seq * inputs.max_num_seqs + inputs.num_extra_blocks
-    num_blocks = min(affordable, wanted)
+    budget = memory_budget(inputs)
+    room = budget - inputs.fixed_bytes
+    if inputs.needed_bytes > budget:
+        raise MemoryPlanError(_does_not_fit(inputs, budget))
+    num_blocks = inputs.sequence_blocks * inputs.max_num_seqs + inputs.num_extra_blocks
+    if inputs.kv_bytes_per_block:
+        num_blocks = min(num_blocks, room // inputs.kv_bytes_per_block)
     kv_bytes = num_blocks * inputs.kv_bytes_per_block
     return MemoryPlan(
         kind=inputs.memory.kind,
@@ -178,20 +205,12 @@ def plan_memory(inputs: PlanInputs) -> MemoryPlan:
         kv_bytes_per_token=inputs.kv_bytes_per_block / inputs.block_size,
         max_model_len=inputs.max_model_len,
         max_num_seqs=inputs.max_num_seqs,
+        blocks_per_seq=inputs.sequence_blocks,
     )
 
 
-def _fixed_bytes(inputs: PlanInputs) -> int:
-    return (
-        inputs.weights_bytes
-        + inputs.activation_bytes
-        + inputs.logits_bytes
-        + inputs.graphs_bytes
-        + inputs.communicator_bytes
-    )
-
-
-def _budget(inputs: PlanInputs) -> int:
+def memory_budget(inputs: PlanInputs) -> int:
+    """Bytes that --memory gives; raises MemoryPlanError when others hold part of them."""
     memory, request = inputs.memory, inputs.request
     available = memory.available_bytes
     if request.mode is MemoryMode.RESERVE:
@@ -222,16 +241,21 @@ def _largest_request(memory: Memory, request: MemoryRequest) -> str:
     return f"{hundredths / 100:g}"
 
 
-def _does_not_fit(inputs: PlanInputs, budget: int, fixed: int, needed: int) -> str:
-    need = fixed + needed * inputs.kv_bytes_per_block
-    what = (
+def _does_not_fit(inputs: PlanInputs, budget: int) -> str:
+    return f"{shortfall(inputs, budget)}. {_remedies(inputs, budget, inputs.needed_bytes)}"
+
+
+def shortfall(inputs: PlanInputs, budget: int) -> str:
+    """What the parts need and what there is, for an error."""
+    kv_bytes = inputs.needed_blocks * inputs.kv_bytes_per_block
+    count = "one sequence" if inputs.min_num_seqs == 1 else f"{inputs.min_num_seqs} sequences"
+    return (
         f"does not fit: weights {format_bytes(inputs.weights_bytes)}, activations "
         f"{format_bytes(inputs.activation_bytes)}, logits {format_bytes(inputs.logits_bytes)} and "
-        f"the KV cache of one sequence of {inputs.max_model_len} tokens "
-        f"{format_bytes(needed * inputs.kv_bytes_per_block)} make {format_bytes(need)}; "
-        f"--memory {inputs.request} gives {format_bytes(budget)}. "
+        f"the KV cache of {count} of {inputs.max_model_len} tokens "
+        f"{format_bytes(kv_bytes)} make {format_bytes(inputs.needed_bytes)}; "
+        f"--memory {inputs.request} gives {format_bytes(budget)}"
     )
-    return what + _remedies(inputs, budget, need)
 
 
 def _remedies(inputs: PlanInputs, budget: int, need: int) -> str:
@@ -258,5 +282,5 @@ def _remedies(inputs: PlanInputs, budget: int, need: int) -> str:
 
 def _longest_sequence(inputs: PlanInputs, budget: int) -> int:
     """The largest max_model_len whose one sequence fits the budget; 0 or less: none does."""
-    blocks = max(0, budget - _fixed_bytes(inputs)) // inputs.kv_bytes_per_block
+    blocks = max(0, budget - inputs.fixed_bytes) // max(1, inputs.kv_bytes_per_block)
     return (blocks - inputs.num_extra_blocks) * inputs.block_size

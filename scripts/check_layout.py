@@ -24,6 +24,7 @@ COMPOSITION_ROOT = (
     "hal.llm",
     "hal.async_llm",
     "hal.cli",
+    "hal.planning",  # sums what start-up sums: devices, kernels and models, nothing allocated
 )  # the only modules that wire the layers
 
 # What each layer may import. "root" is the composition root; hal/__init__ exports from it lazily.

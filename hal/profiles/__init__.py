@@ -4,6 +4,15 @@ The numbers stand in `devices.toml`, each with its source.
 """
 
 from hal.profiles.profile import Link, Profile
-from hal.profiles.table import all_profiles, find_profile
+from hal.profiles.table import all_profiles, find_profile, nearest_profiles
+from hal.profiles.target import Target, parse_target
 
-__all__ = ["Link", "Profile", "all_profiles", "find_profile"]
+__all__ = [
+    "Link",
+    "Profile",
+    "Target",
+    "all_profiles",
+    "find_profile",
+    "nearest_profiles",
+    "parse_target",
+]

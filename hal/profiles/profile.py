@@ -25,6 +25,7 @@ class Link:
 class Profile:
     """One device as its vendor documents it; `sources` says where each number was read.
 
+    aliases: other names that users type
     device: what `--device` calls its kind ("cuda"); "" where hal has no such kind
     peak_flops: dense matrix operations per second by element type; a type that is left out has
         no matrix instructions
@@ -45,6 +46,7 @@ class Profile:
     features: frozenset[Feature]
     links: tuple[Link, ...]
     sources: Mapping[str, str]
+    aliases: tuple[str, ...] = ()
 
     @property
     def is_accelerator(self) -> bool:

@@ -28,21 +28,30 @@ def all_profiles() -> Mapping[str, Profile]:
 
 
 def find_profile(text: str) -> Profile:
-    """The profile called `text`, else the first one of that arch; raises ConfigError."""
+    """The profile of that name or alias, else the first one of that arch; raises ConfigError."""
     profiles = all_profiles()
     name = text.strip().lower()
     if name in profiles:
         return profiles[name]
     for profile in profiles.values():
+        if name in profile.aliases:
+            return profile
+    for profile in profiles.values():
         if profile.arch == name:
             return profile
     archs = dict.fromkeys(p.arch for p in profiles.values())
-    close = difflib.get_close_matches(name, [*profiles, *archs], n=3)
+    close = nearest_profiles(name)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise ConfigError(
         f"unknown device profile {text!r}; {hint}known: {', '.join(profiles)}; "
         f"archs: {', '.join(archs)}"
     )
+
+
+def nearest_profiles(name: str) -> list[str]:
+    """Up to three names, aliases and archs that `name` may have meant."""
+    names = [n for p in all_profiles().values() for n in (p.name, *p.aliases, p.arch)]
+    return difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3)
 
 
 def _profile(name: str, row: Mapping[str, Any]) -> Profile:
@@ -70,4 +79,5 @@ def _profile(name: str, row: Mapping[str, Any]) -> Profile:
             for link in row.get("links", ())
         ),
         sources=row["sources"],
+        aliases=tuple(row.get("aliases", ())),
     )

@@ -5,18 +5,17 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from hal.assembly import assemble, make_selector, selection_policy
 from hal.cli.info.target import Target, find_target
 from hal.collective import SingleRank
 from hal.config import Choice, EngineConfig, ModelLimits, resolve
-from hal.engine.checkpoint import resolve_model
-from hal.engine.model_config import CONFIG_FILE, ModelConfig, read_model_config
+from hal.engine.model_config import ModelConfig, read_model_config
 from hal.engine.models import MODELS
 from hal.errors import SelectionError
 from hal.evidence import level_of
 from hal.explain import SiteReport, level_counts, site_reports
+from hal.planning.model import config_path
 from hal.select import Level
 
 SCHEMA_VERSION = 1
@@ -63,7 +62,7 @@ class Explanation:
 
 def explain(config: EngineConfig) -> Explanation:
     """Raises ConfigError and ModelError; a site without a kernel is in the result instead."""
-    model = read_model_config(config_folder(config), MODELS.keys())
+    model = read_model_config(config_path(config.model).parent, MODELS.keys())
     target = find_target(config.device)
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
     resolved = resolve(config, target.capabilities, limits)
@@ -82,16 +81,6 @@ def explain(config: EngineConfig) -> Explanation:
         sites=site_reports(selector, level_of),
         error=error,
     )
-
-
-def config_folder(config: EngineConfig) -> Path:
-    """The folder of config.json; kernels can be explained without any weights."""
-    given = Path(config.model).expanduser()
-    if config.model and given.name == CONFIG_FILE and given.is_file():
-        return given.parent
-    if config.model and (given / CONFIG_FILE).is_file():
-        return given
-    return resolve_model(config.model, offline=config.offline)
 
 
 def render(explanation: Explanation) -> str:

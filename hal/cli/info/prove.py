@@ -169,12 +169,12 @@ def _jobs(options: ProveOptions, prompts: list[list[int]], folder: Path) -> Iter
 
 
 def _prompts(options: ProveOptions) -> list[list[int]]:
-    from hal.cli.info.explanation import config_folder
+    from hal.engine.checkpoint import resolve_model
     from hal.engine.model_config import read_model_config
     from hal.engine.models import MODELS
     from hal.engine.tokenizer import Tokenizer
 
-    folder = config_folder(options.config)
+    folder = resolve_model(options.config.model, offline=options.config.offline)
     model = read_model_config(folder, MODELS.keys())
     room = (options.config.max_model_len or model.max_position_embeddings) - options.max_tokens - 1
     if room < 1:

@@ -1,0 +1,74 @@
+"""What a reader of a plan must know beside its numbers: limits of this version, and of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hal.device import Feature
+from hal.dtypes import DType
+from hal.planning.quantization import planned_scheme
+from hal.planning.settings import PlanSettings
+from hal.planning.sizing import Sized, Sizer
+from hal.planning.target import SLOW_LINK_BYTES_PER_S, PlanDevice
+
+
+def notes(
+    sizer: Sizer, settings: PlanSettings, device: PlanDevice, sized: Sized
+) -> tuple[str, ...]:
+    """In order of weight: what cannot run yet, what was assumed, what is only said."""
+    return (
+        *_not_yet(sizer, settings, device),
+        *sizer.model.notes,
+        *_devices(settings, device),
+        *_formats(sizer, settings, device, sized),
+    )
+
+
+def _not_yet(sizer: Sizer, settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
+    yield from sizer.model.cannot_run
+    if (settings.tp or 1) > 1:
+        yield f"not supported yet: tensor parallel (here over {settings.tp} devices)"
+    scheme = planned_scheme(settings.quantization)
+    if scheme is not None:
+        yield f"not supported yet: --quantization {settings.quantization} ({scheme.describe()})"
+    if settings.kv != "auto":
+        scales = ", a 16-bit scale for each head and token" if settings.kv == "int8" else ""
+        yield f"not supported yet: a KV cache in {settings.kv} (8 bit{scales})"
+    if not device.kind:
+        yield f"not supported yet: {device.capabilities.name}; this version has no such device"
+
+
+def _devices(settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
+    tp = settings.tp or 1
+    if device.count > tp:
+        yield f"{tp} of {device.count} devices are used; start one server for each {tp}"
+    if tp == 1:
+        return
+    link = device.link_between(tp)
+    if device.profile is None:
+        yield "no profile describes this device: its links are not known"
+    elif link is None:
+        most = max((known.max_devices for known in device.profile.links), default=1)
+        yield f"no link joins {tp} of {device.name}; at most {most} share one"
+    elif link.bytes_per_s <= SLOW_LINK_BYTES_PER_S:
+        yield (
+            f"{tp} of {device.name} have no link faster than PCI Express between them "
+            f"({link.kind}, {link.bytes_per_s / 1e9:g} GB/s one way); every layer waits twice"
+        )
+
+
+def _formats(
+    sizer: Sizer, settings: PlanSettings, device: PlanDevice, sized: Sized
+) -> Iterator[str]:
+    model, features = sizer.model, device.capabilities.features
+    stored, used = model.shape.dtype, sized.resolved.dtype
+    if stored is not used and settings.dtype == "auto":
+        reason = next(c.reason for c in sized.resolved.choices if c.name == "dtype")
+        yield f"runs in {used}: {reason}"
+    has_fp8 = bool({Feature.FP8_OCP_MMA, Feature.FP8_FNUZ_MMA} & features)
+    if settings.quantization == "fp8" and not has_fp8:
+        yield f"{device.name} has no fp8 matrix instructions: fp8 saves memory, not arithmetic"
+    if device.profile is None:
+        yield "no profile describes this device: no rates"
+    elif not {used, DType.FLOAT32} & device.profile.peak_flops.keys():
+        yield f"no rates: {device.name} multiplies no {used} matrices; --dtype bfloat16 has rates"

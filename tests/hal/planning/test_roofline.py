@@ -1,0 +1,77 @@
+"""Upper bounds by hand, and that nothing is said where nothing is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import hal
+from hal.planning.report import PlanReport
+
+Published = Callable[..., str]
+
+
+def rates(report: PlanReport) -> dict[tuple[str, int], tuple[float, str]]:
+    return {(r.what, r.num_seqs): (r.tokens_per_s, r.bound) for r in report.rates}
+
+
+def test_decode_reads_weights_and_cache_once_a_step(published: Published) -> None:
+    report = hal.plan(published("llama-2-7b"), device="h100", ctx=4096, concurrency=8)
+    embedding = 32000 * 4096 * 2
+    weights = report.model.shape.num_parameters * 2 - embedding
+    cache = 32 * 2 * 32 * 128 * 2 * 1024  # layers, keys and values, heads, dim, bytes, tokens
+    found = rates(report)
+    assert found["decode", 1][0] == pytest.approx(3350e9 / (weights + cache), rel=1e-3)
+    assert found["decode", 8][0] == pytest.approx(8 * 3350e9 / (weights + 8 * cache), rel=1e-3)
+    assert found["decode", 1][1] == found["decode", 8][1] == "memory"
+
+
+def test_prefill_multiplies(published: Published) -> None:
+    report = hal.plan(published("llama-2-7b"), device="h100", ctx=4096)
+    matrices = report.model.shape.num_parameters - 2 * 32000 * 4096
+    attention = 32 * 2 * 4096 * 512  # layers, q.k and weights.v, width, half of the prompt
+    rate, bound = rates(report)["prefill", 1]
+    assert bound == "compute"
+    assert rate == pytest.approx(989e12 / (2 * (matrices + attention)), rel=1e-3)
+
+
+def test_experts_of_one_token_are_the_least_that_is_read(published: Published) -> None:
+    report = hal.plan(published("mixtral-8x7b"), device="mi300x", ctx=1024)
+    active = report.model.shape.active_parameters * 2
+    cache = 32 * 2 * 8 * 128 * 2 * 256
+    assert rates(report)["decode", 1][0] == pytest.approx(5300e9 / (active + cache), rel=1e-3)
+
+
+def test_a_window_bounds_what_is_read(published: Published) -> None:
+    model = published("mistral-7b")
+    near = hal.plan(model, device="h100", ctx=32768, typical=4096)
+    far = hal.plan(model, device="h100", ctx=32768, typical=32768)
+    assert rates(near)["decode", 1] == rates(far)["decode", 1]
+
+
+def test_a_slow_link_is_the_bound(published: Published) -> None:
+    report = hal.plan(published("llama-3-8b"), device="4xrtx5090", quantization="fp8")
+    assert rates(report)["prefill", 1][1] == "link"
+
+
+def test_smaller_weights_raise_the_bound(published: Published) -> None:
+    model = published("llama-3-8b")
+    plain, int4 = (hal.plan(model, device="h100", quantization=q) for q in ("none", "int4"))
+    assert rates(int4)["decode", 1][0] > 2.5 * rates(plain)["decode", 1][0]
+    fp8 = hal.plan(model, device="h100", quantization="fp8")
+    assert rates(fp8)["prefill", 1][0] == pytest.approx(2 * rates(plain)["prefill", 1][0], rel=0.01)
+
+
+def test_no_profile_no_rates(published: Published) -> None:
+    report = hal.plan("hal-tiny", device="cpu")
+    assert report.rates == ()
+    assert "no profile describes this device: no rates" in report.notes
+    assert hal.plan(published("clip-vit-b32"), device="h100").rates == ()
+
+
+def test_json_says_upper_bound(published: Published) -> None:
+    report = hal.plan(published("llama-2-7b"), device="h100")
+    data = report.as_json()
+    assert isinstance(data["rates"], list)
+    assert all("upper_bound_tokens_per_s" in rate for rate in data["rates"])
