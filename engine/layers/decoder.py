@@ -79,6 +79,10 @@ class Decoder:
         """Each layer's attention family; equal problems share one object."""
         return tuple(layer.attention.family for layer in self._parts.layers)
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self._parts.layers
+
     def forward(self, token_ids: Tensor, step: Step) -> None:
         """Run all layers over token_ids [T] int32; the result stays in the step arena."""
         rows = step.num_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -29,6 +30,14 @@ class Check:
     @property
     def is_ok(self) -> bool:
         return self.error <= self.limit
+
+    @property
+    def ratio(self) -> float:
+        """How much of the limit is used: at most 1 passes. NaN, and any error where none is
+        allowed, is infinitely much."""
+        if self.limit > 0 and not math.isnan(self.error):
+            return self.error / self.limit
+        return 0.0 if self.error == 0 else math.inf
 
     def __str__(self) -> str:
         return f"{self.quantity}: error {self.error:.3g}, limit {self.limit:.3g}"
