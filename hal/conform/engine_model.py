@@ -16,7 +16,7 @@ from hal.assembly import Assembled, assemble
 from hal.binding import Binder, Buffer
 from hal.config import EngineConfig, ModelLimits, resolve
 from hal.conformance.model_run import ModelStep, Part, StepOutput
-from hal.conformance.stage import Float64, host_dtype
+from hal.conformance.stage import host_dtype
 from hal.conformance.tiny_models import MAX_POSITIONS, TinyModel
 from hal.device import Device
 from hal.engine.batch import Batch, SamplingBatch
@@ -29,7 +29,8 @@ from hal.engine.weights import CheckpointReader
 from hal.opset.attention import AttentionFamily, AttentionProblem
 from hal.opset.elementwise import ElementwiseProblem
 from hal.opset.indexing import GatherProblem
-from hal.select import SelectionPolicy, Selector
+from hal.opset.vocab import VocabProblem
+from hal.select import Selection, SelectionPolicy, Selector
 from hal.tensor import Tensor
 
 MAX_ROWS = 128  # tokens of one step, all of which are sampled
@@ -50,14 +51,13 @@ class EngineModel:
         self._device = device
         self._num_steps = 0
 
-    @property
     def variant_kernels(self) -> tuple[str, ...]:
-        """The chosen kernels that do not claim to be batch-invariant, as op=kernel."""
+        """The chosen kernels that sum and do not claim to be batch-invariant, as op=kernel."""
         selections = self._assembled.binder.selector.report()
         return tuple(
-            dict.fromkeys(
-                f"{s.op}={s.kernel.name}" for s in selections if not s.kernel.traits.batch_invariant
-            )
+            f"{s.op}={s.kernel.name}"
+            for s in selections
+            if not s.kernel.traits.batch_invariant and not _is_lookup(s)
         )
 
     def kernels(self) -> dict[str, str]:
@@ -86,6 +86,12 @@ class EngineModel:
         logits = self._device.download(runner.sampler.logits.rows(batch.num_samples))
         last = np.cumsum(batch.q_lens) - 1
         return StepOutput(np.array(logits, dtype=np.float64), result.token_ids[last, 0])
+
+
+def _is_lookup(selection: Selection) -> bool:
+    """A table that is only looked up sums nothing."""
+    problem = selection.problem
+    return isinstance(problem, VocabProblem) and not problem.makes_logits
 
 
 def _batch(step: ModelStep, number: int) -> Batch:
@@ -205,11 +211,7 @@ def _assemble(
         max_model_len=MAX_POSITIONS,
         block_size=BLOCK_SIZE,
     )
-    limits = ModelLimits(
-        dtype=model.dtype, max_position_embeddings=config.max_position_embeddings
-    )
+    limits = ModelLimits(dtype=model.dtype, max_position_embeddings=config.max_position_embeddings)
     resolved = resolve(settings, device.capabilities, limits)
     selector = Selector(device.capabilities, policy)
     return assemble(config, resolved, selector, device.collective(), device)
-
-

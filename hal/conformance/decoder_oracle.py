@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hal.conformance import oracle
+from hal.conformance.stage import Float64
 from hal.conformance.tiny_models import LayerWeights, NormWeights, TinyModel, as_stored
 from hal.opset.attention import AttentionSpec, RopeProblem
-from hal.conformance.stage import Float64
 
 Keep = Callable[[Float64], Float64]
 

@@ -7,13 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
-from hal.conformance.case import Check, guarded
+from hal.conformance.case import Check, guarded, within
 from hal.conformance.decoder_oracle import DecoderOracle, plain_decoder
-from hal.conformance.limits import depth_limit, relative_l2
+from hal.conformance.limits import Tolerance
 from hal.conformance.model_checks import ModelRecord, texts_of
 from hal.conformance.paged import PagedCache, SequenceStep
 from hal.conformance.run import run_checks
-from hal.conformance.stage import Stage
+from hal.conformance.stage import Float64, Stage
 from hal.conformance.tiny_models import TinyModel, as_stored
 from hal.device import Device
 from hal.opset.attention import AttentionFamily, AttentionProblem
@@ -60,16 +60,22 @@ def _checks(
     states = [oracle.hidden_states(text)[index] for text in texts_of(model, 0)[_TEXTS]]
     xs = [as_stored(x, model.dtype) for x in states]
     expected = [oracle.layer(model.layers[index], x) for x in xs]
-    rounded = [plain.layer(model.layers[index], x) for x in xs]
-    limit = depth_limit(model.dtype, np.concatenate(rounded), np.concatenate(expected))
+    rounded = np.concatenate([plain.layer(model.layers[index], x) for x in xs])
+    tolerance = Tolerance.of(model.dtype, rounded, np.concatenate(expected))
     cache = PagedCache(stage, under_test.family, under_test.problem, [len(x) for x in xs])
-    for number, steps in enumerate(_STEPS):
+    outs, wanted = [], []
+    for steps in _STEPS:
         cache.plan(list(steps), list(range(len(steps))))
         spans = [slice(s.seq_len - s.q_len, s.seq_len) for s in steps]
         positions = np.concatenate([np.arange(s.start, s.stop, dtype=np.int32) for s in spans])
-        x = stage.place(np.concatenate([x[s] for x, s in zip(xs, spans, strict=True)]), model.dtype)
+        x = stage.place(_cut(xs, spans), model.dtype)
         out = guarded(stage, x.host.shape, model.dtype)
         under_test(x.device, stage.indices(positions), cache.kv, out.out)
-        wanted = np.concatenate([e[s] for e, s in zip(expected, spans, strict=True)])
-        yield Check(f"out, step {number}", relative_l2(out.read(stage), wanted), limit)
         yield out.check(stage)
+        outs.append(out.read(stage))
+        wanted.append(_cut(expected, spans))
+    yield from within("out", np.concatenate(outs), np.concatenate(wanted), tolerance)
+
+
+def _cut(rows: list[Float64], spans: list[slice]) -> Float64:
+    return np.concatenate([r[s] for r, s in zip(rows, spans, strict=True)])

@@ -6,15 +6,15 @@ row of logits. Each schedule starts from a cache full of NaN and from permuted b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hal.conformance import oracle
-from hal.conformance.case import Check, equal
+from hal.conformance.case import Check, equal, within
 from hal.conformance.decoder_oracle import DecoderOracle, plain_decoder
-from hal.conformance.limits import REGRET_LIMITS, argmax_regret, depth_limit, relative_l2
+from hal.conformance.limits import REGRET_LIMITS, Tolerance, argmax_regret
 from hal.conformance.model_run import Int32, ModelUnderTest, Player
 from hal.conformance.run import Outcome, run_checks
 from hal.conformance.stage import Float64
@@ -128,31 +128,34 @@ class ModelJudge:
         self.seed = seed
         self.texts = texts_of(model, seed)
         self._oracle, self._plain = DecoderOracle(model), plain_decoder(model)
-        self._expected = np.concatenate([self._oracle.logits(text) for text in self.texts])
-        self._limit = self._limit_of(self.texts, self._expected)
+        self._expected = self._every(self._oracle, self.texts)
+        plain = self._every(self._plain, self.texts)
+        self._tolerance = Tolerance.of(model.dtype, plain, self._expected)
 
     def player(self, under_test: ModelUnderTest) -> Player:
         return Player(under_test, self.texts, self.model.shape.window, self.seed)
 
     def checks(self, logits: Float64) -> Iterator[Check]:
         """Of all texts, one behind the other."""
-        return self._checks(logits, self._expected, self._limit)
+        return self._checks(logits, self._expected, self._tolerance)
 
-    def checks_of_text(self, text: Int32, logits: Float64) -> Iterator[Check]:
-        """Of one other text, such as what the model itself wrote."""
-        expected = self._oracle.logits(text)
-        return self._checks(logits, expected, self._limit_of((text,), expected))
+    def checks_of(self, texts: Sequence[Int32], logits: Float64) -> Iterator[Check]:
+        """Of other texts, such as what the model itself wrote."""
+        expected = self._every(self._oracle, texts)
+        own = Tolerance.of(self.model.dtype, self._every(self._plain, texts), expected)
+        # Short texts have few rows: the worst row that is plausible is known from all of them.
+        worst_row = max(own.worst_row, self._tolerance.worst_row)
+        return self._checks(logits, expected, Tolerance(own.overall, worst_row))
 
-    def _limit_of(self, texts: tuple[Int32, ...], expected: Float64) -> float:
-        plain = np.concatenate([self._plain.logits(text) for text in texts])
-        return depth_limit(self.model.dtype, plain, expected)
+    def _every(self, decoder: DecoderOracle, texts: Sequence[Int32]) -> Float64:
+        return np.concatenate([decoder.logits(text) for text in texts])
 
-    def _checks(self, logits: Float64, expected: Float64, limit: float) -> Iterator[Check]:
-        yield Check("logits, worst row", relative_l2(logits, expected), limit)
+    def _checks(self, logits: Float64, expected: Float64, tolerance: Tolerance) -> Iterator[Check]:
+        yield from within("logits", logits, expected, tolerance)
         regret = argmax_regret(logits, oracle.log_softmax(expected))
         allowed = REGRET_LIMITS[self.model.dtype]
         yield Check("argmax regret, worst (nats)", float(regret.max()), allowed)
-        # Most rows have a clear favourite: their mean is far below the worst.
+        # Most rows have a clear favourite, so that their mean is far below the worst.
         yield Check("argmax regret, mean (nats)", float(regret.mean()), allowed / 10)
 
 
@@ -188,19 +191,16 @@ def _own_tokens(under_test: ModelUnderTest, judge: ModelJudge) -> Iterator[Check
     player.step(*((seq, _PROMPT_LEN) for seq in seqs))
     for _ in range(12):
         player.decode(*seqs)
+    texts = []
     for seq in seqs:
-        prompt = judge.texts[seq][:_PROMPT_LEN]
-        written = np.array(player.sampled(seq)[:-1], dtype=np.int32)
-        logits = player.logits(seq)
-        favourites = np.argmax(logits[_PROMPT_LEN - 1 :], axis=1)
-        sampled = np.array(player.sampled(seq))
+        favourites = np.argmax(player.logits(seq)[_PROMPT_LEN - 1 :], axis=1)
+        sampled = np.array(player.sampled(seq), dtype=np.int32)
         yield equal(f"sequence {seq}: sampled tokens", sampled, favourites)
-        yield from judge.checks_of_text(np.concatenate([prompt, written]), logits)
+        texts.append(np.concatenate([judge.texts[seq][:_PROMPT_LEN], sampled[:-1]]))
+    yield from judge.checks_of(texts, np.concatenate([player.logits(seq) for seq in seqs]))
 
 
-def _record(
-    judge: ModelJudge, case: str, start: Callable[[], Iterator[Check]]
-) -> ModelRecord:
+def _record(judge: ModelJudge, case: str, start: Callable[[], Iterator[Check]]) -> ModelRecord:
     ran = run_checks(start)
     return ModelRecord(
         level="model",

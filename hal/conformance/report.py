@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hal.conformance.case import Check
 from hal.conformance.model_checks import ModelRecord
@@ -85,13 +85,21 @@ class KernelRun:
     summary: Summary
 
 
+LEVELS = ("layer", "model")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRun:
     """One model in one dtype; kernels: op -> the kernel that ran it."""
 
+    model: str
+    dtype: str
     records: tuple[ModelRecord, ...]
-    summary: Summary
     kernels: dict[str, str]
+
+    def summary(self, level: str) -> Summary:
+        records = [record for record in self.records if record.level == level]
+        return summarise(level, self.model, self.dtype, records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +121,18 @@ class Results:
     models: tuple[ModelRun, ...]
     gaps: tuple[Gap, ...]
     is_whole: bool
-    unused: tuple[str, ...] = field(default=())
 
     def summaries(self) -> Iterable[Summary]:
         yield from (run.summary for run in self.kernels)
-        yield from (run.summary for run in self.models)
+        yield from self.model_summaries()
 
-    def outcomes(self) -> Iterable[tuple[Summary, Outcome]]:
+    def model_summaries(self) -> Iterable[Summary]:
+        for level in LEVELS:
+            yield from (run.summary(level) for run in self.models)
+
+    def outcomes(self) -> Iterable[Record | ModelRecord]:
         for run in (*self.kernels, *self.models):
-            for outcome in run.records:
-                yield run.summary, outcome
+            yield from run.records
 
     @property
     def num_run(self) -> int:

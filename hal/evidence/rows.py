@@ -94,9 +94,7 @@ def rows() -> tuple[Row, ...]:
     return read_rows()
 
 
-def level_of(
-    arch: str, op: str, kernel: Kernel, among: tuple[Row, ...] | None = None
-) -> Level:
+def level_of(arch: str, op: str, kernel: Kernel, among: tuple[Row, ...] | None = None) -> Level:
     """What the rows show for this kernel, as it is here, on `arch`.
 
     A kernel whose source or compiler differs from a row's gets nothing from it.
