@@ -30,7 +30,7 @@ from hal.opset.attention import AttentionFamily, AttentionProblem
 from hal.opset.elementwise import ElementwiseProblem
 from hal.opset.indexing import GatherProblem
 from hal.opset.vocab import VocabProblem
-from hal.select import Selection, SelectionPolicy, Selector
+from hal.select import Selection, Selector
 from hal.tensor import Tensor
 
 MAX_ROWS = 128  # tokens of one step, all of which are sampled
@@ -67,12 +67,12 @@ class EngineModel:
             found.setdefault(selection.op, selection.kernel.name)
         return found
 
+    def kv_caches(self) -> tuple[Tensor, ...]:
+        return self._assembled.runner.kv_caches
+
     def poison(self) -> None:
-        for family, kv in zip(
-            self._assembled.decoder.attention_families,
-            self._assembled.runner.kv_caches,
-            strict=True,
-        ):
+        families = self._assembled.decoder.attention_families
+        for family, kv in zip(families, self.kv_caches(), strict=True):
             dtype = family.problem.dtype
             problem = GatherProblem(width=kv.shape[-1], dtype=dtype)
             values = torch.full(tuple(kv.shape), float("nan"), dtype=host_dtype(dtype))
@@ -182,11 +182,11 @@ def model_folder(model: TinyModel) -> Iterator[Path]:
         yield Path(name)
 
 
-def load(model: TinyModel, device: Device, policy: SelectionPolicy | None = None) -> Loaded:
+def load(model: TinyModel, device: Device) -> Loaded:
     """Through the engine's own config and checkpoint readers; raises HalError as they do."""
     with model_folder(model) as folder:
         config = read_model_config(folder, MODELS.keys())
-        assembled = _assemble(config, model, device, policy or SelectionPolicy())
+        assembled = _assemble(config, model, device)
         width, binder = config.hidden_size, assembled.binder
         layers = tuple(
             EngineLayer(layer, binder, layer.attention.family.problem, width)
@@ -201,9 +201,7 @@ def load(model: TinyModel, device: Device, policy: SelectionPolicy | None = None
     return Loaded(EngineModel(assembled, device), layers)
 
 
-def _assemble(
-    config: ModelConfig, model: TinyModel, device: Device, policy: SelectionPolicy
-) -> Assembled:
+def _assemble(config: ModelConfig, model: TinyModel, device: Device) -> Assembled:
     settings = EngineConfig(
         dtype=str(model.dtype),
         max_num_seqs=_NUM_SLOTS + MAX_ROWS,
@@ -213,5 +211,5 @@ def _assemble(
     )
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=config.max_position_embeddings)
     resolved = resolve(settings, device.capabilities, limits)
-    selector = Selector(device.capabilities, policy)
+    selector = Selector(device.capabilities)
     return assemble(config, resolved, selector, device.collective(), device)

@@ -21,6 +21,7 @@ from hal.conformance.stage import Float64
 from hal.conformance.tiny_models import TinyModel
 
 _LENGTHS = (37, 5, 50, 20)
+_NUM_OWN_TOKENS = 12
 _PROMPT_LEN = 9  # of the schedules that prefill first and then decode
 Schedule = Callable[[Player], None]
 
@@ -189,7 +190,12 @@ def _own_tokens(under_test: ModelUnderTest, judge: ModelJudge) -> Iterator[Check
     player = judge.player(under_test)
     seqs = (0, 3)
     player.step(*((seq, _PROMPT_LEN) for seq in seqs))
-    for _ in range(12):
+    for _ in range(_NUM_OWN_TOKENS):
+        last = np.array([player.sampled(seq)[-1] for seq in seqs])
+        is_lost = (last < 0) | (last >= judge.model.shape.vocab_size)
+        yield Check("sampled no token of the vocabulary", float(is_lost.sum()), 0.0)
+        if is_lost.any():
+            return  # to look such a token up would be an error of ours, and could end the driver
         player.decode(*seqs)
     texts = []
     for seq in seqs:
