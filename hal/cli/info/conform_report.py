@@ -133,7 +133,7 @@ def _model_as_json(run: ModelRun) -> JsonObject:
         "model": run.model,
         "dtype": run.dtype,
         "kernels": run.kernels,
-        **{level: _summary_as_json(run.summary(level)) for level in LEVELS},
+        "levels": {level: _summary_as_json(run.summary(level)) for level in LEVELS},
         "records": [{"level": r.level, **_outcome_as_json(r)} for r in run.records],
     }
 

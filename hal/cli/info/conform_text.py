@@ -106,7 +106,7 @@ def _verdict(report: ConformReport) -> Iterator[str]:
     not_run = [f"{s.name} {s.variant}" for s in summaries if not s.num_run]
     words = "passed" if results.has_passed else "NOT PASSED"
     yield (
-        f"{words}: {num_passed} checks passed, {results.num_failed} failed, "
+        f"{words}: {num_passed} cases passed, {results.num_failed} failed, "
         f"{len(results.gaps)} missing, in {report.seconds:.1f} s"
     )
     if not_run:
