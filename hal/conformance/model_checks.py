@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -181,7 +182,7 @@ def model_records(
             yield equal("batch-invariant: the bits of the first schedule", logits, first)
 
     for name in schedules:
-        yield _record(judge, name, lambda name=name: play(name))
+        yield _record(judge, name, partial(play, name))
     yield _record(judge, OWN_TOKENS, lambda: _own_tokens(under_test, judge))
 
 

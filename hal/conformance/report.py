@@ -131,8 +131,10 @@ class Results:
             yield from (run.summary(level) for run in self.models)
 
     def outcomes(self) -> Iterable[Record | ModelRecord]:
-        for run in (*self.kernels, *self.models):
-            yield from run.records
+        for kernel in self.kernels:
+            yield from kernel.records
+        for model in self.models:
+            yield from model.records
 
     @property
     def num_run(self) -> int:
