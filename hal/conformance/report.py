@@ -137,6 +137,11 @@ class Results:
             yield from model.records
 
     @property
+    def not_run(self) -> tuple[str, ...]:
+        """Kernels and models of which no case ran: nothing is known of them."""
+        return tuple(f"{s.name} {s.variant}" for s in self.summaries() if not s.num_run)
+
+    @property
     def num_run(self) -> int:
         return sum(s.num_run for s in self.summaries())
 

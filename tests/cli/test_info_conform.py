@@ -77,6 +77,7 @@ def test_one_op_passes_and_is_reported(tmp_path: Path, capsys: pytest.CaptureFix
     assert reference["worst"]["ratio"] == 0 and reference["worst"]["case"]
     assert len(reference["source_hash"]) == 16
     assert torch_kernel["num_passed"] == 0 and torch_kernel["reasons"]
+    assert report["not_run"] == ["add torch", "store torch"]
     assert names_in(tmp_path) == ["report.json"]
 
 
@@ -203,6 +204,13 @@ def test_a_report_is_written_whole_with_ordinary_rights(tmp_path: Path) -> None:
     assert read(path) == {"schema": 1}
     (plain := tmp_path / "plain").write_text("")
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (link := tmp_path / "link").symlink_to("report.json")
+    with ReportFile(link) as file:
+        file.write({"schema": 1})
+    assert link.is_symlink() and read(tmp_path / "report.json") == {"schema": 1}
 
 
 def test_a_special_file_is_written_in_place() -> None:

@@ -64,6 +64,7 @@ class ConformReport:
                 "seeds": self.request.num_seeds,
             },
             "missing": [{"what": gap.what, "reason": gap.reason} for gap in results.gaps],
+            "not_run": list(results.not_run),
             "kernels": [_kernel_as_json(run) for run in results.kernels],
             "models": [_model_as_json(run) for run in results.models],
         }

@@ -101,16 +101,14 @@ def _model_sections(report: ConformReport) -> Iterator[str]:
 
 def _verdict(report: ConformReport) -> Iterator[str]:
     results = report.results
-    summaries = list(results.summaries())
-    num_passed = sum(s.num_passed for s in summaries)
-    not_run = [f"{s.name} {s.variant}" for s in summaries if not s.num_run]
+    num_passed = sum(s.num_passed for s in results.summaries())
     words = "passed" if results.has_passed else "NOT PASSED"
     yield (
         f"{words}: {num_passed} cases passed, {results.num_failed} failed, "
         f"{len(results.gaps)} missing, in {report.seconds:.1f} s"
     )
-    if not_run:
-        yield f"ran on no case here, so nothing is known of them: {', '.join(not_run)}"
+    if results.not_run:
+        yield f"ran on no case here, so nothing is known of them: {', '.join(results.not_run)}"
     if not results.is_whole:
         yield f"only a part was asked for: {_part(report)}"
 

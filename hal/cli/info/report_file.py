@@ -23,6 +23,7 @@ class ReportFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._target = path.resolve()  # a link stays a link
         if path.is_dir():
             raise ConfigError(f"--report {path} is a folder; name a file in it")
         # A device such as /dev/stdout cannot be replaced, only written to.
@@ -39,7 +40,7 @@ class ReportFile:
                 self.path.write_text(text, encoding="utf-8")
                 return
             self._draft.write_text(text, encoding="utf-8")
-            self._draft.replace(self.path)
+            self._draft.replace(self._target)
         except OSError as error:
             raise self._refused(error) from error
 
@@ -58,7 +59,9 @@ class ReportFile:
     def _make_draft(self) -> Path:
         try:
             # With the mode of an ordinary new file, not that of a secret.
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            handle, name = tempfile.mkstemp(
+                dir=self._target.parent, prefix=f".{self._target.name}."
+            )
             mask = os.umask(0)
             os.umask(mask)
             os.fchmod(handle, 0o666 & ~mask)
