@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import evidence as evidence_script
 import pytest
@@ -245,6 +246,34 @@ def test_rows_come_from_kernels_that_ran_and_passed_only() -> None:
     (row,) = evidence_script.new_rows(results, device.capabilities)
     assert (row.op, row.kernel, row.num_cases) == ("add", "reference", 6)
     assert row.level is Level.CONFORMS and not row.missing_proof()
+
+
+def test_a_kernel_that_fails_loses_its_rows_on_that_arch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(x: Any, y: Any, out: Any) -> None:
+        out.copy_(x)
+
+    bad = Kernel("add", "torch", Traits(preference=1), lambda _p, _b: wrong, wrong)
+    torch_row = row_for(OPS["add"].kernels["torch"])
+    monkeypatch.setitem(OPS["add"].kernels, "torch", bad)
+    results = conform_device(NullDevice(), ConformRequest(ops=("add",)))
+    elsewhere = replace(torch_row, arch="arch2")
+    kept = evidence_script.without_failed(
+        (torch_row, elsewhere, row_for(ADD)), results, torch_row.arch
+    )
+    assert kept == (elsewhere, row_for(ADD))
+
+
+def test_kernels_of_other_packages_get_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def foreign(x: Any, y: Any, out: Any) -> None:
+        OPS["add"].kernels["reference"].implementation(x, y, out)
+
+    kernel = Kernel("add", "foreign", Traits(preference=1), lambda _p, _b: foreign, foreign)
+    monkeypatch.setitem(OPS["add"].kernels, "foreign", kernel)
+    device = NullDevice()
+    results = conform_device(device, ConformRequest(ops=("add",)))
+    assert [row.kernel for row in evidence_script.new_rows(results, device.capabilities)] == [
+        "reference"
+    ]
 
 
 def test_posed_devices_write_no_rows() -> None:
