@@ -5,8 +5,8 @@
 
 A kernel of this repository gets a row where it passed every case that it accepts, on a device that
 is here. Rows for other archs and compilers stay. Where any check fails on a device, none is added
-for it, and kernels that failed lose theirs. `benchmarked` needs a measurement that names the kernels
-that ran; no file in benchmarks/results/ does, so no row claims it.
+for it, and kernels that failed lose theirs. `benchmarked` needs a measurement that names the
+kernels that ran; no file in benchmarks/results/ does, so no row claims it.
 """
 
 from __future__ import annotations

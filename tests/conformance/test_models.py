@@ -12,6 +12,7 @@ from hal.conformance.model_checks import GRAPHS, OWN_TOKENS, SCHEDULES, ModelJud
 from hal.conformance.tiny_models import SHAPES, make_model
 from hal.device import Device
 from hal.dtypes import DType
+from hal.select import OPS
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
@@ -30,8 +31,6 @@ def test_layers_and_model_conform(
 def test_a_model_without_a_kernel_is_missing_not_passed(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hal.select import OPS
-
     monkeypatch.setattr(OPS["rms_norm"], "kernels", {})
     run = model_run("llama", DType.FLOAT32, device)
     assert [record.verdict for record in run.records] == ["missing", "missing"]

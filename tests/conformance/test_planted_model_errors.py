@@ -13,7 +13,6 @@ import torch
 from hal.binding import Binder
 from hal.conform.run import model_run
 from hal.conformance.model_checks import OWN_TOKENS, SCHEDULES
-from hal.device import Device
 from hal.devices.null import NullDevice
 from hal.dtypes import DType
 from hal.kernels import register_all
@@ -266,7 +265,7 @@ def test_a_kernel_that_raises_is_a_failure_with_its_words(monkeypatch: pytest.Mo
     assert "together, whole" not in failed
 
 
-def test_the_right_kernels_pass(device: Device) -> None:
+def test_the_right_kernels_pass() -> None:
     """What the plants above are compared with; test_models has every model and dtype."""
     run = model_run("llama", DType.FLOAT32, NullDevice())
     assert [str(r) for r in run.records if r.has_failed] == []
