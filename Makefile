@@ -5,13 +5,15 @@ STAMP := $(VENV)/.installed
 NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cmake kernels/cpu/*.cpp kernels/cpu/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long conformance check docs format clean
+.PHONY: help install serve test test-long conformance conformance-long evidence check docs format clean
 
 help:
 	@echo "make serve    serve the embedded model on http://127.0.0.1:8000   (ARGS='--port 9000')"
 	@echo "make test     every test, with the time of each suite             (SUITES='engine kernels')"
 	@echo "make test-long    the state machines with 5000 examples each"
-	@echo "make conformance  every kernel against the float64 oracle"
+	@echo "make conformance  every kernel and tiny models against the float64 oracle"
+	@echo "make conformance-long  the tiny models with 16 draws of weights and text each"
+	@echo "make evidence run conformance on the devices here and record what it showed"
 	@echo "make check    format, ruff, mypy, sizes, layout, generated pages"
 	@echo "make docs     write the pages of docs/ that are made from data"
 	@echo "make format   let ruff rewrite the sources"
@@ -35,6 +37,12 @@ test-long: $(STAMP)
 
 conformance: $(STAMP)
 	$(BIN)/pytest -q tests/conformance
+
+conformance-long: $(STAMP)
+	$(BIN)/pytest -q tests/conformance --seeds 16
+
+evidence: $(STAMP)
+	$(BIN)/python scripts/evidence.py
 
 check: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check.sh

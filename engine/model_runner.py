@@ -63,6 +63,11 @@ class ModelRunner:
     def num_blocks(self) -> int:
         return self._num_blocks
 
+    @property
+    def kv_caches(self) -> tuple[Tensor, ...]:
+        """Each layer's cache; empty before `start`."""
+        return self._kv_caches
+
     def start(self, num_blocks: int) -> None:
         """Allocate every layer's KV cache of `num_blocks` blocks; batches may follow."""
         device = self._binder.device

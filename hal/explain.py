@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from hal.problem import describe
 from hal.select import Kernel, Level, Regime, Rejection, Selection, Selector
 
-EvidenceOf = Callable[[str, str, Kernel], str]
-"""(arch, op, kernel) -> the evidence level, see `hal.evidence`."""
+EvidenceOf = Callable[[str, str, Kernel], object]
+"""(arch, op, kernel) -> the evidence level, as `hal.evidence.level_of` has it."""
 
 _REFERENCE_COST = "the specification in plain torch: right, not fast"
 
@@ -57,7 +57,7 @@ def site_reports(selector: Selector, evidence_of: EvidenceOf) -> tuple[SiteRepor
     """Every site that was selected so far, in order."""
     arch = selector.caps.arch
     return tuple(
-        site_report(s, evidence_of(arch, s.op, s.kernel), selector.num_uses(s))
+        site_report(s, str(evidence_of(arch, s.op, s.kernel)), selector.num_uses(s))
         for s in selector.report()
     )
 

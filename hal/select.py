@@ -60,6 +60,7 @@ class Regime:
 Rejects = Callable[[Capabilities, Any], str | None]
 Unavailable = Callable[[], str | None]
 LevelOf = Callable[[Capabilities, Any], Level]
+IsInvariant = Callable[[Any], bool]
 RegimesOf = Callable[[Any], tuple[Regime, ...]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -85,16 +86,21 @@ class Traits:
 
     level: one for all, or a function of device and problem
     cost: what upcast and reference kernels cost against a native one, in a few words
-    batch_invariant: the same order of summation at every batch size, split and chunk
+    batch_invariant: the same order of summation at every batch size, split and chunk; one answer
+        for all, or a function of the problem
     """
 
     preference: int
     level: Level | LevelOf = Level.NATIVE
     cost: str = ""
     regimes: RegimesOf = one_regime
-    batch_invariant: bool = False
+    batch_invariant: bool | IsInvariant = False
     rejects: Rejects = never_rejects
     unavailable: Unavailable = always_available
+
+    def is_batch_invariant(self, problem: Any) -> bool:
+        claim = self.batch_invariant
+        return claim if isinstance(claim, bool) else claim(problem)
 
     def level_on(self, caps: Capabilities, problem: Any) -> Level:
         """How this kernel runs `problem` on a device that it accepts."""
@@ -282,7 +288,7 @@ class Selector:
             return Rejection(name, Rule.PROBLEM, reason)
         if self.is_present and (reason := traits.unavailable()):
             return Rejection(name, Rule.UNAVAILABLE, reason)
-        if self.policy.deterministic and not traits.batch_invariant:
+        if self.policy.deterministic and not traits.is_batch_invariant(problem):
             return Rejection(
                 name,
                 Rule.DETERMINISTIC,

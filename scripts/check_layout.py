@@ -21,6 +21,7 @@ PACKAGES = ("devices", "engine", "kernels", "server")  # reached as hal.<name> t
 COMPOSITION_ROOT = (
     "hal.assembly",
     "hal.build",
+    "hal.conform",  # runs the engine's models for hal.conformance, which knows no engine
     "hal.llm",
     "hal.async_llm",
     "hal.cli",

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # What CI cannot check: the same tests on a real accelerator, from a bare checkout.
-#   scripts/gpu_check.sh ops|kernels|engine
-#     ops      every op on the device, reference and torch-native kernels, against the float64 oracle
+#   scripts/gpu_check.sh ops|kernels|engine|conform
+#     ops      every op and tiny models on the device, reference and torch-native kernels, against
+#              the float64 oracle, case by case
 #     kernels  the same for our own kernels (Triton, CUDA C++, HIP)
 #     engine   whole models on the device against transformers
+#     conform  what users run, hal-info conform: all kernels and models, as one report
 #   DEVICE=cuda       device to test
 #   OUT=FOLDER        where the JUnit XML and JSON go, default gpu_check_out
 #   LIMIT_S=540       a part that takes longer is stopped and fails
@@ -19,8 +21,9 @@ case $part in
   ops) selection=(tests/conformance -k "not triton and not cuda_cpp and not hip_cpp") ;;
   kernels) selection=(tests/conformance -k "triton or cuda_cpp or hip_cpp") ;;
   engine) selection=(tests -m parity) ;;
+  conform) selection=() ;;
   *)
-    echo "usage: scripts/gpu_check.sh ops|kernels|engine" >&2
+    echo "usage: scripts/gpu_check.sh ops|kernels|engine|conform" >&2
     exit 2
     ;;
 esac
@@ -49,6 +52,17 @@ mkdir -p "$out/$part"
 rm -f "$out/$part"/*.xml "$out/$part.json"
 describe_machine | tee "$out/$part.machine.json" || exit 2
 
+was_stopped() {
+  (($1 == 124 || $1 == 137)) && echo "gpu_check: $part was stopped after ${LIMIT_S:-540} s"
+}
+
+if [[ $part == conform ]]; then
+  timeout --kill-after=10 "${LIMIT_S:-540}" \
+    python3 -P -m hal.cli.info conform --device "$device" --report "$out/conform.json"
+  status=$?
+  was_stopped "$status"
+  exit "$status"
+fi
 timeout --kill-after=10 "${LIMIT_S:-540}" \
   python3 -P -m pytest -q -p no:cacheprovider --device "$device" \
   --junitxml="$out/$part/$part.xml" "${selection[@]}"
@@ -57,6 +71,6 @@ if ((status == 5)) && [[ $part == kernels ]]; then
   echo "gpu_check: no kernels of our own yet"
   exit 0
 fi
-((status == 124 || status == 137)) && echo "gpu_check: $part was stopped after ${LIMIT_S:-540} s"
+was_stopped "$status"
 python3 -P scripts/junit_table.py "$out/$part" --json "$out/$part.json" || status=1
 exit "$status"

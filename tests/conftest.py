@@ -15,6 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device to test on, as for hal-serve")
+    parser.addoption(
+        "--seeds", type=int, default=1, help="draws of weights and text of each tiny model"
+    )
 
 
 @pytest.fixture(scope="session")

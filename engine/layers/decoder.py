@@ -79,6 +79,10 @@ class Decoder:
         """Each layer's attention family; equal problems share one object."""
         return tuple(layer.attention.family for layer in self._parts.layers)
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self._parts.layers
+
     def replace_layers(self, change: Callable[[Sequence[Layer]], tuple[Layer, ...]]) -> None:
         """Run other layers from now on, such as the same ones with taps."""
         self._parts = replace(self._parts, layers=change(self._parts.layers))

@@ -1,5 +1,6 @@
-"""Does a kernel compute what its op says? Cases, a float64 oracle, limits per dtype, a runner.
+"""Does a device compute what ops and models say? Cases, a float64 oracle, limits, a runner.
 
-Used by tests/conformance on every registered kernel. It knows kernels only through `hal.select`:
-whoever runs it has imported them.
+Ops: every registered kernel on every case. Layers and models: tiny ones, cut and mixed in every way
+that a scheduler may. It knows kernels only through `hal.select`, and the engine only as what
+implements ModelUnderTest and LayerUnderTest; hal.conform wires both for `hal-info conform`.
 """

@@ -38,7 +38,7 @@ class AttentionCase(Case):
         yield self.close("out", together, run.expected())
         yield equal("out again", run.attend_planned(range(len(self.steps))), together)
         yield run.guard_check
-        if kernel.traits.batch_invariant:
+        if kernel.traits.is_batch_invariant(self.problem):
             yield equal("batch-invariant, one by one", run.attend_one_by_one(), together)
             yield equal("batch-invariant, last tokens", run.attend_last(), run.last_of(together))
 

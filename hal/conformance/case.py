@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hal.conformance.limits import LIMITS, relative_l2
+from hal.conformance.limits import LIMITS, Tolerance, overall_l2, relative_l2
 from hal.conformance.stage import Float64, Stage
 from hal.dtypes import DType
 from hal.select import Kernel
@@ -29,6 +30,14 @@ class Check:
     @property
     def is_ok(self) -> bool:
         return self.error <= self.limit
+
+    @property
+    def ratio(self) -> float:
+        """How much of the limit is used: at most 1 passes. NaN, and any error where none is
+        allowed, is infinitely much."""
+        if self.limit > 0 and not math.isnan(self.error):
+            return self.error / self.limit
+        return 0.0 if self.error == 0 else math.inf
 
     def __str__(self) -> str:
         return f"{self.quantity}: error {self.error:.3g}, limit {self.limit:.3g}"
@@ -58,6 +67,14 @@ class Case(ABC):
     def close(self, quantity: str, actual: Float64, expected: Float64) -> Check:
         """Within the limit of this case's dtype."""
         return Check(quantity, relative_l2(actual, expected), LIMITS[self.dtype])
+
+
+def within(
+    quantity: str, actual: Float64, expected: Float64, tolerance: Tolerance
+) -> Iterator[Check]:
+    """Rows behind many ops: all of them together, and the worst one."""
+    yield Check(f"{quantity}, overall", overall_l2(actual, expected), tolerance.overall)
+    yield Check(f"{quantity}, worst row", relative_l2(actual, expected), tolerance.worst_row)
 
 
 def equal(quantity: str, actual: NDArray[Any], expected: NDArray[Any]) -> Check:

@@ -54,7 +54,7 @@ class LinearCase(Case):
             yield self.close(f"out, M={m}", result, expected[:m])
             yield out.check(stage)
             most = result if most is None else most
-            if kernel.traits.batch_invariant:
+            if kernel.traits.is_batch_invariant(self.problem):
                 yield equal(f"batch-invariant at M={m}", result, most[:m])
 
 
@@ -114,7 +114,7 @@ class VocabCase(Case):
             yield self.close(f"logits, N={n}", result, x.host[:n] @ weight.T)
             yield out.check(stage)
             most = result if most is None else most
-            if kernel.traits.batch_invariant:
+            if kernel.traits.is_batch_invariant(self.problem):
                 yield equal(f"batch-invariant at N={n}", result, most[:n])
 
 

@@ -59,7 +59,7 @@ class RopeCase(Case):
             result = stage.read(rows)
             most = result if most is None else most
             yield from self._checks(result, expected[:num_tokens])
-            if kernel.traits.batch_invariant:
+            if kernel.traits.is_batch_invariant(self.problem):
                 yield equal(f"batch-invariant at T={num_tokens}", result, most[:num_tokens])
 
     def _checks(self, result: Float64, expected: Float64) -> Iterator[Check]:

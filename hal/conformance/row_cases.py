@@ -49,7 +49,7 @@ class NormCase(Case):
             yield from self._checks(stage, xs, ys, vectors, result)
             yield out.check(stage)
             most = result if most is None else most
-            if kernel.traits.batch_invariant:
+            if kernel.traits.is_batch_invariant(self.problem):
                 yield equal(f"batch-invariant at {num_rows} rows", result, most[:num_rows])
 
     def _rows(self, stage: Stage, num_rows: int) -> Value:
@@ -96,7 +96,7 @@ class ActivationCase(Case):
             yield self.close(f"out, {num_rows} rows", result, expected[:num_rows])
             yield out.check(stage)
             most = result if most is None else most
-            if kernel.traits.batch_invariant:
+            if kernel.traits.is_batch_invariant(self.problem):
                 yield equal(f"batch-invariant at {num_rows} rows", result, most[:num_rows])
 
 

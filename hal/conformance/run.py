@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hal.conformance.case import Case, Check
@@ -11,13 +12,16 @@ from hal.select import Kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What one run showed. Either it was skipped for a reason, or `checks` tells."""
+class Outcome:
+    """What one run showed: skipped for a reason, ended by an error, or as `checks` tell.
 
-    op: str
-    kernel: str
+    missing: why a run that is required could not be made; that is no pass
+    """
+
     case: str
     skipped: str = ""
+    missing: str = ""
+    raised: str = ""
     checks: tuple[Check, ...] = ()
 
     @property
@@ -26,7 +30,36 @@ class Record:
 
     @property
     def has_passed(self) -> bool:
-        return bool(self.checks) and not self.failures
+        return bool(self.checks) and not self.failures and not self.raised
+
+    @property
+    def has_failed(self) -> bool:
+        """Ran, and did not pass: a run without a single check shows nothing."""
+        return not (self.has_passed or self.skipped or self.missing)
+
+    @property
+    def worst(self) -> Check | None:
+        """The check that uses most of its limit, or exceeds it most."""
+        return max(self.checks, key=lambda c: c.ratio, default=None)
+
+    @property
+    def verdict(self) -> str:
+        if self.has_passed:
+            return "passed"
+        return "skipped" if self.skipped else "missing" if self.missing else "failed"
+
+    @property
+    def detail(self) -> str:
+        """The reason of everything but a pass."""
+        return self.skipped or self.missing or self.raised or "; ".join(map(str, self.failures))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record(Outcome):
+    """One kernel on one case."""
+
+    op: str
+    kernel: str
 
     @property
     def worst_error(self) -> float:
@@ -34,10 +67,25 @@ class Record:
         return max((c.error for c in self.checks if c.limit > 0), default=0.0)
 
     def __str__(self) -> str:
-        where = f"{self.op} {self.kernel} {self.case}"
-        if self.skipped:
-            return f"{where}: skipped, {self.skipped}"
-        return f"{where}: " + ("; ".join(map(str, self.failures)) or "passed")
+        return f"{self.op} {self.kernel} {self.case}: {self.verdict}, {self.detail}".rstrip(", ")
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The checks that were reached, and what ended the run early."""
+
+    checks: tuple[Check, ...]
+    raised: str = ""
+
+
+def run_checks(start: Callable[[], Iterable[Check]]) -> Ran:
+    """Make every check; what a kernel raises is a result like any other."""
+    checks: list[Check] = []
+    try:
+        checks.extend(start())
+    except Exception as error:  # noqa: BLE001  # foreign kernels raise what they like
+        return Ran(tuple(checks), f"raised {type(error).__name__}: {error}")
+    return Ran(tuple(checks))
 
 
 def conform(kernel: Kernel, case: Case, device: Device) -> Record:
@@ -47,5 +95,7 @@ def conform(kernel: Kernel, case: Case, device: Device) -> Record:
     reason = kernel.traits.rejects(caps, case.problem) or kernel.traits.unavailable()
     if reason is not None:
         return Record(op=case.op, kernel=kernel.name, case=case.label, skipped=reason)
-    checks = tuple(case.run(kernel, Stage(device, case.seed)))
-    return Record(op=case.op, kernel=kernel.name, case=case.label, checks=checks)
+    ran = run_checks(lambda: case.run(kernel, Stage(device, case.seed)))
+    return Record(
+        op=case.op, kernel=kernel.name, case=case.label, raised=ran.raised, checks=ran.checks
+    )

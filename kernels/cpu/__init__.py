@@ -11,10 +11,12 @@ from hal.kernels.cpu import (
     sampling,
     vocab,
 )
+from hal.kernels.cpu.native import compiled_part
 
 __all__ = [
     "attention",
     "block",
+    "compiled_part",
     "elementwise",
     "indexing",
     "linear",

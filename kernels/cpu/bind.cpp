@@ -223,6 +223,8 @@ void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, in
 
 NB_MODULE(_C, m) {
     using namespace hal::cpu;
+    m.attr("source_hash") = HAL_SOURCE_HASH;
+    m.attr("compiler") = HAL_COMPILER;
     m.def("features", &features, "Instruction sets this CPU and its operating system support.");
     m.def("has_avx512_bf16_kernels", &has_avx512_bf16_kernels);
     m.def("advise_huge_pages", &advise_huge_pages);

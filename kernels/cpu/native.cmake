@@ -49,6 +49,24 @@ else()
   message(STATUS "hal: no OpenMP; native CPU kernels will run on one thread")
 endif()
 
+# What the module was made from, compiled into it: evidence about these kernels holds for these
+# sources only, and a wheel does not carry them. The same sum as hal.evidence.source.hash_of_files.
+file(GLOB hashed_sources CONFIGURE_DEPENDS
+  "${CMAKE_CURRENT_LIST_DIR}/src/*.cpp" "${CMAKE_CURRENT_LIST_DIR}/src/*.h"
+  "${CMAKE_CURRENT_LIST_DIR}/bind.cpp" "${CMAKE_CURRENT_LIST_DIR}/native.cmake")
+set(hashes "")
+foreach(source IN LISTS hashed_sources)
+  file(RELATIVE_PATH name "${CMAKE_CURRENT_LIST_DIR}" "${source}")
+  file(SHA256 "${source}" hash)
+  list(APPEND hashes "${name} ${hash}")
+endforeach()
+list(SORT hashes)
+list(JOIN hashes "\n" hashes)
+string(SHA256 source_hash "${hashes}")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${hashed_sources})
+set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/bind.cpp" PROPERTIES COMPILE_DEFINITIONS
+  "HAL_SOURCE_HASH=\"${source_hash}\";HAL_COMPILER=\"${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}\"")
+
 nanobind_add_module(_C NB_STATIC NOMINSIZE "${CMAKE_CURRENT_LIST_DIR}/bind.cpp" ${kernel_sources})
 target_link_libraries(_C PRIVATE hal_cpu_kernels)
 install(TARGETS _C LIBRARY DESTINATION hal/kernels/cpu)

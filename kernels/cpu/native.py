@@ -10,6 +10,7 @@ import torch  # before the module, which then shares torch's OpenMP threads
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
+from hal.evidence.source import CompiledPart
 from hal.kernels.torch_native.predicates import HasDType
 from hal.opset.elementwise import Activation
 
@@ -30,6 +31,16 @@ COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
 def load() -> ModuleType:
     """The module `_C`; raises ImportError where it was not built."""
     return import_module("hal.kernels.cpu._C")
+
+
+@cache
+def compiled_part() -> CompiledPart | None:
+    """What the module was made from; None where there is none, or one that does not say."""
+    try:
+        module = load()
+        return CompiledPart(source_hash=module.source_hash, compiler=module.compiler)
+    except (ImportError, AttributeError):
+        return None
 
 
 @cache

@@ -38,11 +38,17 @@ class RowMajorVocab(VocabFamily):
         as_torch(out).copy_(self.weight.index_select(0, as_torch(token_ids)))
 
 
+def is_lookup(problem: VocabProblem) -> bool:
+    """A table without logits sums nothing, so nothing can depend on the batch."""
+    return not problem.makes_logits
+
+
 @vocab.family(
     "reference",
     preference=0,
     level=Level.REFERENCE,
     cost="widens the matrix to float32 in every call: 5 x the bytes of a 16-bit product",
+    batch_invariant=is_lookup,
 )
 class ReferenceVocab(RowMajorVocab):
     """Upcasts the whole matrix at every call: right, not fast."""

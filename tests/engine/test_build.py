@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from hal.assembly import assemble, make_selector
 from hal.build import BuiltEngine, build_engine
-from hal.config import EngineConfig
+from hal.collective import SingleRank
+from hal.config import EngineConfig, ModelLimits, resolve
+from hal.engine.model_config import read_model_config
+from hal.engine.models import MODELS
 from hal.engine.request import FinishReason, Request
 from hal.errors import ConfigError, MemoryPlanError, WeightsError
+from hal.profiles import find_profile
 from hal.sampling_params import SamplingParams
+from hal.select import SelectionPolicy
 
 Maker = Callable[..., Path]
 
@@ -129,3 +135,17 @@ def test_weights_beyond_float16_are_refused(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match="beyond float16"):
         build(folder, device_name, dtype="float16")
+
+
+@pytest.mark.parametrize("arch", ["mistral", "qwen2", "llama"])
+def test_deterministic_has_kernels_for_untied_embeddings(tiny_checkpoint: Maker, arch: str) -> None:
+    """A table that is only looked up sums nothing, so its kernel may be any."""
+    folder = tiny_checkpoint(arch, tie_word_embeddings=False)
+    cpu = find_profile("avx512-bf16").capabilities()
+    selector = make_selector(cpu, SelectionPolicy(deterministic=True), is_present=False)
+    model = read_model_config(folder, MODELS.keys())
+    limits = ModelLimits(dtype=model.dtype, max_position_embeddings=256)
+    resolved = resolve(EngineConfig(model=str(folder), dtype="bfloat16"), cpu, limits)
+    assemble(model, resolved, selector, SingleRank(), None)
+    lookups = [s for s in selector.report() if s.op == "vocab" and not s.problem.makes_logits]
+    assert lookups

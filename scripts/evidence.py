@@ -1,0 +1,119 @@
+"""Writes the evidence rows from what runs on this machine, and prints the table.
+
+    python scripts/evidence.py          run conformance on every present device, then merge
+    python scripts/evidence.py --print  only print what the committed rows show here
+
+A kernel of this repository gets a row where it passed every case that it accepts, on a device that
+is here. Rows for other archs and compilers stay. Where any check fails on a device, none is added
+for it, and kernels that failed lose theirs. `benchmarked` needs a measurement that names the
+kernels that ran; no file in benchmarks/results/ does, so no row claims it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import date
+
+import hal
+from hal.cli.installation import package_version
+from hal.conform.run import ConformRequest, conform_device
+from hal.conformance.report import KernelRun, Results
+from hal.device import Capabilities
+from hal.devices import open_device
+from hal.devices.probe import probe
+from hal.devices.registry import all_vendors
+from hal.evidence.rows import Level, Row, is_current, merge, read_rows, write_rows
+from hal.evidence.source import kernel_source
+from hal.kernels import register_all
+from hal.select import OPS
+
+
+def new_rows(results: Results, caps: Capabilities) -> Iterator[Row]:
+    """A row for each kernel that passed here and whose source is known."""
+    for run in results.kernels:
+        row = _row(run, caps)
+        if row is not None:
+            yield row
+
+
+def _row(run: KernelRun, caps: Capabilities) -> Row | None:
+    source = kernel_source(run.kernel)
+    is_ours = run.kernel.implementation.__module__.startswith("hal.kernels.")
+    if source is None or not is_ours or not run.summary.has_passed:
+        return None
+    return Row(
+        level=Level.CONFORMS,
+        arch=caps.arch,
+        op=run.kernel.op,
+        kernel=run.kernel.name,
+        source_hash=source.hash,
+        compiler=source.compiler,
+        date=date.today().isoformat(),
+        device=caps.name,
+        driver=caps.versions.driver,
+        num_cases=run.summary.num_passed,
+        proof=f"hal-info conform, hal {hal.__version__}, torch {package_version('torch').version}",
+    )
+
+
+def without_failed(rows: tuple[Row, ...], results: Results, arch: str) -> tuple[Row, ...]:
+    """What stays when kernels have failed on `arch`, whatever they showed before."""
+    failed = {(run.kernel.op, run.kernel.name) for run in results.kernels if run.summary.num_failed}
+    return tuple(row for row in rows if row.arch != arch or (row.op, row.kernel) not in failed)
+
+
+def table(rows: tuple[Row, ...]) -> Iterator[str]:
+    """One line a row; a row of another source than the one here counts as reference."""
+    register_all()
+    for row in rows:
+        op = OPS.get(row.op)
+        kernel = None if op is None else op.kernels.get(row.kernel)
+        is_live = kernel is not None and is_current(row, kernel) and not row.missing_proof()
+        level = str(row.level) if is_live else "reference (stale: source or compiler changed)"
+        yield (
+            f"{row.arch:<18} {row.op:<17} {row.kernel:<12} {level:<12} "
+            f"{row.num_cases:>3} cases  {row.date}  {row.compiler or '-'}"
+        )
+
+
+def present_devices() -> Iterator[str]:
+    """Every usable device that `auto` may choose: one that poses as another shows nothing."""
+    vendors = [vendor for vendor in all_vendors().values() if vendor.is_for_auto]
+    for report in probe(vendors).usable():
+        yield report.spec
+
+
+def record(spec: str) -> bool:
+    """Run conformance on one device and write what it showed; False when a check failed."""
+    device = open_device(spec).device
+    caps = device.capabilities
+    results = conform_device(device, ConformRequest())
+    num_passed = sum(s.num_passed for s in results.summaries())
+    print(
+        f"{spec}: {num_passed} cases passed, {results.num_failed} failed, "
+        f"{len(results.gaps)} missing"
+    )
+    rows = read_rows()
+    if results.num_failed:
+        write_rows(without_failed(rows, results, caps.arch))
+        return False
+    write_rows(merge(rows, new_rows(results, caps)))
+    return True
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in ([], ["--print"]):
+        print(__doc__, file=sys.stderr)
+        return 2
+    failed = [spec for spec in (() if arguments else present_devices()) if not record(spec)]
+    print("\n".join(table(read_rows())))
+    if failed:
+        print(
+            f"evidence: checks fail on {', '.join(failed)}; see hal-info conform", file=sys.stderr
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

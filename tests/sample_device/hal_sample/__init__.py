@@ -1,0 +1,1 @@
+"""The sample accelerator: a card that is not there, computing in host memory."""
