@@ -45,6 +45,9 @@ def __getattr__(name: str) -> Any:
         return _version()
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hal' has no attribute {name!r}")
+    from hal.env import let_waiting_threads_sleep
+
+    let_waiting_threads_sleep()
     return getattr(import_module(_EXPORTS[name]), name)
 
 

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 
 PREFIX = "HAL_"
 TRACEBACK = "HAL_TRACEBACK"
 """Set to 1 to print the traceback of an expected error as well."""
+
+# Turns that an OpenMP thread of libgomp waits at a barrier before it sleeps.
+_SPIN = ("GOMP_SPINCOUNT", "1000")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off", ""})
@@ -50,6 +54,17 @@ def wants_traceback() -> bool:
     return os.environ.get(TRACEBACK, "").strip().lower() in _TRUE
 
 
+def let_waiting_threads_sleep() -> None:
+    """To be called before torch loads its OpenMP library, which reads this once.
+
+    By default a thread that waits for others spins for milliseconds. Where anything else wants
+    its core, that keeps the thread it waits for from running: decoding then falls to a twentieth.
+    A user's own setting wins.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault(*_SPIN)
+
+
 def child_environment() -> dict[str, str]:
     """What a child process inherits: all of it, so that library settings reach it."""
-    return dict(os.environ)
+    return {_SPIN[0]: _SPIN[1], **os.environ}

@@ -19,7 +19,7 @@ from hal.cli.arguments import (
     report_error,
 )
 from hal.config import EngineConfig
-from hal.env import environment, wants_traceback
+from hal.env import environment, let_waiting_threads_sleep, wants_traceback
 from hal.errors import ConfigError, HalError, RequestError
 from hal.sampling_params import SamplingParams
 
@@ -229,6 +229,7 @@ def run(options: RunOptions) -> None:
         if options.prompt is None:
             lines = list(read_lines(_open_input(options.input, stack), options.is_chat))
         out = _open_output(options.output, stack)
+        let_waiting_threads_sleep()
         from hal.llm import LLM
 
         with LLM.from_config(options.config) as llm:

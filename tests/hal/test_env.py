@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from hal.env import flag_value, parse_switch, unknown_names, variable_of
+from hal.env import child_environment, flag_value, parse_switch, unknown_names, variable_of
 
 
 def test_names() -> None:
@@ -30,3 +34,31 @@ def test_a_switch_that_is_neither() -> None:
 def test_unknown_names() -> None:
     environ = {"HAL_PROT": "1", "HAL_PORT": "2", "HAL_TRACEBACK": "1", "HALO": "1", "PATH": "x"}
     assert unknown_names(["port"], environ) == ["HAL_PROT"]
+
+
+@pytest.mark.parametrize(
+    ("statements", "users", "spin"),
+    [
+        ("import hal; hal.LLM", None, "1000"),
+        ("import hal; hal.LLM", "7", "7"),
+        ("import torch, hal; hal.LLM", None, "unset"),  # too late: it would only mislead
+        ("import hal", None, "unset"),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(
+    statements: str, users: str | None, spin: str
+) -> None:
+    environ = {name: text for name, text in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    if users is not None:
+        environ["GOMP_SPINCOUNT"] = users
+    code = f"{statements}\nimport os\nprint(os.environ.get('GOMP_SPINCOUNT', 'unset'))"
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
+    assert done.stdout.strip() == spin
+
+
+def test_children_get_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert child_environment()["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert child_environment()["GOMP_SPINCOUNT"] == "7"

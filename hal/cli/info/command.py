@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import cast
 
 from hal.cli.arguments import report_error
-from hal.env import environment, wants_traceback
+from hal.env import environment, let_waiting_threads_sleep, wants_traceback
 from hal.errors import HalError, ModelError
 
 PROG = "hal-info"
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments.pop(0) if arguments and arguments[0] in SUBCOMMANDS else ""
     prog = f"{PROG} {name}".strip()
+    let_waiting_threads_sleep()
     try:
         return _runner(name)(arguments, environment())
     except HalError as error:
