@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 
+from hal.cli.info.columns import hanging, section
 from hal.cli.info.conform_report import ConformReport
 from hal.conformance.report import LEVELS, Summary
 from hal.conformance.run import Outcome
 
-_WIDTH = 100
 _INDENT = " " * 10
 
 
@@ -19,11 +18,11 @@ def render(report: ConformReport) -> str:
     """Everything but the records of single cases."""
     results = report.results
     sections = [
-        _section("Device", _device_lines(report)),
-        _section(_HEADING % "Kernels", _rows(run.summary for run in results.kernels)),
+        section("Device", _device_lines(report)),
+        section(_HEADING % "Kernels", _rows(run.summary for run in results.kernels)),
         *_model_sections(report),
-        _section("Missing, so not shown", (_wrapped(str(g), "  ") for g in results.gaps)),
-        _section("Verdict", (_wrapped(line, "  ") for line in _verdict(report))),
+        section("Missing, so not shown", (_wrapped(str(g), "  ") for g in results.gaps)),
+        section("Verdict", (_wrapped(line, "  ") for line in _verdict(report))),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -50,20 +49,8 @@ def _excess(outcome: Outcome) -> float:
 _HEADING = "%-32s passed failed skipped  of limit  worst case"
 
 
-def _section(title: str, lines: Iterator[str]) -> str:
-    body = "\n".join(lines)
-    return f"{title}\n{body}" if body else ""
-
-
 def _wrapped(text: str, first: str) -> str:
-    return textwrap.fill(
-        text,
-        width=_WIDTH,
-        initial_indent=first,
-        subsequent_indent=_INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return hanging(text, first, _INDENT)
 
 
 def _device_lines(report: ConformReport) -> Iterator[str]:
@@ -94,9 +81,9 @@ def _model_sections(report: ConformReport) -> Iterator[str]:
     for level in LEVELS:
         title = _HEADING % f"Tiny models, {'by layer' if level == 'layer' else 'whole'}"
         bare = (replace(s, reasons=()) for s in summaries if s.level == level)
-        yield _section(title, _rows(bare))
+        yield section(title, _rows(bare))
     reasons = dict.fromkeys(r for s in summaries for r in s.reasons)
-    yield _section("Models skipped", (_wrapped(reason, "  ") for reason in reasons))
+    yield section("Models skipped", (_wrapped(reason, "  ") for reason in reasons))
 
 
 def _verdict(report: ConformReport) -> Iterator[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from hal.assembly import assemble, make_selector, selection_policy
+from hal.cli.info.columns import wrapped
 from hal.cli.info.target import Target, find_target
 from hal.collective import SingleRank
 from hal.config import Choice, EngineConfig, ModelLimits, resolve
@@ -19,7 +19,6 @@ from hal.planning.model import config_path
 from hal.select import Level
 
 SCHEMA_VERSION = 1
-_WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +90,15 @@ def render(explanation: Explanation) -> str:
 def _lines(explanation: Explanation) -> Iterator[str]:
     caps, target = explanation.target.capabilities, explanation.target
     yield f"{explanation.model.model_type} on {caps.name}, {caps.arch} ({target.spec})"
-    yield from wrapped(f"  {target.reason}")
+    yield wrapped(f"  {target.reason}")
     for choice in explanation.choices:
-        yield from wrapped(f"  {choice.name} {choice.value}: {choice.reason}")
+        yield wrapped(f"  {choice.name} {choice.value}: {choice.reason}")
     for site in explanation.sites:
         yield ""
         for line in site.lines():
-            yield from wrapped(line)
+            yield wrapped(line)
     yield ""
-    yield from wrapped(summary(explanation.sites))
+    yield wrapped(summary(explanation.sites))
 
 
 def summary(sites: tuple[SiteReport, ...]) -> str:
@@ -108,16 +107,3 @@ def summary(sites: tuple[SiteReport, ...]) -> str:
     text = f"{len(sites)} sites: " + ", ".join(f"{n} {level}" for level, n in counts.items())
     weak = sorted({site.op for site in sites if site.level is not Level.NATIVE})
     return f"{text}. Not native: {', '.join(weak)}" if weak else text
-
-
-def wrapped(line: str) -> list[str]:
-    """At most 100 columns; what is continued stands four columns further in."""
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.wrap(
-        line,
-        width=_WIDTH,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hal.cli.info.explanation import wrapped
+from hal.cli.info.columns import wrapped
 from hal.cli.info.proof import Comparison, Divergence, Proof, SiteDifference, Verdict
 from hal.cli.info.prove_run import RunFacts
 from hal.memory import format_bytes
@@ -55,15 +55,15 @@ def _run_columns(run: RunFacts, comparison: Comparison | None) -> str:
 def _notes(proof: Proof) -> Iterator[str]:
     for run in proof.runs:
         levels = ", ".join(f"{count} {level}" for level, count in run.levels.items())
-        yield from wrapped(
+        yield wrapped(
             f"{run.spec}: {run.name}, {run.arch}; sites: {levels}; "
             f"{format_bytes(run.allocated_bytes)} allocated"
         )
     for comparison in proof.comparisons:
         for line in _comparison_lines(comparison):
-            yield from wrapped(f"{comparison.spec}: {line}")
+            yield wrapped(f"{comparison.spec}: {line}")
     lengths = ", ".join(str(len(prompt)) for prompt in proof.prompts)
-    yield from wrapped(
+    yield wrapped(
         f"{len(proof.prompts)} prompts of {lengths} tokens, greedy. Rates are of one run in one "
         "batch and no benchmark."
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 
+from hal.cli.info.columns import hanging, section
 from hal.cli.info.facts import DeviceFacts
 from hal.cli.info.report import InfoReport, KernelReport
 from hal.cli.info.sites import EXAMPLE_MODEL
@@ -15,36 +15,23 @@ from hal.memory import format_bytes
 from hal.report import DeviceReport
 from hal.select import HIGHEST_PREFERENCE, Rule
 
-_WIDTH = 100
 _INDENT = " " * 12
 
 
 def render(report: InfoReport) -> str:
     """All sections; the device that would be used carries a star."""
     sections = [
-        _section("Versions", _version_lines(report)),
-        _section("Devices", _device_lines(report)),
-        _section(*_kernel_section(report)),
-        _section("Model architectures", iter([f"  {', '.join(sorted(MODELS))}"])),
-        _section("Missing", _missing_lines(report)),
+        section("Versions", _version_lines(report)),
+        section("Devices", _device_lines(report)),
+        section(*_kernel_section(report)),
+        section("Model architectures", iter([f"  {', '.join(sorted(MODELS))}"])),
+        section("Missing", _missing_lines(report)),
     ]
     return "\n\n".join(s for s in sections if s)
 
 
-def _section(title: str, lines: Iterator[str]) -> str:
-    body = "\n".join(lines)
-    return f"{title}\n{body}" if body else ""
-
-
 def _wrapped(text: str, first: str) -> str:
-    return textwrap.fill(
-        text,
-        width=_WIDTH,
-        initial_indent=first,
-        subsequent_indent=_INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return hanging(text, first, _INDENT)
 
 
 def _version_lines(report: InfoReport) -> Iterator[str]:
