@@ -14,6 +14,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+
 from peers.checkpoint import Geometry, read_bfloat16, read_geometry
 
 ARCHITECTURES = ("llama", "qwen2")

@@ -16,6 +16,7 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
+
 from peers.cases import Case, Work
 from peers.checkpoint import read_geometry
 from peers.protocol import (
@@ -160,7 +161,7 @@ class LlamaCpp:
 
 
 class _Loop:
-    """Continuous batching: one token of each running sequence, then prompt tokens up to the limit."""
+    """Continuous batching: a token of each running sequence, then prompts up to the limit."""
 
     def __init__(self, work: Sequence[Work], model: LlamaCpp) -> None:
         self._work, self._model = work, model

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai
+
 from peers.cases import Case, Work
 from peers.checkpoint import read_geometry
 from peers.protocol import (

@@ -5,6 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import hal
+from hal.build import BuiltEngine, build_engine
+from hal.config import EngineConfig
+from hal.engine.request import Output, Request
+from hal.errors import UnsupportedError
+from hal.llm import engine_config
+from hal.sampling_params import SamplingParams
 from peers.cases import Case, Work
 from peers.checkpoint import read_geometry
 from peers.protocol import (
@@ -16,14 +23,6 @@ from peers.protocol import (
     Stopwatch,
     serve,
 )
-
-import hal
-from hal.build import BuiltEngine, build_engine
-from hal.config import EngineConfig
-from hal.engine.request import Output, Request
-from hal.errors import UnsupportedError
-from hal.llm import engine_config
-from hal.sampling_params import SamplingParams
 
 
 class Ours:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+
 from peers.cases import Case, Work
 from peers.checkpoint import read_geometry, stored_values
 from peers.protocol import (
