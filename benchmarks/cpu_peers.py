@@ -64,7 +64,9 @@ def chosen(text: str, names: Sequence[str]) -> tuple[str, ...]:
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     unknown = [name for name in wanted if name not in names]
     if unknown or not wanted:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown) or text!r} is not among {names}")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown) or text!r} is not among {', '.join(names)}"
+        )
     return tuple(name for name in names if name in wanted)
 
 
@@ -144,7 +146,11 @@ def _print(line: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(argv)
+    flags = parser()
+    options = flags.parse_args(argv)
+    cores = len(os.sched_getaffinity(0))
+    if options.threads > cores:
+        flags.error(f"{options.threads} threads on {cores} cores would wait for each other")
     cache = options.cache.expanduser().resolve()
     if options.list:
         for line in listing(cache):

@@ -68,7 +68,8 @@ def read_bfloat16(folder: Path) -> Iterator[tuple[str, Any]]:
     import numpy as np
 
     for path in sorted(folder.glob("*.safetensors")):
-        data_start = 8 + int.from_bytes(path.open("rb").read(8), "little")
+        with path.open("rb") as file:
+            data_start = 8 + int.from_bytes(file.read(8), "little")
         for name, entry in _header(path).items():
             if entry["dtype"] != "BF16":
                 raise ValueError(f"{path}: {name} is {entry['dtype']}; only BF16 is exported")

@@ -46,7 +46,7 @@ class Child:
         except environments.EnvironmentFailure as error:
             raise ArmFailure(str(error)) from error
         self.name = arm
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         logs = settings.cache / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         self._log = logs / f"{arm}-{settings.weights}.log"
@@ -96,8 +96,9 @@ class Child:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise ArmFailure(self._last_words(command)) from None
-        if not select.select([self._replies], [], [], self._timeout_s)[0]:
-            raise ArmFailure(f"{command}: no answer in {self._timeout_s:g} s; see {self._log}")
+        if not select.select([self._replies], [], [], self.timeout_s)[0]:
+            self._process.kill()  # it would take cores from the others
+            raise ArmFailure(f"{command}: no answer in {self.timeout_s:g} s; see {self._log}")
         line = self._replies.readline()
         if not line:
             raise ArmFailure(self._last_words(command))

