@@ -11,6 +11,7 @@ ours over theirs of the same round. docs/benchmarks.md says what the columns mea
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     for flag, names in (("arms", ARMS), ("cases", tuple(CASES)), ("weights", WEIGHTS)):
         made.add_argument(
             f"--{flag}",
-            type=lambda text, names=names: chosen(text, names),
+            type=functools.partial(chosen, names=names),
             default=names,
             metavar="A,B",
             help=f"of {', '.join(names)}; default all",
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def chosen(text: str, names: Sequence[str]) -> tuple[str, ...]:
+def chosen(text: str, *, names: Sequence[str]) -> tuple[str, ...]:
     """A comma-separated choice, in the order of `names`."""
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     unknown = [name for name in wanted if name not in names]

@@ -49,7 +49,7 @@ class Child:
         self.timeout_s = timeout_s
         logs = settings.cache / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self._log = logs / f"{arm}-{settings.weights}.log"
+        self._log = logs / f"{arm}-{settings.weights}-{settings.folder.name}.log"
         read_end, write_end = os.pipe()
         module = environments.RECIPES[arm].module
         command = [str(python), "-m", module, str(write_end), str(settings.threads)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from peers.protocol import Document
@@ -18,8 +19,9 @@ def held_out() -> list[Document]:
     tools = str(REPOSITORY / "tools")
     if tools not in sys.path:
         sys.path.insert(0, tools)
-    from tiny_corpus import evaluate, mixture
     from transformers import AutoTokenizer
+
+    evaluate, mixture = (import_module(f"tiny_corpus.{name}") for name in ("evaluate", "mixture"))
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     documents = []

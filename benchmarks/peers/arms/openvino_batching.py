@@ -142,7 +142,7 @@ def _constants(model: Any) -> Iterator[Any]:
 
 def _bytes(constant: Any) -> float:
     """Stored bytes; four-bit values share them."""
-    return math.prod(constant.output(0).shape) * constant.get_element_type().bitwidth / 8
+    return float(math.prod(constant.output(0).shape) * constant.get_element_type().bitwidth / 8)
 
 
 def _logits_constant(model: Any) -> Any:

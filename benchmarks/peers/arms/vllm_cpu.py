@@ -78,7 +78,7 @@ class VllmCpu:
         prompt = {"prompt_token_ids": list(document.ids)}
         (output,) = self._llm.generate([prompt], params, use_tqdm=False)
         scored = range(document.start, len(document.ids))
-        return sum(output.prompt_logprobs[i][document.ids[i]].logprob for i in scored)
+        return sum(float(output.prompt_logprobs[i][document.ids[i]].logprob) for i in scored)
 
     def _params(self, **values: object) -> Any:
         return self._vllm.SamplingParams(temperature=0.0, detokenize=False, **values)
