@@ -34,15 +34,17 @@ class Ours:
         self._scorer: BuiltEngine | None = None
 
     def facts(self) -> Facts:
-        geometry, plan = read_geometry(self._settings.folder), self._built.plan
-        is_plain = self._settings.weights == "bf16"
+        geometry = read_geometry(self._settings.folder)
+        bits = _logits_bits(self._built)
         untied = 0 if geometry.is_tied else 2 * geometry.embedding_values
+        # The rotary table is as long as the context, and a step reads one row of it.
+        rotary = 4 * self._settings.max_len * geometry.head_dim
         return Facts(
             engine=f"hal {hal.__version__}",
-            weight_bytes=plan.weights_bytes - untied,
-            logits_bits=16 if is_plain else float("nan"),
+            weight_bytes=self._built.plan.weights_bytes - untied - rotary,
+            logits_bits=bits,
             kv_bits=16,
-            note="" if is_plain else "bits of the logits matrix: see hal-info explain",
+            note=f"{self._settings.weights}, logits {'bf16' if bits == 16 else f'int{bits}'}",
         )
 
     def prepare(self, case: Case) -> None:
@@ -91,6 +93,13 @@ def _config(settings: Settings) -> EngineConfig:
         return engine_config(str(settings.folder), values)
     except UnsupportedError as error:
         raise NotSupportedError(error.message) from error
+
+
+def _logits_bits(built: BuiltEngine) -> int:
+    """Of the matrix as its kernel was bound to it: unquantised problems name no format."""
+    problems = [s.problem for s in built.selections if getattr(s.problem, "makes_logits", False)]
+    weights = getattr(problems[0], "weights", None)
+    return 16 if weights is None else int(weights.codes.bits)
 
 
 def _build(config: EngineConfig) -> BuiltEngine:
