@@ -1,0 +1,1 @@
+"""One module per engine, run as a child process inside that engine's own virtual environment."""
