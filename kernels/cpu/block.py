@@ -16,7 +16,7 @@ def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
     if problem.is_gated and problem.intermediate_size % 16 != 0:
         size = problem.intermediate_size
         return f"alternates gate and up every 16 rows; intermediate_size is {size}"
-    return native.needs_avx512_bf16(caps, problem)
+    return native.needs_plain_weights(caps, problem)
 
 
 @mlp_block.family(

@@ -62,7 +62,7 @@ def regimes(_problem: object) -> tuple[Regime, ...]:
     preference=100,
     regimes=regimes,
     batch_invariant=True,
-    rejects=native.needs_avx512_bf16,
+    rejects=native.needs_plain_weights,
     unavailable=native.unavailable,
 )
 class PackedLinear(LinearFamily):

@@ -10,6 +10,7 @@ import torch  # before the module, which then shares torch's OpenMP threads
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
+from hal.kernels.reference.weight_rows import HasWeights, needs_unquantized
 from hal.kernels.torch_native.predicates import HasDType
 from hal.opset.elementwise import Activation
 
@@ -62,6 +63,11 @@ def needs_avx512_bf16(caps: Capabilities, problem: HasDType) -> str | None:
     if reason is None and problem.dtype not in COMPUTED:
         return f"computes in {', '.join(map(str, COMPUTED))}; the problem is in {problem.dtype}"
     return reason
+
+
+def needs_plain_weights(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that store a weight in the model's dtype."""
+    return needs_unquantized(caps, problem) or needs_avx512_bf16(caps, problem)
 
 
 def needs_cpu(caps: Capabilities, _problem: object) -> str | None:

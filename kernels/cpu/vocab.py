@@ -19,7 +19,7 @@ from hal.weights import LogicalWeight
 def _rejects(caps: Capabilities, problem: VocabProblem) -> str | None:
     if not problem.makes_logits:
         return "packs for products; this matrix is only looked up"
-    return native.needs_avx512_bf16(caps, problem)
+    return native.needs_plain_weights(caps, problem)
 
 
 @vocab.family(

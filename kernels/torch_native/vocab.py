@@ -6,13 +6,13 @@ import torch
 
 from hal.kernels.reference.tensors import as_torch
 from hal.kernels.reference.vocab import RowMajorVocab
-from hal.kernels.torch_native.predicates import UPCAST_COST, needs_fast_product, product_level
+from hal.kernels.torch_native.predicates import UPCAST_COST, needs_plain_product, product_level
 from hal.opset import vocab
 from hal.tensor import Tensor
 
 
 @vocab.family(
-    "torch", preference=50, level=product_level, cost=UPCAST_COST, rejects=needs_fast_product
+    "torch", preference=50, level=product_level, cost=UPCAST_COST, rejects=needs_plain_product
 )
 class TorchVocab(RowMajorVocab):
     """Logits are rounded to the weight's dtype before they become float32, as in transformers."""
