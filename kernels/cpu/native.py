@@ -10,7 +10,7 @@ import torch  # before the module, which then shares torch's OpenMP threads
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
-from hal.kernels.reference.weight_rows import HasWeights, needs_unquantized
+from hal.kernels.reference.weight_rows import HasWeights, needs_quantized, needs_unquantized
 from hal.kernels.torch_native.predicates import HasDType
 from hal.opset.elementwise import Activation
 
@@ -68,6 +68,14 @@ def needs_avx512_bf16(caps: Capabilities, problem: HasDType) -> str | None:
 def needs_plain_weights(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that store a weight in the model's dtype."""
     return needs_unquantized(caps, problem) or needs_avx512_bf16(caps, problem)
+
+
+def needs_avx512_vnni(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that store a weight as codes; the module is compiled with BF16 throughout."""
+    reason = needs_quantized(caps, problem) or needs_avx512_bf16(caps, problem)
+    if reason is None and Feature.AVX512_VNNI not in caps.features:
+        return f"needs {Feature.AVX512_VNNI}; {caps.name} has {caps.feature_names()}"
+    return reason
 
 
 def needs_cpu(caps: Capabilities, _problem: object) -> str | None:

@@ -10,7 +10,7 @@ from hal.device import Device
 from hal.dtypes import DType
 from hal.errors import WeightsError
 from hal.kernels.reference.tensors import as_torch
-from hal.kernels.reference.weight_rows import refuse_scales
+from hal.kernels.reference.weight_rows import NOT_FINITE, refuse_scales
 from hal.weights import SMALLEST, LogicalWeight, WeightFormat
 
 # Codes and their products are whole numbers: sums of so many are exact in float32.
@@ -20,7 +20,7 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRows:
-    """codes [rows, columns] int8; scales [rows, groups] float32, one for each group_size columns."""
+    """codes [rows, columns] int8; scales [rows, groups] float32, one per group_size columns."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -32,8 +32,10 @@ def quantize_activations(x: torch.Tensor, format: WeightFormat) -> QuantizedRows
     groups = _grouped(x.float(), format.activation_group)
     largest = groups.abs().amax(dim=-1)
     is_zero, is_finite = largest <= SMALLEST, largest.isfinite()
-    inverse = torch.where(is_zero | ~is_finite, 0.0, 127.0 / largest)
-    scales = torch.where(is_zero, 0.0, largest / 127.0).masked_fill(~is_finite, torch.nan)
+    # Tensors on both sides: torch divides by or into a number as a product with an inverse.
+    top = torch.full_like(largest, 127.0)
+    inverse = torch.where(is_zero | ~is_finite, 0.0, top / largest)
+    scales = torch.where(is_zero, 0.0, largest / top).masked_fill(~is_finite, torch.nan)
     codes = torch.round(groups * inverse[..., None]).nan_to_num(0.0).flatten(1)[:, : x.shape[1]]
     return QuantizedRows(codes.to(torch.int8), scales, groups.shape[-1])
 
@@ -41,11 +43,9 @@ def quantize_activations(x: torch.Tensor, format: WeightFormat) -> QuantizedRows
 def quantize_weight(values: torch.Tensor, format: WeightFormat) -> QuantizedRows:
     """Raises WeightsError for values that are not finite: a code would hide them."""
     rows = values.float()
-    if not rows.isfinite().all():
-        raise WeightsError(
-            f"{int((~rows.isfinite()).any(dim=1).sum())} rows of a weight hold NaN or infinity and "
-            "cannot be quantized; use --quantization none, or a sound checkpoint"
-        )
+    is_bad = ~rows.isfinite().all(dim=1)
+    if is_bad.any():
+        raise WeightsError(NOT_FINITE.format(int(is_bad.sum())))
     if format.codes is DType.INT8:
         return quantize_activations(rows, format)
     groups = _grouped(rows, format.group_size)

@@ -15,6 +15,11 @@ from hal.weights import Granularity, LogicalWeight, WeightFormat
 
 QUANTIZED_COST = "widens codes to float32 in every call, a byte stored for each code"
 
+NOT_FINITE = (
+    "{} rows of a weight hold NaN or infinity and cannot be quantized; use --quantization none, "
+    "or a sound checkpoint"
+)
+
 
 class HasWeights(Protocol):
     """A problem with a stored weight."""
