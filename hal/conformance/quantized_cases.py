@@ -197,7 +197,7 @@ def _load(family: LinearFamily, stage: Stage) -> _Rounded:
     return quantized(weight.double().numpy(), p.weights)
 
 
-# K and N: fewer rows than a strip, odd N, K no multiple of 4, of 32 or of any group, more than one panel and tile.
+# K and N: fewer rows than a strip, odd N, K no multiple of 4, 32 or a group, several tiles.
 _SHAPES = ((64, 48), (33, 17), (131, 130), (300, 77), (16, 5))
 
 

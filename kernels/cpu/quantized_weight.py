@@ -36,12 +36,13 @@ class QuantizedWeight:
 
     @property
     def num_bytes(self) -> int:
-        code_bytes = self._padded_columns * LANES
-        scale_bytes = 4 * LANES
+        code_bytes, scale_bytes = self._padded_columns * LANES, 4 * LANES
         if self.group_size:
-            code_bytes //= 2
-            scale_bytes = -(-self.columns // self.group_size) * 2 * LANES
-        return -(-self.rows // LANES) * (code_bytes + -(-scale_bytes // 64) * 64)
+            code_bytes, scale_bytes = (
+                code_bytes // 2,
+                64 * -(-self.columns // (2 * self.group_size)),
+            )
+        return -(-self.rows // LANES) * (code_bytes + scale_bytes)
 
     @property
     def scratch_bytes(self) -> int:

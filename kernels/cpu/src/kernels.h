@@ -102,12 +102,13 @@ struct LinearArgs {
 };
 void linear(const LinearArgs& args);
 
-// Geometry of a weight of codes (hal/weights.py defines them): strips of 16 rows, each its scales
-// and then its codes, so that a strip is one linear stream of memory.
-//   scales [groups][16]: float32 with one group in int8, bfloat16 in int4; padded to 64 bytes
-//   codes  [ceil(k / 4)][16 rows][4] of code + 128 in int8; in int4 [ceil(k / 8)][16 rows][4] of
-//          code + 8, columns 0 to 3 in the low halves and 4 to 7 in the high ones, k rounded up to
-//          32: a 64-byte load feeds one vpdpbusd of 16 rows, or two.
+// Geometry of a weight of codes (hal/weights.py defines them): strips of 16 rows, each one linear
+// stream of memory in which scales stand right before their codes.
+//   int8: 16 scales in float32, then codes [ceil(k / 4)][16 rows][4] of code + 128
+//   int4: for every two groups, 2 x 16 scales in bfloat16, then their codes [columns / 8][16 rows][4]
+//         of code + 8, columns 0 to 3 in the low halves and 4 to 7 in the high ones; k is rounded
+//         up to 32
+// So a 64-byte load feeds one vpdpbusd of 16 rows, or two.
 // vpdpbusd multiplies unsigned by signed bytes, so the offset of the codes adds offset * sum(x) to
 // each dot: sums start at its negative, which the rounding of x yields on the way.
 struct QuantizedShape {
@@ -123,11 +124,15 @@ struct QuantizedShape {
     constexpr int64_t groups() const { return is_int4() ? ceil_div(k, group) : 1; }
     constexpr int64_t x_groups() const { return is_int4() ? ceil_div(k, 32) : 1; }
     constexpr int64_t num_strips() const { return ceil_div(n, kLanes); }
-    constexpr int64_t scale_bytes() const {
-        return round_up(groups() * kLanes * (is_int4() ? 2 : 4), 64);
+    // Where things stand in a strip, in bytes: the scales of a group, and the codes of an even unit.
+    constexpr int64_t scales_at(int64_t index) const {
+        return index / 2 * (64 + 16 * group) + index % 2 * 2 * kLanes;
+    }
+    constexpr int64_t codes_at(int64_t unit) const {
+        return is_int4() ? 64 * (unit / (group / 2) + 1) + 32 * unit : 64 * (unit + 1);
     }
     constexpr int64_t strip_bytes() const {
-        return scale_bytes() + units() * (is_int4() ? 32 : 64);
+        return is_int4() ? 64 * ceil_div(groups(), 2) + 32 * units() : codes_at(units());
     }
     // Of x rounded to codes: the codes, and for each group a scale and minus the offset's share.
     constexpr int64_t x_row_bytes() const { return 4 * units() + 8 * x_groups(); }

@@ -16,7 +16,7 @@ constexpr int64_t kTileTokens = 16;
 constexpr int64_t kBlockBytes = 512 << 10;
 
 // As in tile_avx512.h: beyond the reach of the hardware's prefetchers, which stop at the page.
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 4096;
 
 // The tokens of a tile lie interleaved by 4 columns, as a tile reads them: codes [units][tokens],
 // then scales [x_groups][tokens] and offsets [x_groups][tokens].
@@ -102,7 +102,7 @@ inline __m512i broadcast(const int32_t* p) { return _mm512_set1_epi32(*p); }
 template <int M>
 [[gnu::noinline]] void product8(const QuantizedShape& shape, const uint8_t* strip, const Tile& tile,
                                 float* sums) {
-    const uint8_t* weight = strip + shape.scale_bytes();
+    const uint8_t* weight = strip + shape.codes_at(0);
     const int32_t* x = tile.codes;
     __m512i dot[M];
 #pragma GCC unroll 16
@@ -124,10 +124,10 @@ template <int M>
 template <int M>
 [[gnu::noinline]] void product4(const QuantizedShape& shape, const uint8_t* strip, const Tile& tile,
                                 float* sums) {
-    const uint8_t* weight = strip + shape.scale_bytes();
-    const Bf16* scales = reinterpret_cast<const Bf16*>(strip);
+    const uint8_t* weight = strip;
     const __m512i low = _mm512_set1_epi8(15);
     const int64_t parts = shape.group / 32;  // of 32 columns in a group
+    const Bf16* scales = nullptr;
     const int32_t* x = tile.codes;
     const float* x_scales = tile.scales;
     const int32_t* offsets = tile.offsets;
@@ -135,6 +135,13 @@ template <int M>
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) acc[m] = _mm512_setzero_ps();
     for (int64_t i = 0, part = 0; i < shape.x_groups(); ++i) {
+        if (part == 0) {
+            scales = reinterpret_cast<const Bf16*>(weight);
+            weight += 64;
+            _mm_prefetch(reinterpret_cast<const char*>(weight) + kPrefetchBytes, _MM_HINT_T0);
+        }
+        const __m512 scale = load(scales + (part < parts ? 0 : kLanes));
+        part = part + 1 == 2 * parts ? 0 : part + 1;
         __m512i codes[8];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
@@ -144,7 +151,6 @@ template <int M>
             codes[2 * j] = _mm512_and_si512(pair, low);
             codes[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
         }
-        const __m512 scale = load(scales);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
             __m512i dot = broadcast(offsets + m);
@@ -159,10 +165,6 @@ template <int M>
         x += 8 * M;
         x_scales += M;
         offsets += M;
-        if (++part == parts) {
-            part = 0;
-            scales += kLanes;
-        }
     }
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) _mm512_storeu_ps(sums + m * kPanelRows, acc[m]);

@@ -39,11 +39,13 @@ bool round8(const FloatRow& row, int64_t padded, uint8_t* codes, float* scale) {
     return found.scale == found.scale;
 }
 
-// scales: one every 16, as they stand in a strip.
-bool round4(const FloatRow& row, int64_t padded, int64_t group, uint8_t* codes, uint16_t* scales) {
+// strip: where the scales go, as lane `lane` of each vector of them.
+bool round4(const FloatRow& row, const QuantizedShape& shape, uint8_t* codes, uint8_t* strip,
+            int64_t lane) {
     const __m512i low_code = _mm512_set1_epi32(-8), high_code = _mm512_set1_epi32(7);
     __m512i largest = _mm512_setzero_si512();
-    for (int64_t first = 0; first < padded; first += group, scales += kLanes) {
+    const int64_t padded = 4 * shape.units(), group = shape.group;
+    for (int64_t first = 0; first < padded; first += group) {
         const int64_t end = first + group < padded ? first + group : padded;
         __m512 high = row.load16(first), low = high;
         for (int64_t k = first; k < end; k += kLanes) {
@@ -53,7 +55,7 @@ bool round4(const FloatRow& row, int64_t padded, int64_t group, uint8_t* codes, 
             largest = _mm512_max_epu32(largest, magnitude_bits(v));
         }
         const Scale4 scale = scale4(_mm512_reduce_max_ps(high), _mm512_reduce_min_ps(low));
-        *scales = scale.bits;
+        reinterpret_cast<uint16_t*>(strip + shape.scales_at(first / group))[lane] = scale.bits;
         for (int64_t k = first; k < end; k += kLanes) {
             const __m512i code = rounded_codes(row.load16(k), scale.inverse);
             const __m512i held = _mm512_max_epi32(_mm512_min_epi32(code, high_code), low_code);
@@ -84,25 +86,32 @@ bool quantize_row(const QuantizeArgs& args, int64_t row, uint8_t* codes) {
     const int64_t to = stored_row(args, row), lane = to % kLanes;
     uint8_t* strip = strip_of(args.dst, shape, to);
     const uint32_t* units = reinterpret_cast<const uint32_t*>(codes);
-    uint32_t* packed = reinterpret_cast<uint32_t*>(strip + shape.scale_bytes()) + lane;
-    bool finite;
     if (shape.is_int4()) {
-        uint16_t* scales = reinterpret_cast<uint16_t*>(strip) + lane;
-        finite = round4(source, 4 * shape.units(), shape.group, codes, scales);
-        for (int64_t u = 0; u < shape.units(); u += 2, packed += kLanes) {
-            *packed = units[u] | units[u + 1] << 4;
+        const bool finite = round4(source, shape, codes, strip, lane);
+        for (int64_t u = 0; u < shape.units(); u += 2) {
+            uint32_t* packed = reinterpret_cast<uint32_t*>(strip + shape.codes_at(u));
+            packed[lane] = units[u] | units[u + 1] << 4;
         }
-    } else {
-        finite = round8(source, 4 * shape.units(), codes, reinterpret_cast<float*>(strip) + lane);
-        for (int64_t u = 0; u < shape.units(); ++u, packed += kLanes) *packed = units[u];
+        return finite;
     }
+    float* scale = reinterpret_cast<float*>(strip) + lane;
+    const bool finite = round8(source, 4 * shape.units(), codes, scale);
+    uint32_t* packed = reinterpret_cast<uint32_t*>(strip + shape.codes_at(0)) + lane;
+    for (int64_t u = 0; u < shape.units(); ++u) packed[u * kLanes] = units[u];
     return finite;
 }
 
-float scale_at(const QuantizedShape& shape, const uint8_t* strip, int64_t lane, int64_t k) {
-    if (!shape.is_int4()) return reinterpret_cast<const float*>(strip)[lane];
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(strip);
-    return as_float(uint32_t(scales[k / shape.group * kLanes + lane]) << 16);
+// Column k of one lane of a strip.
+float value_at(const QuantizedShape& shape, const uint8_t* strip, int64_t lane, int64_t k) {
+    if (!shape.is_int4()) {
+        const int code = strip[shape.codes_at(k / 4) + 4 * lane + k % 4];
+        return float(code - int(shape.offset())) * reinterpret_cast<const float*>(strip)[lane];
+    }
+    const uint8_t* scales = strip + shape.scales_at(k / shape.group);
+    const uint32_t scale = reinterpret_cast<const uint16_t*>(scales)[lane];
+    const int pair = strip[shape.codes_at(k / 8 * 2) + 4 * lane + k % 4];
+    const int code = pair >> (k % 8 / 4 * 4) & 15;
+    return float(code - int(shape.offset())) * as_float(scale << 16);
 }
 
 void gather_row(const QuantizedGatherArgs& args, int64_t i) {
@@ -113,15 +122,7 @@ void gather_row(const QuantizedGatherArgs& args, int64_t i) {
     alignas(64) float values[kLanes] = {};
     for (int64_t k = 0; k < shape.k; k += kLanes) {
         for (int64_t j = 0; j < kLanes && k + j < shape.k; ++j) {
-            if (!known) {
-                values[j] = __builtin_nanf("");
-                continue;
-            }
-            const int64_t c = k + j;
-            const uint8_t* codes = strip + shape.scale_bytes() + lane * 4 + c % 4;
-            const int code = shape.is_int4() ? codes[c / 8 * 64] >> (c % 8 / 4 * 4) & 15
-                                             : codes[c / 4 * 64];
-            values[j] = float(code - int(shape.offset())) * scale_at(shape, strip, lane, c);
+            values[j] = known ? value_at(shape, strip, lane, k + j) : __builtin_nanf("");
         }
         store(args.out, args.out_dtype, i * args.out_stride + k, load(values),
               tail_mask(shape.k - k));
