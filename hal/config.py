@@ -68,9 +68,9 @@ class EngineConfig:
                 "model's dtype. Leave kv_cache_dtype at 'auto'"
             )
         if self.quantization not in (UNQUANTIZED, *WEIGHT_FORMATS):
+            known = ", ".join((UNQUANTIZED, *WEIGHT_FORMATS))
             raise UnsupportedError(
-                f"not supported yet: quantization={self.quantization!r}; choose "
-                f"{UNQUANTIZED}, {' or '.join(WEIGHT_FORMATS)}"
+                f"not supported yet: quantization={self.quantization!r}; choose one of {known}"
             )
         for override in self.kernel:
             if override.count("=") != 1:

@@ -67,15 +67,15 @@ def needs_avx512_bf16(caps: Capabilities, problem: HasDType) -> str | None:
 
 def needs_plain_weights(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that store a weight in the model's dtype."""
-    return needs_unquantized(caps, problem) or needs_avx512_bf16(caps, problem)
+    return needs_avx512_bf16(caps, problem) or needs_unquantized(caps, problem)
 
 
 def needs_avx512_vnni(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that store a weight as codes; the module is compiled with BF16 throughout."""
-    reason = needs_quantized(caps, problem) or needs_avx512_bf16(caps, problem)
+    reason = needs_avx512_bf16(caps, problem)
     if reason is None and Feature.AVX512_VNNI not in caps.features:
-        return f"needs {Feature.AVX512_VNNI}; {caps.name} has {caps.feature_names()}"
-    return reason
+        reason = f"needs {Feature.AVX512_VNNI}; {caps.name} has {caps.feature_names()}"
+    return reason or needs_quantized(caps, problem)
 
 
 def needs_cpu(caps: Capabilities, _problem: object) -> str | None:

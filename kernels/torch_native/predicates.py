@@ -54,7 +54,7 @@ def needs_fast_product(caps: Capabilities, problem: HasDType) -> str | None:
 
 def needs_plain_product(caps: Capabilities, problem: HasWeights) -> str | None:
     """For products with a stored weight."""
-    return needs_unquantized(caps, problem) or needs_fast_product(caps, problem)
+    return needs_fast_product(caps, problem) or needs_unquantized(caps, problem)
 
 
 def needs_host_reads(caps: Capabilities, problem: object) -> str | None:
