@@ -48,8 +48,10 @@ inline Scale8 scale8(uint32_t largest_bits) {
     return {largest / 127.0f, 127.0f / largest};
 }
 
+// 0 for NaN, which is also what an infinity times its inverse of 0 is.
 inline __m512i rounded_codes(__m512 v, float inverse) {
-    return _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(inverse)));
+    const __m512 scaled = _mm512_mul_ps(v, _mm512_set1_ps(inverse));
+    return _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(scaled, scaled, _CMP_ORD_Q), scaled);
 }
 
 }  // namespace
