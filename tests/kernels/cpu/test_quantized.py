@@ -59,7 +59,7 @@ def product(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
 
 
 def reference(values: torch.Tensor, format: WeightFormat, stage: Stage) -> QuantizedMatrix:
-    matrix = QuantizedMatrix(*values.shape, format)
+    matrix = QuantizedMatrix(values.shape[0], values.shape[1], format)
     matrix.allocate(stage.device)
     matrix.load(0, logical(values))
     return matrix
