@@ -3,6 +3,7 @@
 //   1 token         one linear stream of the weight, at memory bandwidth
 //   2 to 16 tokens  the same stream, each unpacked register used by every token
 //   more            tiles pass over a panel of 4 strips that stays in L2, beside a block of x
+#include "arena.h"
 #include "epilogue_avx512.h"
 #include "quantize_avx512.h"
 #include "threads.h"
@@ -219,9 +220,19 @@ void quantized_linear(const QuantizedLinearArgs& args) {
 #pragma omp parallel num_threads(args.num_threads)
     {
         const int64_t thread = thread_index(), threads = thread_count();
-        round_tokens(args, share(args.m, thread, threads));
+        const Range panels = share(ceil_div(args.shape.n, kPanelRows), thread, threads);
+        if (args.m == 1) {
+            // Every thread rounds the one token: waiting for another to do it takes as long.
+            static thread_local Arena arena;
+            QuantizedLinearArgs own = args;
+            own.scratch = arena.reserve(args.shape.x_row_bytes());
+            round_tokens(own, {0, 1});
+            run_share(own, panels);
+        } else {
+            round_tokens(args, share(args.m, thread, threads));
 #pragma omp barrier
-        run_share(args, share(ceil_div(args.shape.n, kPanelRows), thread, threads));
+            run_share(args, panels);
+        }
     }
 }
 
