@@ -33,7 +33,7 @@ def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | No
     regimes=quantized_regimes,
     batch_invariant=True,
     rejects=_rejects_quantized,
-    unavailable=native.unavailable,
+    unavailable=native.quantized_unavailable,
 )
 @mlp_block.family(
     "avx512_bf16",

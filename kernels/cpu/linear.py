@@ -54,7 +54,7 @@ def quantized_regimes(_problem: object) -> tuple[Regime, ...]:
     regimes=quantized_regimes,
     batch_invariant=True,
     rejects=native.needs_avx512_vnni,
-    unavailable=native.unavailable,
+    unavailable=native.quantized_unavailable,
 )
 @linear.family(
     "avx512_bf16",

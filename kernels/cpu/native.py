@@ -45,6 +45,35 @@ def unavailable() -> str | None:
     return _smoke_failure(module)
 
 
+@cache
+def quantized_unavailable() -> str | None:
+    """The same for the kernels that multiply codes."""
+    if reason := unavailable():
+        return reason
+    module = load()
+    if not hasattr(module, "quantized_linear"):
+        return "the native module was built from older sources; install hal again"
+    return next(filter(None, (_quantized_smoke_failure(module, group) for group in (0, 32))), None)
+
+
+def _quantized_smoke_failure(module: ModuleType, group_size: int) -> str | None:
+    """The same product in int8 (group size 0) or int4; codes miss it by a hundredth."""
+    x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
+    codes, scratch = torch.zeros(512, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
+    out = torch.empty(1, 1)
+    module.quantize_rows(
+        weight.data_ptr(), 0, 2, 1, codes.data_ptr(), 1, 2, group_size, 0, False, 1
+    )
+    module.quantized_linear(
+        *(x.data_ptr(), 0, 2, 1),
+        *(codes.data_ptr(), 1, 2, group_size, scratch.data_ptr()),
+        *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
+    )
+    if abs(out.item() - 15.5) < 0.2:
+        return None
+    return f"smoke run: 3 * 5 + 1 * 0.5 in codes gave {out.item()}"
+
+
 def _smoke_failure(module: ModuleType) -> str | None:
     """Multiply 3 by 5 through the real path: catches a broken build before a model does."""
     x = torch.tensor([[3.0, 1.0]], dtype=torch.bfloat16)

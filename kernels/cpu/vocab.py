@@ -32,7 +32,7 @@ def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
     regimes=quantized_regimes,
     batch_invariant=True,
     rejects=_rejects_quantized,
-    unavailable=native.unavailable,
+    unavailable=native.quantized_unavailable,
 )
 @vocab.family(
     "avx512_bf16",
