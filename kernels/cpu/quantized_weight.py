@@ -16,6 +16,7 @@ from hal.tensor import Tensor
 from hal.weights import ACTIVATION_GROUP, LogicalWeight, WeightFormat
 
 _UNIT = 4  # columns that one lane of vpdpbusd sums
+_MOST_COLUMNS = 2**31 // 127**2
 
 
 class QuantizedWeight:
@@ -27,6 +28,7 @@ class QuantizedWeight:
     def __init__(
         self, rows: int, columns: int, format: WeightFormat, *, is_gated: bool = False
     ) -> None:
+        assert columns <= _MOST_COLUMNS, f"a dot of {columns} codes may not fit 32 bits"
         self.rows = rows
         self.columns = columns
         self.is_gated = is_gated
