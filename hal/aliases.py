@@ -54,11 +54,6 @@ ALIASES: tuple[Alias, ...] = (
         flag_type=float,
     ),
     Alias(
-        name="quantization",
-        neutral=("none",),
-        reason="weights are used in float32, bfloat16 or float16; choose an unquantised checkpoint",
-    ),
-    Alias(
         name="trust_remote_code",
         neutral=(False,),
         reason="code from a model folder is never run; hal-info lists the architectures it knows",

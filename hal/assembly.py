@@ -70,6 +70,8 @@ def assemble(
         dtype=resolved.dtype,
         block_size=resolved.block_size,
         max_model_len=resolved.max_model_len,
+        weights=resolved.weights,
+        head_weights=resolved.head_weights,
     )
     decoder = MODELS[model.model_type](Builder(model, options, binder, collective))
     _check_block_size(decoder, resolved.block_size)

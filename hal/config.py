@@ -9,12 +9,17 @@ from hal.device import Capabilities, Feature
 from hal.dtypes import DType, parse_dtype
 from hal.errors import ConfigError, UnsupportedError
 from hal.memory import MemoryRequest, parse_memory
+from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 DEFAULT_MODEL = "hal-tiny"
+UNQUANTIZED = "none"
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_BLOCK_SIZE = 16
 
+
+# The logits decide every token, and int4 costs them more than it saves.
+HEAD_WEIGHTS = WEIGHT_FORMATS["int8"]
 
 _OPTIONAL_COUNTS = ("max_model_len", "max_num_batched_tokens", "block_size", "threads")
 _COUNTS = ("max_num_seqs", *_OPTIONAL_COUNTS)
@@ -26,11 +31,13 @@ class EngineConfig:
 
     memory: fraction ("0.9"), size ("24GiB") or what to leave free ("reserve:8GiB").
     kernel: overrides "OP=NAME", e.g. "linear=torch".
+    quantization: how weights are stored, rounded while they are loaded; see hal.weights.
     """
 
     model: str = DEFAULT_MODEL
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = UNQUANTIZED
     memory: str | float = 0.9
     max_model_len: int | None = None
     max_num_seqs: int = DEFAULT_MAX_NUM_SEQS
@@ -59,6 +66,11 @@ class EngineConfig:
             raise UnsupportedError(
                 f"not supported yet: kv_cache_dtype={self.kv_cache_dtype!r}; the KV cache has the "
                 "model's dtype. Leave kv_cache_dtype at 'auto'"
+            )
+        if self.quantization not in (UNQUANTIZED, *WEIGHT_FORMATS):
+            known = ", ".join((UNQUANTIZED, *WEIGHT_FORMATS))
+            raise UnsupportedError(
+                f"not supported yet: quantization={self.quantization!r}; choose one of {known}"
             )
         for override in self.kernel:
             if override.count("=") != 1:
@@ -94,10 +106,15 @@ class ModelLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedConfig:
-    """Every setting filled in; `choices` says why. Logged once, shown by explain()."""
+    """Every setting filled in; `choices` says why. Logged once, shown by explain().
+
+    weights, head_weights: of the layers' matrices and of the one that makes logits; None: in dtype
+    """
 
     config: EngineConfig
     dtype: DType
+    weights: WeightFormat | None
+    head_weights: WeightFormat | None
     memory: MemoryRequest
     max_model_len: int
     max_num_seqs: int
@@ -115,8 +132,10 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
     max_model_len, len_reason = _resolve_max_model_len(config, model)
     max_batched, batched_reason = _resolve_batched_tokens(config, max_model_len)
     use_graphs, graphs_reason = _resolve_graphs(config, caps)
+    weights, weights_reason = _resolve_weights(config.quantization, caps)
     choices = (
         Choice("dtype", str(dtype), dtype_reason),
+        Choice("quantization", config.quantization, weights_reason),
         Choice("max_model_len", str(max_model_len), len_reason),
         Choice("max_num_batched_tokens", str(max_batched), batched_reason),
         Choice("block_size", *_resolve_block_size(config)),
@@ -125,6 +144,8 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
     return ResolvedConfig(
         config=config,
         dtype=dtype,
+        weights=weights,
+        head_weights=None if weights is None else HEAD_WEIGHTS,
         memory=parse_memory(config.memory),
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -166,6 +187,20 @@ def _auto_dtype(caps: Capabilities, stored: DType) -> tuple[DType, str]:
     if stored in (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16):
         return stored, "as stored in the checkpoint"
     return DType.FLOAT32, f"checkpoint is {stored}; activations need a float type"
+
+
+def _resolve_weights(wanted: str, caps: Capabilities) -> tuple[WeightFormat | None, str]:
+    if wanted == UNQUANTIZED:
+        return None, "weights are stored in dtype"
+    if caps.is_accelerator:
+        raise UnsupportedError(
+            f"not supported yet: quantization={wanted!r} on {caps.name} ({caps.arch}); the kernels "
+            f"for it run on CPUs: use --device cpu, or --quantization {UNQUANTIZED}"
+        )
+    return WEIGHT_FORMATS[wanted], (
+        f"set by the user; the matrix that makes logits is {HEAD_WEIGHTS.codes}, "
+        "those only looked up keep dtype"
+    )
 
 
 def _resolve_max_model_len(config: EngineConfig, model: ModelLimits) -> tuple[int, str]:

@@ -35,6 +35,7 @@ from hal.opset.indexing import GatherProblem
 from hal.opset.norm import NormProblem
 from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.tensor import Tensor
+from hal.weights import WeightFormat
 
 # The names that configs use for the same function.
 _ACTIVATIONS = {
@@ -50,11 +51,16 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """Choices made before layers are built."""
+    """Choices made before layers are built.
+
+    weights: of the layers' matrices; head_weights: of the matrix that makes logits. None: in dtype.
+    """
 
     dtype: DType
     block_size: int
     max_model_len: int
+    weights: WeightFormat | None = None
+    head_weights: WeightFormat | None = None
 
 
 class RmsNorm:
@@ -164,6 +170,7 @@ class Mlp:
                 is_gated=names.gate is not None,
                 has_bias=config.mlp_bias,
                 dtype=build.options.dtype,
+                weights=build.options.weights,
             ),
         )
         self._reduce = build.collective.all_reduce
@@ -218,13 +225,18 @@ class Builder:
         return None if name is None else self.parameters.vector(f"{name}.weight", size)
 
     def vocab(self, *, rows: int, embeds: bool, makes_logits: bool) -> VocabFamily:
-        """A [rows, hidden_size] vocabulary family, owned by the weights."""
+        """A [rows, hidden_size] vocabulary family, owned by the weights.
+
+        One that is only looked up is never quantised: a step reads few of its rows, so that would
+        cost precision and save no time.
+        """
         problem = VocabProblem(
             vocab_size=rows,
             hidden_size=self.config.hidden_size,
             dtype=self.options.dtype,
             embeds=embeds,
             makes_logits=makes_logits,
+            weights=self.options.head_weights if makes_logits else None,
         )
         family: VocabFamily = self.binder.bind(opset.vocab, problem)
         self.parameters.own(family)
@@ -256,6 +268,7 @@ class Builder:
             ),
             has_qkv_bias=config.qkv_bias,
             has_output_bias=config.o_bias,
+            weights=self.options.weights,
         )
 
     def cos_sin(self) -> Table | None:

@@ -66,6 +66,9 @@ ENGINE_FLAGS = FlagGroup(
         ),
         _setting("dtype", "auto, float32, bfloat16 or float16", "TYPE"),
         _setting(
+            "quantization", "store weights as none, int8, int4, int4-g64 or int4-g128", "FORMAT"
+        ),
+        _setting(
             "memory", "share of the device's memory, a size (24GiB), or reserve:8GiB", "AMOUNT"
         ),
         _setting("max-model-len", "longest prompt + answer in tokens", "N", int),

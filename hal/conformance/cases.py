@@ -11,6 +11,7 @@ from hal.conformance.block_cases import block_cases
 from hal.conformance.case import Case
 from hal.conformance.indexing_cases import indexing_cases
 from hal.conformance.linear_cases import linear_cases, vocab_cases
+from hal.conformance.quantized_cases import quantized_cases
 from hal.conformance.rope_cases import rope_cases
 from hal.conformance.row_cases import elementwise_cases, norm_cases
 from hal.conformance.sampling_table import adjust_cases, logprobs_cases, sampling_cases
@@ -19,6 +20,7 @@ from hal.conformance.sampling_table import adjust_cases, logprobs_cases, samplin
 def all_cases() -> Iterator[Case]:
     yield from linear_cases()
     yield from vocab_cases()
+    yield from quantized_cases()
     yield from norm_cases()
     yield from elementwise_cases()
     yield from indexing_cases()

@@ -15,17 +15,22 @@ from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily
 from hal.select import declare
 from hal.tensor import Tensor
+from hal.weights import WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionBlockProblem:
-    """Projection to qkv, position encoding, paged attention, output projection."""
+    """Projection to qkv, position encoding, paged attention, output projection.
+
+    weights: of both projections, as in LinearProblem.
+    """
 
     hidden_size: int
     attention: AttentionProblem
     rope: RopeProblem
     has_qkv_bias: bool
     has_output_bias: bool
+    weights: WeightFormat | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +62,10 @@ class AttentionBlock(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlpBlockProblem:
-    """down(activation(gate(x)) * up(x)) where gated, else down(activation(up(x)))."""
+    """down(activation(gate(x)) * up(x)) where gated, else down(activation(up(x))).
+
+    weights: of all of them, as in LinearProblem.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -65,6 +73,7 @@ class MlpBlockProblem:
     is_gated: bool
     has_bias: bool
     dtype: DType
+    weights: WeightFormat | None = None
 
 
 class MlpBlock(ABC):

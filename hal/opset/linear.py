@@ -10,7 +10,7 @@ from hal.device import Device
 from hal.dtypes import DType
 from hal.select import declare
 from hal.tensor import Tensor
-from hal.weights import LogicalWeight
+from hal.weights import LogicalWeight, WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +18,14 @@ class LinearProblem:
     """out[M, out_features] = x[M, in_features] @ weight.T (+ bias); accumulates in float32.
 
     dtype is that of x, weight and out; bias is kept in dtype as well.
+    weights: how the weight is stored and x is rounded; None: both are in dtype.
     """
 
     in_features: int
     out_features: int
     dtype: DType
     has_bias: bool = False
+    weights: WeightFormat | None = None
 
 
 class LinearFamily(ABC):

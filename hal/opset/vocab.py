@@ -10,18 +10,22 @@ from hal.device import Device
 from hal.dtypes import DType
 from hal.select import declare
 from hal.tensor import Tensor
-from hal.weights import LogicalWeight
+from hal.weights import LogicalWeight, WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocabProblem:
-    """A [vocab_size, hidden_size] matrix used for embed, for logits, or for both (tied)."""
+    """A [vocab_size, hidden_size] matrix used for embed, for logits, or for both (tied).
+
+    weights: as in LinearProblem; a look-up then gives code * scale, rounded to dtype.
+    """
 
     vocab_size: int
     hidden_size: int
     dtype: DType
     embeds: bool
     makes_logits: bool
+    weights: WeightFormat | None = None
 
 
 class VocabFamily(ABC):

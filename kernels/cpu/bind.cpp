@@ -79,13 +79,67 @@ void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t
             .m = m,
             .weight = at(weight),
             .shape = packed_shape(n, k, dtype),
-            .bias = at(bias),
-            .out = at(out),
-            .out_dtype = dtype_of(out_dtype),
-            .out_stride = out_stride,
-            .activation = static_cast<Activation>(activation),
-            .gated = gated,
+            .output = {.n = n,
+                       .bias = at(bias),
+                       .bias_dtype = dtype_of(dtype),
+                       .out = at(out),
+                       .dtype = dtype_of(out_dtype),
+                       .stride = out_stride,
+                       .activation = static_cast<Activation>(activation),
+                       .gated = gated},
             .num_threads = num_threads});
+}
+
+void call_quantized_linear(Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
+                           int64_t n, int64_t k, int64_t group, Address scratch, Address bias,
+                           Address out, int out_dtype, int64_t out_stride, int activation,
+                           bool gated, int num_threads) {
+    nb::gil_scoped_release release;
+    quantized_linear({.x = at(x),
+                      .x_dtype = dtype_of(x_dtype),
+                      .x_stride = x_stride,
+                      .m = m,
+                      .weight = at(weight),
+                      .shape = {n, k, group},
+                      .scratch = at(scratch),
+                      .output = {.n = n,
+                                 .bias = at(bias),
+                                 .bias_dtype = dtype_of(x_dtype),
+                                 .out = at(out),
+                                 .dtype = dtype_of(out_dtype),
+                                 .stride = out_stride,
+                                 .activation = static_cast<Activation>(activation),
+                                 .gated = gated},
+                      .num_threads = num_threads});
+}
+
+int64_t call_quantize_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows,
+                           Address dst, int64_t n, int64_t k, int64_t group, int64_t first_row,
+                           bool gated, int num_threads) {
+    nb::gil_scoped_release release;
+    return quantize_rows({.src = at(src),
+                          .src_dtype = dtype_of(src_dtype),
+                          .src_stride = src_stride,
+                          .rows = rows,
+                          .dst = at(dst),
+                          .shape = {n, k, group},
+                          .first_row = first_row,
+                          .gated = gated,
+                          .num_threads = num_threads});
+}
+
+void call_gather_quantized_rows(Address weight, int64_t n, int64_t k, int64_t group, Address ids,
+                                int64_t num_ids, Address out, int out_dtype, int64_t out_stride,
+                                int num_threads) {
+    nb::gil_scoped_release release;
+    gather_quantized_rows({.weight = at(weight),
+                           .shape = {n, k, group},
+                           .ids = at<int32_t>(ids),
+                           .num_ids = num_ids,
+                           .out = at(out),
+                           .out_dtype = dtype_of(out_dtype),
+                           .out_stride = out_stride,
+                           .num_threads = num_threads});
 }
 
 void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_stride,
@@ -233,6 +287,9 @@ NB_MODULE(_C, m) {
     m.def("pack_rows", &call_pack_rows);
     m.def("gather_packed_rows", &call_gather_packed_rows);
     m.def("linear", &call_linear);
+    m.def("quantize_rows", &call_quantize_rows);
+    m.def("gather_quantized_rows", &call_gather_quantized_rows);
+    m.def("quantized_linear", &call_quantized_linear);
     m.def("norm", &call_norm);
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);

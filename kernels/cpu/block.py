@@ -5,20 +5,36 @@ from __future__ import annotations
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import PackedUp, regimes
+from hal.kernels.cpu.linear import PackedUp, quantized_regimes, regimes
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
 from hal.tensor import Tensor
 
 
-def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    if problem.is_gated and problem.intermediate_size % 16 != 0:
-        size = problem.intermediate_size
+def _cannot_alternate(problem: MlpBlockProblem) -> str | None:
+    size = problem.intermediate_size
+    if problem.is_gated and size % 16 != 0:
         return f"alternates gate and up every 16 rows; intermediate_size is {size}"
-    return native.needs_avx512_bf16(caps, problem)
+    return None
 
 
+def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
+    return _cannot_alternate(problem) or native.needs_plain_weights(caps, problem)
+
+
+def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
+    return _cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
+
+
+@mlp_block.family(
+    "avx512_vnni",
+    preference=100,
+    regimes=quantized_regimes,
+    batch_invariant=True,
+    rejects=_rejects_quantized,
+    unavailable=native.quantized_unavailable,
+)
 @mlp_block.family(
     "avx512_bf16",
     preference=100,
@@ -37,12 +53,14 @@ class FusedMlpBlock(MlpBlock):
             out_features=2 * width if problem.is_gated else width,
             dtype=problem.dtype,
             has_bias=problem.has_bias,
+            weights=problem.weights,
         )
         down = LinearProblem(
             in_features=width,
             out_features=problem.hidden_size,
             dtype=problem.dtype,
             has_bias=problem.has_bias,
+            weights=problem.weights,
         )
         self.up: LinearFamily = PackedUp(up, binder, problem.activation, problem.is_gated)
         self.down: LinearFamily = binder.bind(linear, down)

@@ -1,4 +1,4 @@
-"""linear on AVX512-BF16: one packed layout from decode to prefill."""
+"""linear on AVX512-BF16 and AVX512-VNNI: one stored layout from decode to prefill."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 
 from hal.binding import Binder
 from hal.device import Device
+from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.packed_weight import PackedWeight
+from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import linear
 from hal.opset.elementwise import Activation
@@ -17,36 +19,16 @@ from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
 
-def multiply(
-    x: Tensor,
-    weight: PackedWeight,
-    out: Tensor,
-    bias: torch.Tensor | None = None,
-    activation: int = native.NO_ACTIVATION,
-) -> None:
-    """out = activation(x @ weight.T + bias), or activation(gate) * up of a gated weight.
-
-    x [M, columns] in the weight's dtype; out [M, rows] (gated: [M, rows / 2]) in that dtype or
-    float32; rows of both may be apart. Sums are one float32 chain per element at every M.
-    """
-    source, target = as_torch(x), as_torch(out)
-    assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
-    native.load().linear(
-        source.data_ptr(),
-        source.stride(0),
-        source.shape[0],
-        weight.address,
-        weight.rows,
-        weight.columns,
-        weight.code,
-        0 if bias is None else bias.data_ptr(),
-        target.data_ptr(),
-        native.TORCH_CODES[target.dtype],
-        target.stride(0),
-        activation,
-        weight.is_gated,
-        torch.get_num_threads(),
-    )
+def stored_weight(
+    problem: LinearProblem, binder: Binder, *, is_gated: bool = False
+) -> PackedWeight | QuantizedWeight:
+    """The layout for the problem's weight, with room declared for what its products need."""
+    rows, columns = problem.out_features, problem.in_features
+    if problem.weights is None:
+        return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated)
+    weight = QuantizedWeight(rows, columns, problem.weights, is_gated=is_gated)
+    weight.scratch = binder.arena.buffer("rounded_x", weight.scratch_bytes, DType.UINT8)
+    return weight
 
 
 def regimes(_problem: object) -> tuple[Regime, ...]:
@@ -57,20 +39,40 @@ def regimes(_problem: object) -> tuple[Regime, ...]:
     )
 
 
+def quantized_regimes(_problem: object) -> tuple[Regime, ...]:
+    """Of products with codes; src/linear_vnni_avx512.cpp has the limits."""
+    return (
+        Regime(1, 1, "the weight is one linear stream"),
+        Regime(2, 16, "codes are unpacked once, used from registers by every token"),
+        Regime(17, None, "panels of the weight stay in L2 while tiles of 16 tokens pass"),
+    )
+
+
+@linear.family(
+    "avx512_vnni",
+    preference=100,
+    regimes=quantized_regimes,
+    batch_invariant=True,
+    rejects=native.needs_avx512_vnni,
+    unavailable=native.quantized_unavailable,
+)
 @linear.family(
     "avx512_bf16",
     preference=100,
     regimes=regimes,
     batch_invariant=True,
-    rejects=native.needs_avx512_bf16,
+    rejects=native.needs_plain_weights,
     unavailable=native.unavailable,
 )
 class PackedLinear(LinearFamily):
-    """A packed weight; at M = 1 it is read at memory bandwidth, M up to 6 cost the same read."""
+    """A packed or quantised weight; at M = 1 it is read at memory bandwidth.
+
+    In bfloat16, M up to 6 cost the same read; sums of codes are whole numbers.
+    """
 
     def __init__(self, problem: LinearProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
-        self._weight = PackedWeight(problem.out_features, problem.in_features, problem.dtype)
+        self._weight = stored_weight(problem, binder)
         self._bias: torch.Tensor | None = None
         self._activation = native.NO_ACTIVATION
 
@@ -95,7 +97,7 @@ class PackedLinear(LinearFamily):
         self._bias[rows] = source.to(self._bias.dtype)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        multiply(x, self._weight, out, self._bias, self._activation)
+        self._weight.multiply(x, out, self._bias, self._activation)
 
 
 class PackedUp(PackedLinear):
@@ -109,6 +111,4 @@ class PackedUp(PackedLinear):
     ) -> None:
         super().__init__(problem, binder)
         self._activation = native.ACTIVATION_CODES[activation]
-        self._weight = PackedWeight(
-            problem.out_features, problem.in_features, problem.dtype, is_gated=is_gated
-        )
+        self._weight = stored_weight(problem, binder, is_gated=is_gated)

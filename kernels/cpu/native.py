@@ -11,6 +11,7 @@ import torch  # before the module, which then shares torch's OpenMP threads
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
 from hal.evidence.source import CompiledPart
+from hal.kernels.reference.weight_rows import HasWeights, needs_quantized, needs_unquantized
 from hal.kernels.torch_native.predicates import HasDType
 from hal.opset.elementwise import Activation
 
@@ -55,6 +56,35 @@ def unavailable() -> str | None:
     return _smoke_failure(module)
 
 
+@cache
+def quantized_unavailable() -> str | None:
+    """The same for the kernels that multiply codes."""
+    if reason := unavailable():
+        return reason
+    module = load()
+    if not hasattr(module, "quantized_linear"):
+        return "the native module was built from older sources; install hal again"
+    return next(filter(None, (_quantized_smoke_failure(module, group) for group in (0, 32))), None)
+
+
+def _quantized_smoke_failure(module: ModuleType, group_size: int) -> str | None:
+    """The same product in int8 (group size 0) or int4; codes miss it by a hundredth."""
+    x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
+    codes, scratch = torch.zeros(512, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
+    out = torch.empty(1, 1)
+    module.quantize_rows(
+        weight.data_ptr(), 0, 2, 1, codes.data_ptr(), 1, 2, group_size, 0, False, 1
+    )
+    module.quantized_linear(
+        *(x.data_ptr(), 0, 2, 1),
+        *(codes.data_ptr(), 1, 2, group_size, scratch.data_ptr()),
+        *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
+    )
+    if abs(out.item() - 15.5) < 0.2:
+        return None
+    return f"smoke run: 3 * 5 + 1 * 0.5 in codes gave {out.item()}"
+
+
 def _smoke_failure(module: ModuleType) -> str | None:
     """Multiply 3 by 5 through the real path: catches a broken build before a model does."""
     x = torch.tensor([[3.0, 1.0]], dtype=torch.bfloat16)
@@ -73,6 +103,19 @@ def needs_avx512_bf16(caps: Capabilities, problem: HasDType) -> str | None:
     if reason is None and problem.dtype not in COMPUTED:
         return f"computes in {', '.join(map(str, COMPUTED))}; the problem is in {problem.dtype}"
     return reason
+
+
+def needs_plain_weights(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that store a weight in the model's dtype."""
+    return needs_avx512_bf16(caps, problem) or needs_unquantized(caps, problem)
+
+
+def needs_avx512_vnni(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that store a weight as codes; the module is compiled with BF16 throughout."""
+    reason = needs_avx512_bf16(caps, problem)
+    if reason is None and Feature.AVX512_VNNI not in caps.features:
+        reason = f"needs {Feature.AVX512_VNNI}; {caps.name} has {caps.feature_names()}"
+    return reason or needs_quantized(caps, problem)
 
 
 def needs_cpu(caps: Capabilities, _problem: object) -> str | None:

@@ -6,12 +6,13 @@ import torch
 
 from hal.device import Device
 from hal.dtypes import DType
-from hal.errors import UnsupportedError
 from hal.kernels.cpu import native
 from hal.kernels.reference.tensors import as_torch
-from hal.weights import Granularity, LogicalWeight
+from hal.kernels.reference.weight_rows import refuse_scales
+from hal.tensor import Tensor
+from hal.weights import LogicalWeight
 
-_LANES = 16
+LANES = 16
 
 
 class PackedWeight:
@@ -31,7 +32,7 @@ class PackedWeight:
         self.is_gated = is_gated
         self.address = 0
         step = 2 if dtype is DType.BFLOAT16 else 1
-        self._num_elements = -(-rows // _LANES) * _LANES * -(-columns // step) * step
+        self._num_elements = -(-rows // LANES) * LANES * -(-columns // step) * step
 
     @property
     def num_bytes(self) -> int:
@@ -46,16 +47,7 @@ class PackedWeight:
 
     def load(self, first_row: int, weight: LogicalWeight) -> None:
         """Pack logical rows first_row.. ; raises UnsupportedError for scaled weights."""
-        if weight.granularity is not Granularity.NONE or weight.scales is not None:
-            raise UnsupportedError(
-                f"not supported yet: weights of {weight.dtype} with scales; "
-                "use a checkpoint in float32, bfloat16 or float16"
-            )
-        values = as_torch(weight.values)
-        if values.dtype not in native.TORCH_CODES:
-            values = values.float()
-        if values.stride(1) != 1:
-            values = values.contiguous()
+        values = readable(weight)
         assert values.shape[1] == self.columns, f"{tuple(values.shape)}, {self.columns} columns"
         assert 0 <= first_row <= self.rows - values.shape[0], f"{first_row} + {values.shape[0]}"
         native.load().pack_rows(
@@ -74,10 +66,69 @@ class PackedWeight:
 
     def stored_rows(self, first_row: int, num_rows: int) -> torch.Tensor:
         """Where logical rows first_row.. are among the packed rows: for vectors beside them."""
-        row = torch.arange(first_row, first_row + num_rows)
-        if not self.is_gated:
-            return row
-        half = self.rows // 2
-        is_up = row >= half
-        row = torch.where(is_up, row - half, row)
-        return (row // _LANES * 2 + is_up) * _LANES + row % _LANES
+        return stored_rows(first_row, num_rows, self.rows, is_gated=self.is_gated)
+
+    def multiply(
+        self,
+        x: Tensor,
+        out: Tensor,
+        bias: torch.Tensor | None = None,
+        activation: int = native.NO_ACTIVATION,
+    ) -> None:
+        """out = activation(x @ self.T + bias), or activation(gate) * up of a gated weight.
+
+        x [M, columns] in the weight's dtype; out [M, rows] (gated: [M, rows / 2]) in that dtype or
+        float32; rows of both may be apart. Sums are one float32 chain per element at every M.
+        """
+        source, target = as_torch(x), as_torch(out)
+        assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
+        native.load().linear(
+            source.data_ptr(),
+            source.stride(0),
+            source.shape[0],
+            self.address,
+            self.rows,
+            self.columns,
+            self.code,
+            0 if bias is None else bias.data_ptr(),
+            target.data_ptr(),
+            native.TORCH_CODES[target.dtype],
+            target.stride(0),
+            activation,
+            self.is_gated,
+            torch.get_num_threads(),
+        )
+
+    def look_up(self, ids: torch.Tensor, out: torch.Tensor) -> None:
+        """out[i] = row ids[i]; NaN where there is no such row."""
+        native.load().gather_packed_rows(
+            self.address,
+            self.rows,
+            self.columns,
+            self.code,
+            ids.data_ptr(),
+            ids.shape[0],
+            out.data_ptr(),
+            out.stride(0),
+            torch.get_num_threads(),
+        )
+
+
+def readable(weight: LogicalWeight) -> torch.Tensor:
+    """Its values with neighbouring columns in a dtype that the native module reads."""
+    refuse_scales(weight)
+    values = as_torch(weight.values)
+    if values.dtype not in native.TORCH_CODES:
+        values = values.float()
+    return values if values.stride(1) == 1 else values.contiguous()
+
+
+def stored_rows(first_row: int, num_rows: int, total: int, *, is_gated: bool) -> torch.Tensor:
+    """Where logical rows first_row.. of `total` stand: gate and up alternate every 16 if gated."""
+    row = torch.arange(first_row, first_row + num_rows)
+    if not is_gated:
+        return row
+    half = total // 2
+    is_up = row >= half
+    row = torch.where(is_up, row - half, row)
+    return (row // LANES * 2 + is_up) * LANES + row % LANES

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import torch
-
 from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import multiply, regimes
-from hal.kernels.cpu.packed_weight import PackedWeight
+from hal.kernels.cpu.linear import quantized_regimes, regimes, stored_weight
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
+from hal.opset.linear import LinearProblem
 from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
 
+def _only_looked_up(problem: VocabProblem) -> str | None:
+    return None if problem.makes_logits else "packs for products; this matrix is only looked up"
+
+
 def _rejects(caps: Capabilities, problem: VocabProblem) -> str | None:
-    if not problem.makes_logits:
-        return "packs for products; this matrix is only looked up"
-    return native.needs_avx512_bf16(caps, problem)
+    return _only_looked_up(problem) or native.needs_plain_weights(caps, problem)
 
 
+def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
+    return _only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
+
+
+@vocab.family(
+    "avx512_vnni",
+    preference=100,
+    regimes=quantized_regimes,
+    batch_invariant=True,
+    rejects=_rejects_quantized,
+    unavailable=native.quantized_unavailable,
+)
 @vocab.family(
     "avx512_bf16",
     preference=100,
@@ -35,7 +47,13 @@ class PackedVocab(VocabFamily):
 
     def __init__(self, problem: VocabProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
-        self._weight = PackedWeight(problem.vocab_size, problem.hidden_size, problem.dtype)
+        product = LinearProblem(
+            in_features=problem.hidden_size,
+            out_features=problem.vocab_size,
+            dtype=problem.dtype,
+            weights=problem.weights,
+        )
+        self._weight = stored_weight(product, binder)
 
     @property
     def num_bytes(self) -> int:
@@ -48,18 +66,7 @@ class PackedVocab(VocabFamily):
         self._weight.load(first_row, weight)
 
     def embed(self, token_ids: Tensor, out: Tensor) -> None:
-        ids, rows = as_torch(token_ids), as_torch(out)
-        native.load().gather_packed_rows(
-            self._weight.address,
-            self._weight.rows,
-            self._weight.columns,
-            self._weight.code,
-            ids.data_ptr(),
-            ids.shape[0],
-            rows.data_ptr(),
-            rows.stride(0),
-            torch.get_num_threads(),
-        )
+        self._weight.look_up(as_torch(token_ids), as_torch(out))
 
     def logits(self, x: Tensor, out: Tensor) -> None:
-        multiply(x, self._weight, out)
+        self._weight.multiply(x, out)

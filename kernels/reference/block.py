@@ -44,6 +44,7 @@ class ComposedAttentionBlock(AttentionBlock):
                 out_features=inner.qkv_width,
                 dtype=inner.dtype,
                 has_bias=problem.has_qkv_bias,
+                weights=problem.weights,
             ),
         )
         self.output: LinearFamily = binder.bind(
@@ -53,6 +54,7 @@ class ComposedAttentionBlock(AttentionBlock):
                 out_features=problem.hidden_size,
                 dtype=inner.dtype,
                 has_bias=problem.has_output_bias,
+                weights=problem.weights,
             ),
         )
         self.family: AttentionFamily = binder.shared(attention, inner)
@@ -98,6 +100,7 @@ class ComposedMlpBlock(MlpBlock):
                 out_features=up_width,
                 dtype=problem.dtype,
                 has_bias=problem.has_bias,
+                weights=problem.weights,
             ),
         )
         self.down: LinearFamily = binder.bind(
@@ -107,6 +110,7 @@ class ComposedMlpBlock(MlpBlock):
                 out_features=problem.hidden_size,
                 dtype=problem.dtype,
                 has_bias=problem.has_bias,
+                weights=problem.weights,
             ),
         )
         self._activation = problem.activation

@@ -6,8 +6,15 @@ import torch
 
 from hal.binding import Binder
 from hal.device import Device
+from hal.kernels.reference.quantized_rows import QuantizedMatrix
 from hal.kernels.reference.tensors import as_torch, widen
-from hal.kernels.reference.weight_rows import store_rows, store_values
+from hal.kernels.reference.weight_rows import (
+    QUANTIZED_COST,
+    needs_quantized,
+    needs_unquantized,
+    store_rows,
+    store_values,
+)
 from hal.opset import linear
 from hal.opset.linear import LinearFamily, LinearProblem
 from hal.select import Level
@@ -47,6 +54,7 @@ class RowMajorLinear(LinearFamily):
     "reference",
     preference=0,
     level=Level.REFERENCE,
+    rejects=needs_unquantized,
     cost="widens the weight to float32 in every call: 5 x the bytes of a 16-bit product",
 )
 class ReferenceLinear(RowMajorLinear):
@@ -57,6 +65,49 @@ class ReferenceLinear(RowMajorLinear):
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         result = widen(as_torch(x)) @ widen(self.weight).T
+        if self.bias is not None:
+            result += self.bias
+        as_torch(out).copy_(result)
+
+
+@linear.family(
+    "reference_quantized",
+    preference=0,
+    level=Level.REFERENCE,
+    batch_invariant=True,
+    rejects=needs_quantized,
+    cost=QUANTIZED_COST,
+)
+class ReferenceQuantizedLinear(LinearFamily):
+    """Defines the numbers of int8 and int4: codes as hal.weights says, products exact."""
+
+    bias: torch.Tensor | None = None
+
+    def __init__(self, problem: LinearProblem, binder: Binder) -> None:
+        super().__init__(problem, binder)
+        assert problem.weights is not None
+        self._matrix = QuantizedMatrix(problem.out_features, problem.in_features, problem.weights)
+
+    @property
+    def num_bytes(self) -> int:
+        bias = self.problem.out_features if self.problem.has_bias else 0
+        return self._matrix.num_bytes + self.problem.dtype.num_bytes(bias)
+
+    def allocate(self, device: Device) -> None:
+        self._matrix.allocate(device)
+        if self.problem.has_bias:
+            shape = (self.problem.out_features,)
+            self.bias = as_torch(device.empty(shape, self.problem.dtype))
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None:
+        self._matrix.load(first_row, weight)
+
+    def load_bias(self, first_row: int, values: Tensor) -> None:
+        assert self.bias is not None, f"{self.problem} has no bias"
+        store_values(self.bias, first_row, values)
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        result = self._matrix.multiply(as_torch(x))
         if self.bias is not None:
             result += self.bias
         as_torch(out).copy_(result)

@@ -6,8 +6,14 @@ import torch
 
 from hal.binding import Binder
 from hal.device import Device
+from hal.kernels.reference.quantized_rows import QuantizedMatrix
 from hal.kernels.reference.tensors import as_torch, widen
-from hal.kernels.reference.weight_rows import store_rows
+from hal.kernels.reference.weight_rows import (
+    QUANTIZED_COST,
+    needs_quantized,
+    needs_unquantized,
+    store_rows,
+)
 from hal.opset import vocab
 from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.select import Level
@@ -47,6 +53,7 @@ def is_lookup(problem: VocabProblem) -> bool:
     "reference",
     preference=0,
     level=Level.REFERENCE,
+    rejects=needs_unquantized,
     cost="widens the matrix to float32 in every call: 5 x the bytes of a 16-bit product",
     batch_invariant=is_lookup,
 )
@@ -55,3 +62,36 @@ class ReferenceVocab(RowMajorVocab):
 
     def logits(self, x: Tensor, out: Tensor) -> None:
         as_torch(out).copy_(widen(as_torch(x)) @ widen(self.weight).T)
+
+
+@vocab.family(
+    "reference_quantized",
+    preference=0,
+    level=Level.REFERENCE,
+    batch_invariant=True,
+    rejects=needs_quantized,
+    cost=QUANTIZED_COST,
+)
+class ReferenceQuantizedVocab(VocabFamily):
+    """Look-ups and products read the same codes."""
+
+    def __init__(self, problem: VocabProblem, binder: Binder) -> None:
+        super().__init__(problem, binder)
+        assert problem.weights is not None
+        self._matrix = QuantizedMatrix(problem.vocab_size, problem.hidden_size, problem.weights)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._matrix.num_bytes
+
+    def allocate(self, device: Device) -> None:
+        self._matrix.allocate(device)
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None:
+        self._matrix.load(first_row, weight)
+
+    def embed(self, token_ids: Tensor, out: Tensor) -> None:
+        as_torch(out).copy_(self._matrix.look_up(as_torch(token_ids)))
+
+    def logits(self, x: Tensor, out: Tensor) -> None:
+        as_torch(out).copy_(self._matrix.multiply(as_torch(x)))

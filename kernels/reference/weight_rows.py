@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
+from hal.device import Capabilities
+from hal.dtypes import DType
 from hal.errors import UnsupportedError, WeightsError
 from hal.kernels.reference.tensors import as_torch
 from hal.tensor import Tensor
-from hal.weights import Granularity, LogicalWeight
+from hal.weights import Granularity, LogicalWeight, WeightFormat
+
+QUANTIZED_COST = "widens codes to float32 in every call, a byte stored for each code"
+
+NOT_FINITE = (
+    "{} rows of a weight hold NaN or infinity and cannot be quantized; use --quantization none, "
+    "or a sound checkpoint"
+)
+
+
+class HasWeights(Protocol):
+    """A problem with a stored weight."""
+
+    @property
+    def dtype(self) -> DType: ...
+
+    @property
+    def weights(self) -> WeightFormat | None: ...
+
+
+def needs_unquantized(_caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that store a weight in the model's dtype."""
+    if problem.weights is None:
+        return None
+    return f"stores weights in {problem.dtype}; the problem asks for {problem.weights.codes}"
+
+
+def needs_quantized(_caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that store a weight as codes under scales."""
+    if problem.weights is not None:
+        return None
+    return f"stores quantized weights; the problem keeps them in {problem.dtype}"
 
 
 def store_rows(target: torch.Tensor, first_row: int, weight: LogicalWeight) -> None:
     """target[first_row : first_row + rows] = the weight, converted; raises WeightsError."""
-    if weight.granularity is not Granularity.NONE or weight.scales is not None:
-        raise UnsupportedError(
-            f"not supported yet: weights of {weight.dtype} with scales; "
-            "use a checkpoint in float32, bfloat16 or float16"
-        )
+    refuse_scales(weight)
     store_values(target, first_row, weight.values)
 
 
@@ -29,6 +60,15 @@ def store_values(target: torch.Tensor, first_row: int, values: Tensor) -> None:
     # Only float16 has a smaller range than another dtype that checkpoints come in.
     if rows.dtype is torch.float16 and source.dtype is not torch.float16:
         _refuse_overflow(rows, source)
+
+
+def refuse_scales(weight: LogicalWeight) -> None:
+    """Raises UnsupportedError where a checkpoint comes quantised already."""
+    if weight.granularity is not Granularity.NONE or weight.scales is not None:
+        raise UnsupportedError(
+            f"not supported yet: weights of {weight.dtype} with scales; "
+            "use a checkpoint in float32, bfloat16 or float16"
+        )
 
 
 def _refuse_overflow(rows: torch.Tensor, source: torch.Tensor) -> None:

@@ -6,13 +6,13 @@ import torch
 
 from hal.kernels.reference.linear import RowMajorLinear
 from hal.kernels.reference.tensors import as_torch
-from hal.kernels.torch_native.predicates import UPCAST_COST, needs_fast_product, product_level
+from hal.kernels.torch_native.predicates import UPCAST_COST, needs_plain_product, product_level
 from hal.opset import linear
 from hal.tensor import Tensor
 
 
 @linear.family(
-    "torch", preference=50, level=product_level, cost=UPCAST_COST, rejects=needs_fast_product
+    "torch", preference=50, level=product_level, cost=UPCAST_COST, rejects=needs_plain_product
 )
 class TorchLinear(RowMajorLinear):
     """x and weight in their dtype, sums in float32 inside the library, written straight to out."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
+from hal.kernels.reference.weight_rows import HasWeights, needs_unquantized
 from hal.select import Level
 
 FLOATS = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
@@ -49,6 +50,11 @@ def needs_fast_product(caps: Capabilities, problem: HasDType) -> str | None:
             "choose bfloat16 or float32"
         )
     return needs_float(caps, problem)
+
+
+def needs_plain_product(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For products with a stored weight."""
+    return needs_fast_product(caps, problem) or needs_unquantized(caps, problem)
 
 
 def needs_host_reads(caps: Capabilities, problem: object) -> str | None:

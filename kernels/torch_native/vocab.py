@@ -6,7 +6,7 @@ import torch
 
 from hal.kernels.reference.tensors import as_torch
 from hal.kernels.reference.vocab import RowMajorVocab, is_lookup
-from hal.kernels.torch_native.predicates import UPCAST_COST, needs_fast_product, product_level
+from hal.kernels.torch_native.predicates import UPCAST_COST, needs_plain_product, product_level
 from hal.opset import vocab
 from hal.tensor import Tensor
 
@@ -17,7 +17,7 @@ from hal.tensor import Tensor
     level=product_level,
     cost=UPCAST_COST,
     batch_invariant=is_lookup,
-    rejects=needs_fast_product,
+    rejects=needs_plain_product,
 )
 class TorchVocab(RowMajorVocab):
     """Logits are rounded to the weight's dtype before they become float32, as in transformers."""

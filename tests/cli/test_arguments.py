@@ -81,6 +81,7 @@ def test_vllm_flags() -> None:
     assert config(*argv.split(), "--disable-log-requests") == EngineConfig(model="m", memory=0.5)
     assert config("--no-enable-prefix-caching").prefix_caching is False
     assert config("--enable-prefix-caching").prefix_caching is True
+    assert config("--quantization", "int4").quantization == "int4"
     with pytest.raises(UnsupportedError, match="quantization='awq'"):
         config("--quantization", "awq")
     with pytest.raises(ConfigError, match="same setting"):

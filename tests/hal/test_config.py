@@ -11,6 +11,7 @@ from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.device import Capabilities, Feature, Memory, MemoryKind
 from hal.dtypes import DType
 from hal.errors import ConfigError, UnsupportedError
+from hal.weights import WeightFormat
 
 MEMORY = Memory(kind=MemoryKind.HOST, total_bytes=1 << 34, available_bytes=1 << 33)
 CPU = Capabilities(
@@ -40,6 +41,24 @@ def resolved(
     caps: Capabilities = CPU, model: ModelLimits = MODEL, **settings: Any
 ) -> ResolvedConfig:
     return resolve(EngineConfig(**settings), caps, model)
+
+
+def test_quantization() -> None:
+    plain, int4 = resolved(), resolved(quantization="int4-g128")
+    assert (plain.weights, plain.head_weights) == (None, None)
+    assert int4.weights == WeightFormat(codes=DType.INT4, group_size=128)
+    assert int4.head_weights == WeightFormat(codes=DType.INT8)
+    assert "set by the user; the matrix that makes logits is int8" in reason(int4, "quantization")
+    assert resolved(caps=OLD_CPU, quantization="int8").weights == WeightFormat(codes=DType.INT8)
+
+
+def test_quantization_is_refused_where_nothing_runs_it() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"quantization='int4' on a card \(sm_90\).*--device"
+    ):
+        resolved(caps=CARD, quantization="int4")
+    with pytest.raises(UnsupportedError, match="'awq'; choose one of none, int8, int4, int4-g64"):
+        EngineConfig(quantization="awq")
 
 
 def reason(config: ResolvedConfig, name: str) -> str:
@@ -124,6 +143,7 @@ def test_every_choice_shows_the_value_that_is_used() -> None:
     shown = {c.name: c.value for c in config.choices}
     assert shown == {
         "dtype": str(config.dtype),
+        "quantization": "none",
         "max_model_len": str(config.max_model_len),
         "max_num_batched_tokens": str(config.max_num_batched_tokens),
         "block_size": str(config.block_size),

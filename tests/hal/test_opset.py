@@ -13,8 +13,11 @@ from hal.conformance.case import Case
 from hal.conformance.cases import cases_by_op
 from hal.device import Capabilities, Feature, Limits, Memory, MemoryKind
 from hal.dtypes import DType
+from hal.errors import SelectionError
 from hal.kernels import register_all
+from hal.opset.linear import LinearProblem
 from hal.select import OPS, Level, SelectionPolicy, Selector
+from hal.weights import WEIGHT_FORMATS
 
 register_all()
 
@@ -95,8 +98,10 @@ def test_every_problem_has_a_kernel_and_every_reason_is_a_sentence(caps: Capabil
 
 
 def _runs_natively(case: Case) -> bool:
-    """What torch itself has for accelerators today: all but a soft cap in attention."""
-    return not (case.op == "attention" and case.problem.spec.softcap is not None)
+    """What torch itself has for accelerators today: no soft cap in attention, no codes."""
+    has_softcap = case.op == "attention" and case.problem.spec.softcap is not None
+    is_product = case.op in ("linear", "vocab")
+    return not has_softcap and not (is_product and case.problem.weights is not None)
 
 
 @pytest.mark.parametrize("caps", [H100, MI300X], ids=lambda caps: caps.name)
@@ -114,13 +119,52 @@ def test_the_null_device_runs_the_specification() -> None:
     selector = Selector(null, is_present=True)
     for case in CASES:
         kernel = selector.select(OPS[case.op], case.problem).kernel
-        assert kernel.name in ("reference", "composed"), f"{case.op} {case.label}: {kernel.name}"
+        allowed = ("reference", "reference_quantized", "composed")
+        assert kernel.name in allowed, f"{case.op} {case.label}: {kernel.name}"
 
 
 def test_float16_on_a_cpu_is_not_given_to_a_slow_product() -> None:
     selector = Selector(OLD_CPU, is_present=False)
     half = [c for c in cases_by_op()["linear"] if c.dtype is DType.FLOAT16]
+    assert half
     for case in half:
         selection = selector.select(OPS["linear"], case.problem)
         (torch_reason,) = (r.reason for r in selection.rejected if r.kernel == "torch")
         assert "8x slower than float32 on a CPU (x86_avx2)" in torch_reason
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "int4-g64", "int4-g128"])
+def test_quantised_products_fall_to_the_reference_with_the_missing_feature(name: str) -> None:
+    problem = LinearProblem(
+        in_features=64,
+        out_features=48,
+        dtype=DType.BFLOAT16,
+        weights=WEIGHT_FORMATS[name],
+    )
+    has_bf16 = {Feature.AVX2, Feature.AVX512, Feature.AVX512_BF16}
+    for features, missing in (
+        ({Feature.AVX2}, "needs avx512_bf16; an old CPU has avx2"),
+        (has_bf16, "needs avx512_vnni; an old CPU has avx2, avx512, avx512_bf16"),
+    ):
+        caps = dataclasses.replace(OLD_CPU, features=frozenset(features))
+        selection = Selector(caps, is_present=False).select(OPS["linear"], problem)
+        reasons = {r.kernel: r.reason for r in selection.rejected}
+        assert selection.kernel.name == "reference_quantized"
+        assert selection.level is Level.REFERENCE
+        assert reasons["avx512_vnni"] == missing
+    caps = dataclasses.replace(OLD_CPU, features=frozenset(has_bf16 | {Feature.AVX512_VNNI}))
+    selection = Selector(caps, is_present=False).select(OPS["linear"], problem)
+    assert (selection.kernel.name, selection.level) == ("avx512_vnni", Level.NATIVE)
+    bfloat16 = f"stores weights in bfloat16; the problem asks for {name[:4]}"
+    assert {r.kernel: r.reason for r in selection.rejected}["torch"] == bfloat16
+
+
+def test_a_kernel_that_cannot_read_the_format_is_refused_with_those_that_can() -> None:
+    problem = LinearProblem(
+        in_features=64, out_features=48, dtype=DType.BFLOAT16, weights=WEIGHT_FORMATS["int4"]
+    )
+    policy = SelectionPolicy(overrides={"linear": "torch"})
+    with pytest.raises(SelectionError) as caught:
+        Selector(OLD_CPU, policy, is_present=False).select(OPS["linear"], problem)
+    assert "torch: stores weights in bfloat16; the problem asks for int4" in caught.value.message
+    assert "reference_quantized: --kernel linear=torch was given" in caught.value.message

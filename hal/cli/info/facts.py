@@ -11,6 +11,7 @@ from hal.device import Capabilities, Feature
 from hal.dtypes import DType
 from hal.errors import SelectionError
 from hal.select import Level, Selection, Selector
+from hal.weights import WEIGHT_FORMATS
 
 _HEAD_SIZES = (32, 48, 64, 72, 80, 96, 112, 120, 128, 160, 192, 256, 512, 576)
 
@@ -50,7 +51,7 @@ _FEATURES = {
     DType.FLOAT8_E4M3FN: Feature.FP8_OCP_MMA,
     DType.FLOAT8_E4M3FNUZ: Feature.FP8_FNUZ_MMA,
 }
-# What a LinearProblem of today can be in; quantised weights have no kernels yet.
+# What activations can be in.
 _COMPUTED = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 
 
@@ -71,7 +72,8 @@ def _matrix(selector: Selector, dtype: DType) -> MatrixSupport:
     if dtype not in _COMPUTED:
         if not has_instructions:
             return MatrixSupport(str(dtype), Support.ABSENT)
-        return MatrixSupport(str(dtype), Support.NATIVE, "no kernel uses it yet")
+        is_used = dtype is DType.INT8 and _multiplies_codes(selector)
+        return MatrixSupport(str(dtype), Support.NATIVE, "" if is_used else "no kernel uses it yet")
     try:
         selection = selector.select(opset.linear, example_linear(dtype))
     except SelectionError as error:
@@ -79,6 +81,12 @@ def _matrix(selector: Selector, dtype: DType) -> MatrixSupport:
     if dtype is DType.FLOAT32 or selection.level is Level.NATIVE:
         return MatrixSupport(str(dtype), Support.NATIVE)
     return MatrixSupport(str(dtype), Support.UPCAST, f"in float32 by {selection.kernel.name}")
+
+
+def _multiplies_codes(selector: Selector) -> bool:
+    """Whether --quantization runs on the device's int8 instructions."""
+    linear = replace(example_linear(DType.BFLOAT16), weights=WEIGHT_FORMATS["int8"])
+    return selector.select(opset.linear, linear).level is Level.NATIVE
 
 
 def _fp8_flavour(caps: Capabilities) -> str:

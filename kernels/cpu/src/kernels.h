@@ -77,23 +77,109 @@ struct PackedGatherArgs {
 };
 void gather_packed_rows(const PackedGatherArgs& args);
 
-// out[m, n] = activation(x[m, k] . weight[n, k] + bias[n]), summed in float32 along k in one chain
-// whatever m is. gated: out[m, n / 2] = activation(gate) * up.
+// out[m, n] = activation(sum + bias[n]) of a product's sums; gated: out[m, n / 2] =
+// activation(gate) * up.
+struct LinearOutput {
+    int64_t n;
+    const void* bias;  // nullable; in packed row order
+    DType bias_dtype;
+    void* out;
+    DType dtype;
+    int64_t stride;
+    Activation activation;
+    bool gated;
+};
+
+// Sums of x[m, k] . weight[n, k] in float32 along k, in one chain whatever m is.
 struct LinearArgs {
     const void* x;  // the weight's dtype
     int64_t x_stride;
     int64_t m;
     const void* weight;
     PackedShape shape;
-    const void* bias;  // nullable; the weight's dtype, in packed row order
-    void* out;
-    DType out_dtype;
-    int64_t out_stride;
-    Activation activation;
-    bool gated;
+    LinearOutput output;
     int num_threads;
 };
 void linear(const LinearArgs& args);
+
+// Geometry of a weight of codes (hal/weights.py defines them): strips of 16 rows, each one linear
+// stream of memory in which scales stand right before their codes.
+//   int8: 16 scales in float32, then codes [ceil(k / 4)][16 rows][4] of code + 128
+//   int4: for every two groups, 2 x 16 scales in bfloat16, then their codes [columns / 8][16 rows][4]
+//         of code + 8, columns 0 to 3 in the low halves and 4 to 7 in the high ones; k is rounded
+//         up to 32
+// So a 64-byte load feeds one vpdpbusd of 16 rows, or two.
+// vpdpbusd multiplies unsigned by signed bytes, so the offset of the codes adds offset * sum(x) to
+// each dot: sums start at its negative, which the rounding of x yields on the way.
+struct QuantizedShape {
+    int64_t n;
+    int64_t k;
+    int64_t group;  // columns under one scale in int4: 32, 64 or 128; 0: int8, one scale for a row
+
+    constexpr bool is_int4() const { return group != 0; }
+    constexpr int64_t offset() const { return is_int4() ? 8 : 128; }
+    // Groups of 4 columns, which is what one lane of vpdpbusd sums.
+    constexpr int64_t units() const { return is_int4() ? 8 * ceil_div(k, 32) : ceil_div(k, 4); }
+    // Scales of a row, and of a row of x.
+    constexpr int64_t groups() const { return is_int4() ? ceil_div(k, group) : 1; }
+    constexpr int64_t x_groups() const { return is_int4() ? ceil_div(k, 32) : 1; }
+    constexpr int64_t num_strips() const { return ceil_div(n, kLanes); }
+    // Where things stand in a strip, in bytes: the scales of a group, and the codes of an even unit.
+    constexpr int64_t scales_at(int64_t index) const {
+        return index / 2 * (64 + 16 * group) + index % 2 * 2 * kLanes;
+    }
+    constexpr int64_t codes_at(int64_t unit) const {
+        return is_int4() ? 64 * (unit / (group / 2) + 1) + 32 * unit : 64 * (unit + 1);
+    }
+    constexpr int64_t strip_bytes() const {
+        return is_int4() ? 64 * ceil_div(groups(), 2) + 32 * units() : codes_at(units());
+    }
+    // Of x rounded to codes: the codes, and for each group a scale and minus the offset's share.
+    constexpr int64_t x_row_bytes() const { return 4 * units() + 8 * x_groups(); }
+};
+
+// As PackArgs, rounding to codes on the way. Whole rows are written, with their padding. Returns
+// the number of rows with a value that is not finite, whose codes mean nothing.
+struct QuantizeArgs {
+    const void* src;
+    DType src_dtype;
+    int64_t src_stride;
+    int64_t rows;
+    void* dst;
+    QuantizedShape shape;
+    int64_t first_row;
+    bool gated;
+    int num_threads;
+};
+int64_t quantize_rows(const QuantizeArgs& args);
+
+// As PackedGatherArgs: out[i] = code * scale of row ids[i].
+struct QuantizedGatherArgs {
+    const void* weight;
+    QuantizedShape shape;
+    const int32_t* ids;
+    int64_t num_ids;
+    void* out;
+    DType out_dtype;
+    int64_t out_stride;
+    int num_threads;
+};
+void gather_quantized_rows(const QuantizedGatherArgs& args);
+
+// As LinearArgs, x rounded to codes first. Dots are exact, each group's is scaled and added in
+// float32 along k, whatever m is.
+struct QuantizedLinearArgs {
+    const void* x;
+    DType x_dtype;
+    int64_t x_stride;
+    int64_t m;
+    const void* weight;
+    QuantizedShape shape;
+    void* scratch;  // m rows of x_row_bytes()
+    LinearOutput output;
+    int num_threads;
+};
+void quantized_linear(const QuantizedLinearArgs& args);
 
 // RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
 // of the sum as stored (rounded to its dtype).

@@ -1,6 +1,7 @@
 // Dense layer on a packed weight. One layout serves three regimes: up to 6 rows each panel is one
 // linear stream, read once and reused in registers (at one row: memory bandwidth); above, a block
 // of the panel stays in cache while the row tiles pass over it.
+#include "epilogue_avx512.h"
 #include "threads.h"
 #include "tile_avx512.h"
 
@@ -16,37 +17,6 @@ struct Block {
     int64_t panel;
     Range rows;
 };
-
-void finish_vector(const LinearArgs& args, int64_t row, int64_t column, __m512 value) {
-    const int64_t columns = args.gated ? args.shape.n / 2 : args.shape.n;
-    const __mmask16 mask = tail_mask(columns - column);
-    store(args.out, args.out_dtype, row * args.out_stride + column, value, mask);
-}
-
-__m512 biased(const LinearArgs& args, int64_t column, const float* sums) {
-    const __m512 value = load(sums);
-    if (args.bias == nullptr) return value;
-    const __mmask16 mask = tail_mask(args.shape.n - column);
-    return _mm512_add_ps(value, load(args.bias, args.shape.dtype, column, mask));
-}
-
-void finish_row(const LinearArgs& args, int64_t row, int64_t panel, const float* sums) {
-    const int64_t first = panel * kPanelRows;
-    const int64_t width = args.shape.panel_width(panel);
-    if (args.gated) {
-        for (int64_t c = 0; c < width; c += 2 * kLanes) {
-            const __m512 gate = biased(args, first + c, sums + c);
-            const __m512 up = biased(args, first + c + kLanes, sums + c + kLanes);
-            const __m512 value = _mm512_mul_ps(activated(args.activation, gate), up);
-            finish_vector(args, row, (first + c) / 2, value);
-        }
-        return;
-    }
-    for (int64_t c = 0; c < width; c += kLanes) {
-        const __m512 value = activated(args.activation, biased(args, first + c, sums + c));
-        finish_vector(args, row, first + c, value);
-    }
-}
 
 template <class T>
 void run_block(const LinearArgs& args, const Block& block) {
@@ -70,7 +40,8 @@ void run_block(const LinearArgs& args, const Block& block) {
                       rows, width / kLanes);
     }
     for (int64_t row = 0; row < rows; ++row) {
-        finish_row(args, block.rows.begin + row, block.panel, sums + row * kPanelRows);
+        finish_row(args.output, block.rows.begin + row, block.panel * kPanelRows, width,
+                   sums + row * kPanelRows);
     }
 }
 

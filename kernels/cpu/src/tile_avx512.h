@@ -50,7 +50,9 @@ inline void tile_step(__m512 (&acc)[MR][NV], const T* a, int64_t a_stride, const
     }
 #pragma GCC unroll 6
     for (int m = 0; m < MR; ++m) {
-        const __m512i av = _mm512_set1_epi32(*reinterpret_cast<const int*>(a + m * a_stride));
+        int step;  // rows of an odd number of bfloat16 apart are not aligned for an int
+        __builtin_memcpy(&step, a + m * a_stride, sizeof step);
+        const __m512i av = _mm512_set1_epi32(step);
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) acc[m][v] = dot(acc[m][v], av, bv[v], b);
     }

@@ -17,7 +17,7 @@ from hal.opset.linear import LinearProblem
 
 @pytest.fixture
 def stage() -> Stage:
-    """Seeded values and a binder over a present CPU that has AVX512_BF16."""
+    """Seeded values and a binder over a present CPU that has AVX512_BF16 and AVX512_VNNI."""
     hal.kernels.register_all()
     device = CpuDevice()
     problem = LinearProblem(in_features=1, out_features=1, dtype=hal.dtypes.DType.BFLOAT16)

@@ -11,7 +11,7 @@ from hal.conformance.stage import Stage
 from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.block import FusedMlpBlock
-from hal.kernels.cpu.linear import PackedLinear, multiply
+from hal.kernels.cpu.linear import PackedLinear
 from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.reference.elementwise import activate
 from hal.opset.block import MlpBlockProblem
@@ -55,7 +55,7 @@ def product(x: torch.Tensor, weight: PackedWeight, out_dtype: DType | None = Non
     dtype = x.dtype if out_dtype is None else TORCH[out_dtype]
     out = torch.full((x.shape[0], columns + 3), float("nan"), dtype=dtype)
     activation = native.ACTIVATION_CODES[Activation.SILU] if weight.is_gated else 0
-    multiply(x, weight, out[:, :columns], activation=activation)
+    weight.multiply(x, out[:, :columns], activation=activation)
     assert out[:, columns:].isnan().all(), "written behind a row"
     return out[:, :columns]
 
@@ -114,17 +114,7 @@ def test_rows_come_back_as_they_were_packed(
         weight.load(first, logical(values[first:last]))
     ids = torch.tensor([99, 0, 15, 16, 37, 63, 64], dtype=torch.int32)
     out = torch.empty(len(ids), columns, dtype=TORCH[dtype])
-    native.load().gather_packed_rows(
-        weight.address,
-        100,
-        columns,
-        weight.code,
-        ids.data_ptr(),
-        len(ids),
-        out.data_ptr(),
-        columns,
-        2,
-    )
+    weight.look_up(ids, out)
     assert torch.equal(out, values[ids.long()].to(TORCH[dtype]))
 
 
@@ -132,9 +122,7 @@ def test_an_id_outside_the_vocabulary_gives_nan(stage: Stage) -> None:
     weight = packed(random(20, 8, dtype=DType.BFLOAT16), DType.BFLOAT16, stage)
     ids = torch.tensor([-1, 3, 20], dtype=torch.int32)
     out = torch.zeros(3, 8, dtype=torch.bfloat16)
-    native.load().gather_packed_rows(
-        weight.address, 20, 8, weight.code, ids.data_ptr(), 3, out.data_ptr(), 8, 1
-    )
+    weight.look_up(ids, out)
     assert out.isnan().all(dim=1).tolist() == [True, False, True]
 
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+import torch
 
 from hal.device import Capabilities, Feature, Memory, MemoryKind
 from hal.dtypes import DType
 from hal.kernels.cpu import native
+from hal.opset.linear import LinearProblem
 from hal.opset.norm import NormProblem
+from hal.weights import WEIGHT_FORMATS
 
 CAPS = Capabilities(
     vendor="x86",
@@ -54,3 +57,46 @@ def test_a_missing_module_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(native, "load", load)
     assert "not built (no module named _C)" in (native.unavailable.__wrapped__() or "")
+
+
+class OldModule(ModuleType):
+    """Built before there were codes."""
+
+    def has_avx512_bf16_kernels(self) -> bool:
+        return True
+
+
+class WrongModule(OldModule):
+    """Leaves `out` as it was."""
+
+    def quantize_rows(self, *_: object) -> int:
+        return 0
+
+    def quantized_linear(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [(OldModule("_C"), "built from older sources"), (WrongModule("_C"), "in codes gave")],
+)
+def test_a_module_without_working_codes_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, said: str
+) -> None:
+    monkeypatch.setattr(native, "load", lambda: module)
+    monkeypatch.setattr(native, "unavailable", lambda: None)
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    assert said in (native.quantized_unavailable.__wrapped__() or "")
+
+
+def test_needs_both_sets_of_instructions_and_a_format() -> None:
+    vnni = replace(CAPS, features=CAPS.features | {Feature.AVX512_VNNI})
+    int8 = LinearProblem(
+        in_features=8, out_features=8, dtype=DType.BFLOAT16, weights=WEIGHT_FORMATS["int8"]
+    )
+    assert native.needs_avx512_vnni(vnni, int8) is None
+    assert "needs avx512_vnni; a server CPU" in (native.needs_avx512_vnni(CAPS, int8) or "")
+    plain = replace(int8, weights=None)
+    assert "keeps them in bfloat16" in (native.needs_avx512_vnni(vnni, plain) or "")
+    assert native.needs_plain_weights(vnni, plain) is None
+    assert "asks for int8" in (native.needs_plain_weights(vnni, int8) or "")

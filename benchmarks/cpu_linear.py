@@ -1,0 +1,134 @@
+"""Products of one 4096 x 4096 weight in every format: bytes read and operations a second.
+
+    python benchmarks/cpu_linear.py --threads 2
+
+Enough copies of the weight pass by that none is in cache when its turn comes again, and formats
+take turns, so that a neighbour on the machine slows all of them. The rate at which torch sums a
+large tensor is measured in the same run, as what reading memory can reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import record
+import torch
+
+import hal.kernels
+from hal.binding import Arena, Binder
+from hal.config import UNQUANTIZED
+from hal.devices.cpu import CpuDevice
+from hal.dtypes import DType
+from hal.opset import linear
+from hal.opset.linear import LinearFamily, LinearProblem
+from hal.select import Selector
+from hal.weights import WEIGHT_FORMATS, LogicalWeight
+
+_SIZE = 4096
+_FORMATS = (UNQUANTIZED, *WEIGHT_FORMATS)
+_NUM_TOKENS = (1, 2, 4, 8, 16, 32, 128, 512)
+_CACHE_BYTES = 128 << 20  # more than any last-level cache here
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One format at one number of tokens; rates are of the weight's bytes and of 2 M N K."""
+
+    format: str
+    num_tokens: int
+    gigabytes_s: record.Spread
+    teraops_s: record.Spread
+
+
+def layers_of(name: str, binder: Binder, device: CpuDevice) -> list[LinearFamily]:
+    """Copies of one random weight that together leave no cache to the next round."""
+    problem = LinearProblem(
+        in_features=_SIZE,
+        out_features=_SIZE,
+        dtype=DType.BFLOAT16,
+        weights=WEIGHT_FORMATS.get(name),
+    )
+    values = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0)).bfloat16()
+    layers: list[LinearFamily] = []
+    while sum(layer.num_bytes for layer in layers) < _CACHE_BYTES:
+        layer: LinearFamily = binder.bind(linear, problem)
+        layer.allocate(device)
+        layer.load(0, LogicalWeight(values=values, dtype=DType.BFLOAT16))
+        layers.append(layer)
+    return layers
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure_row(name: str, layers: list[LinearFamily], num_tokens: int, times: list[float]) -> Row:
+    num_bytes = layers[0].num_bytes
+    return Row(
+        name,
+        num_tokens,
+        record.spread([num_bytes / t / 1e9 for t in times]),
+        record.spread([2 * num_tokens * _SIZE**2 / t / 1e12 for t in times]),
+    )
+
+
+def measure(rounds: int) -> list[Row]:
+    device = CpuDevice()
+    binder = Binder(Selector(device.capabilities), Arena(max(_NUM_TOKENS)), device)
+    arms = {name: layers_of(name, binder, device) for name in _FORMATS}
+    binder.arena.allocate(device)
+    rows = []
+    for num_tokens in _NUM_TOKENS:
+        x = torch.randn(num_tokens, _SIZE).bfloat16()
+        out = torch.empty(num_tokens, _SIZE, dtype=torch.bfloat16)
+        times: dict[str, list[float]] = {name: [] for name in _FORMATS}
+        for _ in range(rounds):
+            for name, layers in arms.items():
+                used = layers if num_tokens <= 16 else layers[:3]
+                times[name] += [seconds(partial(layer, x, out)) for layer in used]
+        rows += [measure_row(name, arms[name], num_tokens, times[name]) for name in _FORMATS]
+    return rows
+
+
+def read_rate() -> record.Spread:
+    """Bytes a second of torch's sum over more memory than any cache holds."""
+    memory = torch.ones(1 << 26, dtype=torch.int64)
+    parts = memory.split(1 << 23)
+    rates = [part.numel() * 8 / seconds(part.sum) / 1e9 for part in parts * 4]
+    return record.spread(rates)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    hal.kernels.register_all()
+    rate, rows = read_rate(), measure(options.rounds)
+    report = {
+        **record.header("cpu_linear"),
+        "threads": options.threads,
+        "size": _SIZE,
+        "read_gigabytes_s": asdict(rate),
+        "rows": [asdict(row) for row in rows],
+    }
+    record.write(record.RESULTS / f"cpu_linear-{options.threads}-threads.json", report)
+    sys.stdout.write(f"read {rate.median:.1f} GB/s (best {rate.highest:.1f})\n")
+    for row in rows:
+        sys.stdout.write(
+            f"{row.format:10} M={row.num_tokens:<4} {row.gigabytes_s.median:6.1f} GB/s "
+            f"{row.teraops_s.median:.3f} Top/s (best {row.teraops_s.highest:.3f})\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""A matrix of codes stored in strips of 16 rows, as the native products on int8 dots read it."""
+
+from __future__ import annotations
+
+import torch
+
+from hal.binding import Buffer
+from hal.device import Device
+from hal.dtypes import DType
+from hal.errors import WeightsError
+from hal.kernels.cpu import native
+from hal.kernels.cpu.packed_weight import LANES, readable, stored_rows
+from hal.kernels.reference.tensors import as_torch
+from hal.kernels.reference.weight_rows import NOT_FINITE
+from hal.tensor import Tensor
+from hal.weights import ACTIVATION_GROUP, LogicalWeight, WeightFormat
+
+_UNIT = 4  # columns that one lane of vpdpbusd sums
+_MOST_COLUMNS = 2**31 // 127**2
+
+
+class QuantizedWeight:
+    """[rows, columns] as QuantizedShape of src/kernels.h lays it out; x is rounded into `scratch`.
+
+    is_gated: as in PackedWeight.
+    """
+
+    def __init__(
+        self, rows: int, columns: int, format: WeightFormat, *, is_gated: bool = False
+    ) -> None:
+        assert columns <= _MOST_COLUMNS, f"a dot of {columns} codes may not fit 32 bits"
+        self.rows = rows
+        self.columns = columns
+        self.is_gated = is_gated
+        self.address = 0
+        self.group_size = format.group_size or 0  # 0 is int8 to the native module
+        self.scratch: Buffer | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        code_bytes, scale_bytes = self._padded_columns * LANES, 4 * LANES
+        if self.group_size:
+            code_bytes, scale_bytes = (
+                code_bytes // 2,
+                64 * -(-self.columns // (2 * self.group_size)),
+            )
+        return -(-self.rows // LANES) * (code_bytes + scale_bytes)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of one token: its codes, and a scale and an offset for each group of them."""
+        groups = self._padded_columns // ACTIVATION_GROUP if self.group_size else 1
+        return self._padded_columns + 8 * groups
+
+    @property
+    def _padded_columns(self) -> int:
+        unit = ACTIVATION_GROUP if self.group_size else _UNIT
+        return -(-self.columns // unit) * unit
+
+    def allocate(self, device: Device) -> None:
+        self._memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
+        self.address = self._memory.data_ptr()
+        native.load().advise_huge_pages(self.address, self.num_bytes)
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None:
+        """Round logical rows first_row.. to codes; raises WeightsError where one is not finite."""
+        values = readable(weight)
+        assert values.shape[1] == self.columns, f"{tuple(values.shape)}, {self.columns} columns"
+        assert 0 <= first_row <= self.rows - values.shape[0], f"{first_row} + {values.shape[0]}"
+        num_bad = native.load().quantize_rows(
+            values.data_ptr(),
+            native.TORCH_CODES[values.dtype],
+            values.stride(0),
+            values.shape[0],
+            self.address,
+            self.rows,
+            self.columns,
+            self.group_size,
+            first_row,
+            self.is_gated,
+            torch.get_num_threads(),
+        )
+        if num_bad:
+            raise WeightsError(NOT_FINITE.format(num_bad))
+
+    def stored_rows(self, first_row: int, num_rows: int) -> torch.Tensor:
+        """Where logical rows first_row.. are among the stored rows: for vectors beside them."""
+        return stored_rows(first_row, num_rows, self.rows, is_gated=self.is_gated)
+
+    def multiply(
+        self,
+        x: Tensor,
+        out: Tensor,
+        bias: torch.Tensor | None = None,
+        activation: int = native.NO_ACTIVATION,
+    ) -> None:
+        """As PackedWeight.multiply, x in float32 or bfloat16 and bias in x's dtype."""
+        source, target = as_torch(x), as_torch(out)
+        assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
+        assert self.scratch is not None, "no room for rounded x was declared"
+        native.load().quantized_linear(
+            source.data_ptr(),
+            native.TORCH_CODES[source.dtype],
+            source.stride(0),
+            source.shape[0],
+            self.address,
+            self.rows,
+            self.columns,
+            self.group_size,
+            as_torch(self.scratch.rows(source.shape[0])).data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            target.data_ptr(),
+            native.TORCH_CODES[target.dtype],
+            target.stride(0),
+            activation,
+            self.is_gated,
+            torch.get_num_threads(),
+        )
+
+    def look_up(self, ids: torch.Tensor, out: torch.Tensor) -> None:
+        """out[i] = row ids[i]; NaN where there is no such row."""
+        native.load().gather_quantized_rows(
+            self.address,
+            self.rows,
+            self.columns,
+            self.group_size,
+            ids.data_ptr(),
+            ids.shape[0],
+            out.data_ptr(),
+            native.TORCH_CODES[out.dtype],
+            out.stride(0),
+            torch.get_num_threads(),
+        )

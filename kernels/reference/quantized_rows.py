@@ -1,0 +1,112 @@
+"""Rows as int8 codes under scales, as hal.weights.WeightFormat defines them, and their product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hal.device import Device
+from hal.dtypes import DType
+from hal.errors import WeightsError
+from hal.kernels.reference.tensors import as_torch
+from hal.kernels.reference.weight_rows import NOT_FINITE, refuse_scales
+from hal.weights import SMALLEST, LogicalWeight, WeightFormat
+
+# Codes and their products are whole numbers: sums of so many are exact in float32.
+_EXACT_COLUMNS = 1024
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedRows:
+    """codes [rows, columns] int8; scales [rows, groups] float32, one per group_size columns."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    group_size: int
+
+
+def quantize_activations(x: torch.Tensor, format: WeightFormat) -> QuantizedRows:
+    """x [tokens, columns] to int8, a scale for each token or for each group of its columns."""
+    groups = _grouped(x.float(), format.activation_group)
+    largest = groups.abs().amax(dim=-1)
+    is_zero, is_finite = largest <= SMALLEST, largest.isfinite()
+    # Tensors on both sides: torch divides by or into a number as a product with an inverse.
+    top = torch.full_like(largest, 127.0)
+    inverse = torch.where(is_zero | ~is_finite, 0.0, top / largest)
+    scales = torch.where(is_zero, 0.0, largest / top).masked_fill(~is_finite, torch.nan)
+    codes = torch.round(groups * inverse[..., None]).nan_to_num(0.0).flatten(1)[:, : x.shape[1]]
+    return QuantizedRows(codes.to(torch.int8), scales, groups.shape[-1])
+
+
+def quantize_weight(values: torch.Tensor, format: WeightFormat) -> QuantizedRows:
+    """Raises WeightsError for values that are not finite: a code would hide them."""
+    rows = values.float()
+    is_bad = ~rows.isfinite().all(dim=1)
+    if is_bad.any():
+        raise WeightsError(NOT_FINITE.format(int(is_bad.sum())))
+    if format.codes is DType.INT8:
+        return quantize_activations(rows, format)
+    groups = _grouped(rows, format.group_size)
+    high, low = groups.amax(dim=-1), groups.amin(dim=-1)
+    extreme = torch.where(high >= -low, high, low)
+    is_zero = extreme.abs() <= SMALLEST
+    scales = torch.where(is_zero, 0.0, (extreme / -8.0).bfloat16().float())
+    inverse = torch.where(is_zero, 0.0, 1.0 / scales)
+    codes = torch.round(groups * inverse[..., None]).clamp(-8, 7).flatten(1)[:, : rows.shape[1]]
+    return QuantizedRows(codes.to(torch.int8), scales, groups.shape[-1])
+
+
+def _grouped(x: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    """[rows, groups, group_size], zeros behind the last column."""
+    size = group_size or x.shape[1]
+    return torch.nn.functional.pad(x, (0, -x.shape[1] % size)).view(len(x), -1, size)
+
+
+class QuantizedMatrix:
+    """A weight [rows, columns] held as QuantizedRows, one byte for each code."""
+
+    def __init__(self, rows: int, columns: int, format: WeightFormat) -> None:
+        self._format = format
+        self._shape = (rows, columns)
+        self._group_size = format.group_size or columns
+        self._scales_shape = (rows, -(-columns // self._group_size))
+
+    @property
+    def num_bytes(self) -> int:
+        rows, columns = self._shape
+        return rows * (columns + 4 * self._scales_shape[1])
+
+    def allocate(self, device: Device) -> None:
+        codes = as_torch(device.empty(self._shape, DType.INT8))
+        scales = as_torch(device.empty(self._scales_shape, DType.FLOAT32))
+        self._rows = QuantizedRows(codes, scales, self._group_size)
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None:
+        """Quantise rows first_row.. ; raises UnsupportedError for weights that have scales."""
+        refuse_scales(weight)
+        for start, values in enumerate(as_torch(weight.values).split(_ROWS_AT_ONCE)):
+            part = quantize_weight(values, self._format)
+            first = first_row + start * _ROWS_AT_ONCE
+            self._rows.codes[first : first + len(values)] = part.codes
+            self._rows.scales[first : first + len(values)] = part.scales
+
+    def look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        """[ids, columns] in float32."""
+        codes = self._rows.codes.index_select(0, ids).float()
+        scales = self._rows.scales.index_select(0, ids)
+        return codes * scales.repeat_interleave(self._group_size, dim=1)[:, : codes.shape[1]]
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """x @ self.T in float32: products of codes exact, each group's scaled and summed in
+        float64, so no order of summation shows and every M gives the same bits."""
+        a, b = quantize_activations(x, self._format), self._rows
+        step = min(_EXACT_COLUMNS, a.group_size, b.group_size)
+        total = torch.zeros(len(x), self._shape[0], dtype=torch.float64, device=x.device)
+        for first in range(0, self._shape[1], step):
+            columns = slice(first, first + step)
+            dots = a.codes[:, columns].float() @ b.codes[:, columns].float().T
+            left = a.scales[:, first // a.group_size, None]
+            total += dots.double() * (left * b.scales[:, first // b.group_size])
+        return total.float()
