@@ -72,11 +72,12 @@ class PlanSettings:
         """Tokens of a usual sequence where the longest has `length`."""
         return self.typical or max(1, length // 4)
 
-    def engine_config(self) -> EngineConfig:
-        """The start-up settings that this asks about; raises ConfigError."""
+    def engine_config(self, quantization: str) -> EngineConfig:
+        """The start-up settings that this asks about, weights stored so; raises ConfigError."""
         return EngineConfig(
             model=self.model,
             dtype=self.dtype,
+            quantization=quantization,
             memory=self.memory,
             max_model_len=self.ctx,
             max_num_seqs=self.slots,

@@ -32,6 +32,7 @@ from hal.planning.shape import KVLayers
 from hal.planning.target import PlanDevice
 from hal.sampling_params import MAX_LOGPROBS
 from hal.select import Selector
+from hal.weights import WEIGHT_FORMATS
 
 
 class Basis(StrEnum):
@@ -80,7 +81,7 @@ class Sizer:
 
     def basis(self, settings: PlanSettings, device: PlanDevice) -> Basis:
         """ENGINE for what this version could start on such a device."""
-        is_plain = settings.kv == "auto" and settings.quantization == NO_QUANTIZATION
+        is_plain = settings.kv == "auto" and _can_store(settings.quantization, device)
         is_known = self.model.engine is not None and bool(device.kind)
         one_rank = settings.tp in (None, 1)
         return Basis.ENGINE if is_known and is_plain and one_rank else Basis.CONFIG
@@ -91,9 +92,12 @@ class Sizer:
         is_exact: assemble all layers; else one stands for all, which is quicker and adds up to
         the same. settings.tp is the number of devices by now.
         """
-        resolved = resolve(settings.engine_config(), device.capabilities, self.model.limits)
-        engine = self.model.engine
-        if engine is not None and self.basis(settings, device) is Basis.ENGINE:
+        engine, basis = self.model.engine, self.basis(settings, device)
+        # A format that start-up would refuse is planned from the shapes.
+        stored = settings.quantization if basis is Basis.ENGINE else NO_QUANTIZATION
+        config = settings.engine_config(stored)
+        resolved = resolve(config, device.capabilities, self.model.limits)
+        if engine is not None and basis is Basis.ENGINE:
             return self._engine(engine, settings, device, resolved, is_exact)
         return size_from_config(self.model, settings, device, resolved)
 
@@ -115,6 +119,13 @@ class Sizer:
         inputs = replace(inputs, min_num_seqs=settings.concurrency or 1)
         pool = KVPool(inputs.kv_bytes_per_block, engine.windows[0])
         return Sized(basis=Basis.ENGINE, inputs=inputs, resolved=resolved, pools=(pool,))
+
+
+def _can_store(quantization: str, device: PlanDevice) -> bool:
+    """Whether this version could start with weights in that format on such a device."""
+    if quantization == NO_QUANTIZATION:
+        return True
+    return quantization in WEIGHT_FORMATS and not device.capabilities.is_accelerator
 
 
 @dataclass(frozen=True, slots=True)

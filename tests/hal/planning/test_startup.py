@@ -27,7 +27,12 @@ WINDOWED = {"mistral": {"sliding_window": 32}}
 
 
 def start_and_plan(
-    folder: str, slots: int, length: int | None, dtype: str, step: int | None
+    folder: str,
+    slots: int,
+    length: int | None,
+    dtype: str,
+    step: int | None,
+    quantization: str = "none",
 ) -> None:
     """Both with the same settings; every part must agree."""
     built = build_engine(
@@ -38,6 +43,7 @@ def start_and_plan(
             max_num_seqs=slots,
             max_model_len=length,
             max_num_batched_tokens=step,
+            quantization=quantization,
         )
     )
     report = hal.plan(
@@ -47,6 +53,7 @@ def start_and_plan(
         max_num_seqs=slots,
         ctx=length,
         max_num_batched_tokens=step,
+        quantization=quantization,
     )
     plan, predicted = built.plan, report.memory
     assert report.basis is Basis.ENGINE and predicted is not None
@@ -71,6 +78,17 @@ def test_a_started_engine_allocates_what_was_planned(
 @pytest.mark.parametrize(("slots", "length", "dtype"), [(8, 1024, "auto"), (64, 512, "float32")])
 def test_the_embedded_model_allocates_what_was_planned(slots: int, length: int, dtype: str) -> None:
     start_and_plan("hal-tiny", slots, length, dtype, None)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_quantised_weights_are_planned_as_they_are_packed(
+    tiny_checkpoint: Maker, arch: str, quantization: str
+) -> None:
+    folder = str(tiny_checkpoint(arch))
+    start_and_plan(folder, 4, 128, "bfloat16", None, quantization)
+    report = hal.plan(folder, device="cpu", quantization=quantization)
+    assert not any("not supported yet" in note for note in report.notes)
 
 
 def test_behind_a_window_only_the_window_and_a_step_are_kept(tiny_checkpoint: Maker) -> None:
