@@ -139,9 +139,10 @@ def _profile_of(caps: Capabilities) -> Profile | None:
 
 
 def _unknown(name: str, kinds: list[str]) -> str:
+    kinds = [kind for kind in kinds if kind not in ("null", "opencl")]  # no plan is for those
     close = nearest_profiles(name) or difflib.get_close_matches(name, kinds, n=2)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return (
         f"unknown device {name!r}.{hint} Profiles: {', '.join(all_profiles())}; in this machine: "
-        f"{', '.join(k for k in kinds if k not in ('null', 'opencl'))}"
+        f"{', '.join(kinds)}"
     )
