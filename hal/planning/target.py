@@ -80,12 +80,14 @@ def absent(profile: Profile, count: int = 1) -> PlanDevice:
 
 
 def _absent(target: Target, profile: Profile) -> PlanDevice:
+    is_arch = target.name == profile.arch != profile.name
+    first = f"{target.name} means its first profile; " if is_arch else ""
     return PlanDevice(
         name=profile.name,
         count=target.count,
         is_counted=target.is_counted,
         is_present=False,
-        reason=f"profile {profile.name}: {profile.title}",
+        reason=f"{first}profile {profile.name}: {profile.title}",
         kind=profile.device,
         capabilities=profile.capabilities(),
         profile=profile,

@@ -139,6 +139,13 @@ def test_compare_prints_a_row_for_each_and_why_not(capsys: Said) -> None:
     assert err.startswith("hal-info plan: rtx4090: HAL-E300: does not fit")
 
 
+def test_an_arch_means_its_first_profile_and_says_so(capsys: Said) -> None:
+    _, out, _ = ask(capsys, "llama-3-8b", "--device", "gfx942")
+    assert "  gfx942 means its first profile; profile mi300x: AMD Instinct MI300X\n" in out
+    _, out, _ = ask(capsys, "llama-3-8b", "--device", "gaudi2")
+    assert "first profile" not in out
+
+
 def test_an_encoding_without_bars_is_no_error() -> None:
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
