@@ -13,7 +13,7 @@ from hal.devices.registry import all_vendors, in_tree_vendors
 from hal.devices.vendor import Vendor
 from hal.errors import ConfigError, DeviceUnavailable, UnsupportedError
 from hal.memory import format_bytes
-from hal.profiles import all_profiles
+from hal.profiles import find_profile
 from hal.report import DeviceReport, ProbeReport
 
 # What other engines and vendors call them.
@@ -217,8 +217,7 @@ def _unavailable(spec: DeviceSpec, named: DeviceReport, report: ProbeReport) -> 
 
 def _unknown(spec: DeviceSpec, known: Mapping[str, Vendor]) -> str:
     names = [AUTO, *known]
-    profiles = {name for p in all_profiles().values() for name in (p.name, p.arch)}
-    if str(spec) in profiles:
+    if _is_profile(str(spec)):
         return (
             f"unknown device {str(spec)!r}: it is a profile, no device of this machine. "
             f"--device null:{spec} poses as it; hal-info plan --device {spec} plans for it"
@@ -227,3 +226,11 @@ def _unknown(spec: DeviceSpec, known: Mapping[str, Vendor]) -> str:
     meant = _OTHER_NAMES.get(spec.vendor) or (close[0] if close else "")
     hint = f" Did you mean --device {meant}?" if meant else ""
     return f"unknown device {str(spec)!r}; known: {', '.join(names)}.{hint}"
+
+
+def _is_profile(name: str) -> bool:
+    try:
+        find_profile(name)
+    except ConfigError:
+        return False
+    return True

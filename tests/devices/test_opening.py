@@ -151,7 +151,7 @@ def test_a_wrong_name_gets_the_nearest_right_one(spec: str, hint: str) -> None:
     assert hint in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["h100", "gfx942"])
+@pytest.mark.parametrize("spec", ["h100", "3090", "gfx942"])
 def test_a_profile_is_told_apart_from_a_device(spec: str) -> None:
     with pytest.raises(ConfigError, match=f"'{spec}': it is a profile.*--device null:{spec} poses"):
         open_device(spec)
