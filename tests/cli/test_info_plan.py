@@ -146,6 +146,12 @@ def test_an_arch_means_its_first_profile_and_says_so(capsys: Said) -> None:
     assert "first profile" not in out
 
 
+def test_a_concurrency_beyond_all_memory_takes_none_here(capsys: Said) -> None:
+    code, _, err = ask(capsys, "hal-tiny", "--device", "h200", "--concurrency", "2000000000")
+    assert code == 2
+    assert "HAL-E300: does not fit" in err and "lower --concurrency to " in err
+
+
 def test_an_encoding_without_bars_is_no_error() -> None:
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
