@@ -13,6 +13,7 @@ from hal.devices.registry import all_vendors, in_tree_vendors
 from hal.devices.vendor import Vendor
 from hal.errors import ConfigError, DeviceUnavailable, UnsupportedError
 from hal.memory import format_bytes
+from hal.profiles import find_profile
 from hal.report import DeviceReport, ProbeReport
 
 # What other engines and vendors call them.
@@ -58,7 +59,9 @@ def parse_spec(text: str) -> DeviceSpec:
     device named twice."""
     spec = text.strip().lower()
     several = _SEVERAL.fullmatch(spec)
-    vendor, _, detail = spec.partition(":")
+    vendor, colon, detail = spec.partition(":")
+    if colon and not detail:
+        raise ConfigError(f"--device {text}: nothing follows the colon; write --device {vendor}")
     count = int(several.group(1)) if several else len(detail.split(","))
     if not several:
         _refuse_twins(text, vendor, detail)
@@ -214,7 +217,20 @@ def _unavailable(spec: DeviceSpec, named: DeviceReport, report: ProbeReport) -> 
 
 def _unknown(spec: DeviceSpec, known: Mapping[str, Vendor]) -> str:
     names = [AUTO, *known]
+    if _is_profile(str(spec)):
+        return (
+            f"unknown device {str(spec)!r}: it is a profile, no device of this machine. "
+            f"--device null:{spec} poses as it; hal-info plan --device {spec} plans for it"
+        )
     close = difflib.get_close_matches(spec.vendor, names, n=1)
     meant = _OTHER_NAMES.get(spec.vendor) or (close[0] if close else "")
     hint = f" Did you mean --device {meant}?" if meant else ""
     return f"unknown device {str(spec)!r}; known: {', '.join(names)}.{hint}"
+
+
+def _is_profile(name: str) -> bool:
+    try:
+        find_profile(name)
+    except ConfigError:
+        return False
+    return True

@@ -45,8 +45,7 @@ class ModelRunner:
             residual=binder.arena.buffer("sampled_residual", width, config.dtype, rows=rows),
         )
         self.sampler = TokenSampler(binder, config.vocab_size, config.max_num_seqs)
-        max_blocks = -(-config.max_model_len // config.block_size)
-        self._block_table = np.zeros((config.max_num_seqs, max_blocks), dtype=np.int32)
+        self._block_table = np.zeros((0, 0), dtype=np.int32)  # planning makes runners, too
         self._kv_caches: tuple[Tensor, ...] = ()
         self._num_blocks = 0
         self._families = _distinct(decoder.attention_families)
@@ -70,7 +69,9 @@ class ModelRunner:
 
     def start(self, num_blocks: int) -> None:
         """Allocate every layer's KV cache of `num_blocks` blocks; batches may follow."""
-        device = self._binder.device
+        device, config = self._binder.device, self._config
+        max_blocks = -(-config.max_model_len // config.block_size)
+        self._block_table = np.zeros((config.max_num_seqs, max_blocks), dtype=np.int32)
         self._num_blocks = num_blocks
         self._kv_caches = tuple(
             device.empty(family.kv_shape(num_blocks), self._config.dtype)

@@ -42,17 +42,22 @@ ToEngine = Start | Add | Abort
 
 
 class ErrorRecord(msgspec.Struct, frozen=True):
-    """An error of hal/errors.py on its way between processes."""
+    """An error of hal/errors.py on its way between processes.
+
+    rows: of a SelectionError, every candidate with its reason
+    """
 
     kind: str
     code: str
     message: str
     param: str | None = None
+    rows: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, error: errors.HalError) -> ErrorRecord:
         param = error.param if isinstance(error, errors.RequestError) else None
-        return cls(type(error).__name__, error.code, error.message, param)
+        rows = error.rows if isinstance(error, errors.SelectionError) else ()
+        return cls(type(error).__name__, error.code, error.message, param, rows)
 
     def to_error(self) -> errors.HalError:
         kind = getattr(errors, self.kind, errors.EngineError)
@@ -60,6 +65,8 @@ class ErrorRecord(msgspec.Struct, frozen=True):
             kind = errors.EngineError
         if issubclass(kind, errors.RequestError):
             return kind(self.message, param=self.param, code=self.code)
+        if issubclass(kind, errors.SelectionError):
+            return kind(self.message, rows=self.rows, code=self.code)
         return kind(self.message, code=self.code)
 
 

@@ -6,6 +6,8 @@ import hashlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +30,8 @@ class CompiledPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSource:
-    """hash: of every source file behind the kernel; compiler: "" where nothing is compiled."""
+    """hash: of every source file behind the kernel; compiler: of its compiled part, and where it
+    has none the release of torch whose own kernels it calls."""
 
     hash: str
     compiler: str
@@ -53,8 +56,18 @@ def kernel_source(kernel: Kernel) -> KernelSource | None:
     if part is not None:
         total.update(part.source_hash.encode())
     return KernelSource(
-        hash=total.hexdigest()[:_HASH_DIGITS], compiler="" if part is None else part.compiler
+        hash=total.hexdigest()[:_HASH_DIGITS],
+        compiler=_torch_release() if part is None else part.compiler,
     )
+
+
+@cache
+def _torch_release() -> str:
+    """ "torch 2.13": a release fixes what its kernels compute, a build of it does not."""
+    try:
+        return f"torch {'.'.join(version('torch').split('.')[:2])}"
+    except PackageNotFoundError:
+        return ""
 
 
 def hash_of_file(path: Path) -> str:

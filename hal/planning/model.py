@@ -115,7 +115,7 @@ def _why_not_run(fields: ConfigFields, stored: Scheme | None) -> tuple[str, ...]
 def _notes(shape: ModelShape, stored: Scheme | None) -> tuple[str, ...]:
     notes = [shape.guess] if shape.guess else []
     notes += shape.notes
-    if not shape.has_dtype and stored is None:
+    if not shape.has_dtype:
         notes.append(
             "config.json names no dtype: float32, as start-up reads it; --dtype changes that"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hal.dtypes import DType
+from hal.kv import KVKind
 from hal.planning.model import PlannedModel
 from hal.planning.quantization import weight_bytes
 from hal.planning.settings import PlanSettings
@@ -80,14 +81,21 @@ class Roofline:
         return self._rate("decode", work, num_seqs, num_tokens, num_seqs)
 
     def prefill(self, num_tokens: int) -> Rate | None:
-        """Prompts of `num_tokens` tokens in full steps; a token sees half of its prompt."""
+        """Prompts of `num_tokens` tokens in full steps; a token sees half of its prompt.
+
+        None for a model with an encoder: what reads the prompt is not what writes the answer.
+        """
         shape, tp = self.model.shape, self._tp
+        if any(layers.kind is KVKind.CROSS for layers in shape.kv):
+            return None
         step = self.sized.resolved.max_num_batched_tokens
         head = sum(w.active_elements for w in shape.weights if w.role is Role.HEAD)
         attended = sum(
-            layers.count * self._seen(i, num_tokens // 2) for i, layers in enumerate(shape.kv)
+            layers.count * self._seen_by_a_prompt(i, num_tokens)
+            for i, layers in enumerate(shape.kv)
         )
-        flops = 2 * (shape.active_parameters - head + shape.attention_dim * attended) * step / tp
+        attention_dim = shape.prefill_attention_dim or shape.attention_dim
+        flops = 2 * (shape.active_parameters - head + attention_dim * attended) * step / tp
         work = _Work(self._weight_bytes(with_head=False), flops, self._sent_bytes(step))
         return self._rate("prefill", work, 1, num_tokens, step)
 
@@ -137,6 +145,11 @@ class Roofline:
     def _seen(self, index: int, num_tokens: int) -> int:
         window = self.model.shape.kv[index].window
         return num_tokens if window is None else min(num_tokens, window)
+
+    def _seen_by_a_prompt(self, index: int, num_tokens: int) -> float:
+        """The mean over a prompt's tokens: the first ones see less than a window, too."""
+        window = self._seen(index, num_tokens)
+        return window - window * window / (2 * num_tokens)
 
     def _sent_bytes(self, num_tokens: int) -> float:
         """Two all-reduces a layer; a ring sends each byte 2 (tp - 1) / tp times."""

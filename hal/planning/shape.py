@@ -91,6 +91,7 @@ class ModelShape:
 
     dense_widths: widths of the step buffers that ranks cut (projections, MLP), per token
     attention_dim: query elements times 2 that each remembered token is multiplied with, one layer
+    prefill_attention_dim: the same while a prompt is read, where that takes less; 0: the same
     guess: how the shape was guessed, "" where the architecture is known
     """
 
@@ -108,6 +109,7 @@ class ModelShape:
     kv: tuple[KVLayers, ...]
     dense_widths: tuple[int, ...]
     attention_dim: int
+    prefill_attention_dim: int = 0
     rotary_dim: int = 0
     has_dtype: bool = True
     guess: str = ""

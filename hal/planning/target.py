@@ -80,12 +80,14 @@ def absent(profile: Profile, count: int = 1) -> PlanDevice:
 
 
 def _absent(target: Target, profile: Profile) -> PlanDevice:
+    is_arch = target.name == profile.arch != profile.name
+    first = f"{target.name} means its first profile; " if is_arch else ""
     return PlanDevice(
         name=profile.name,
         count=target.count,
         is_counted=target.is_counted,
         is_present=False,
-        reason=f"profile {profile.name}: {profile.title}",
+        reason=f"{first}profile {profile.name}: {profile.title}",
         kind=profile.device,
         capabilities=profile.capabilities(),
         profile=profile,
@@ -139,9 +141,10 @@ def _profile_of(caps: Capabilities) -> Profile | None:
 
 
 def _unknown(name: str, kinds: list[str]) -> str:
+    kinds = [kind for kind in kinds if kind not in ("null", "opencl")]  # no plan is for those
     close = nearest_profiles(name) or difflib.get_close_matches(name, kinds, n=2)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return (
         f"unknown device {name!r}.{hint} Profiles: {', '.join(all_profiles())}; in this machine: "
-        f"{', '.join(k for k in kinds if k not in ('null', 'opencl'))}"
+        f"{', '.join(kinds)}"
     )

@@ -14,6 +14,7 @@ from hal.cli.info import doctor
 from hal.cli.info.doctor import examine
 from hal.cli.info.selftest import MARK, Result, SelfTest, Verdict, run_one, self_tests
 from hal.devices.null import NullDevice
+from hal.devices.null_spec import parse_null
 from hal.kernels import register_all
 from hal.select import OPS
 from hal.tensor import Tensor
@@ -91,6 +92,14 @@ def test_what_a_test_raises_is_its_failure() -> None:
 
     result = run_one(SelfTest("linear fast", broken), NullDevice())
     assert result == Result("linear fast", Verdict.FAIL, "RuntimeError: no kernel image")
+
+
+def test_what_a_kernel_raises_is_its_failure() -> None:
+    device = NullDevice(parse_null("oom@0"))
+    smoke_run = next(t for t in self_tests() if t.name == "add reference")
+    result = run_one(smoke_run, device)
+    assert result.verdict is Verdict.FAIL
+    assert "DeviceOutOfMemory: HAL-E310: " in result.detail
 
 
 def test_a_failure_is_the_last_line_and_exit_code_1(

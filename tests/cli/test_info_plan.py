@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -125,13 +126,57 @@ def test_compare_prints_a_row_for_each_and_why_not(capsys: Said) -> None:
     assert [rows[d] for d in devices.split(",")] == ["yes", "yes", "yes", "no", "no", "no"]
     assert "rtx4090: HAL-E300: does not fit" in out
     assert "3 does not divide 32 attention heads" in out
-    assert "unknown device 'nope'" in out
+    assert "unknown device 'nope'. Profiles:" in " ".join(out.split())  # opencl is no hint
     assert max(len(line) for line in out.splitlines()) <= 100
     code, out, _ = ask(capsys, "llama-3-8b", "--compare", "nope,l4", "--ctx", "8k", "--json")
     plans = json.loads(out)["plans"]
     assert [(plan["asked"], plan["fits"]) for plan in plans] == [("nope", False), ("l4", True)]
     assert plans[0]["error"]["code"] == "HAL-E100"
-    assert ask(capsys, "llama-3-8b", "--compare", "nope,3xh100")[0] == 2
+    code, _, err = ask(capsys, "llama-3-8b", "--compare", "nope,3xh100")
+    assert code == 2
+    assert err.startswith("hal-info plan: none of 2 devices fits; the first, nope: HAL-E100: ")
+    _, _, err = ask(capsys, "llama-3-8b", "--compare", "rtx4090", "--concurrency", "16")
+    assert err.startswith("hal-info plan: rtx4090: HAL-E300: does not fit")
+
+
+def test_an_arch_means_its_first_profile_and_says_so(capsys: Said) -> None:
+    _, out, _ = ask(capsys, "llama-3-8b", "--device", "gfx942")
+    assert "  gfx942 means its first profile; profile mi300x: AMD Instinct MI300X\n" in out
+    _, out, _ = ask(capsys, "llama-3-8b", "--device", "gaudi2")
+    assert "first profile" not in out
+
+
+def test_a_concurrency_beyond_all_memory_takes_none_here(capsys: Said) -> None:
+    code, _, err = ask(capsys, "hal-tiny", "--device", "h200", "--concurrency", "2000000000")
+    assert code == 2
+    assert "HAL-E300: does not fit" in err and "lower --concurrency to " in err
+
+
+def test_an_encoding_without_bars_is_no_error() -> None:
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "hal.cli.info", "plan", "hal-tiny", "--device", "h100"],
+        capture_output=True,
+        text=True,
+        env=environ,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  ? weights" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_message() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "hal.cli.info", "plan", "hal-tiny", "--device", "h100"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "hal-info plan: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 def test_other_names_of_the_same_settings(capsys: Said) -> None:

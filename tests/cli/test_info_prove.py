@@ -170,6 +170,16 @@ def test_a_device_that_dies_fails_alone(capsys: pytest.CaptureFixture[str]) -> N
     assert said.err.splitlines()[-1].startswith("hal-info prove: null:h100,crash@3 failed: the")
 
 
+def test_a_device_that_hangs_fails_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["prove", "hal-tiny", "--devices", "null,null:hang@1,null:gfx942", "--timeout", "20"]
+    assert info.main([*argv, "--dtype", "float32", "--max-tokens", "1", "--json"]) == 1
+    said = capsys.readouterr()
+    hung, other = json.loads(said.out)["comparisons"]
+    assert hung["verdict"] == "failed"
+    assert hung["reason"].endswith("no answer within 20 s: it hangs, or --timeout is too short")
+    assert other["verdict"] == "agrees"
+
+
 def test_a_standard_that_dies_is_the_error(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["prove", "hal-tiny", "--devices", "null:crash@0,null", "--max-tokens", "1"]
     assert info.main(argv) == 6
@@ -222,6 +232,7 @@ def test_devices_are_split_at_commas_but_faults_are_not() -> None:
         (["hal-tiny", "--devices", "cpu,nul"], "Did you mean --device null?"),
         (["/nope", "--devices", "cpu,null"], "/nope does not exist"),
         (["hal-tiny", "--devices", "cpu,null", "--max-tokens", "0"], "must be at least 1"),
+        (["hal-tiny", "--devices", "cpu,null", "--timeout", "0"], "--timeout must be at least 1"),
         (["hal-tiny", "--devices", "cpu,null", "--max-tokens", "1024"], "leaves no room"),
         (["hal-tiny", "--devices", "cpu,null", "--prompts", "/nope"], "--prompts /nope"),
         (["hal-tiny", "--devices", "cpu,null", "--device", "cpu"], "did you mean --devices?"),

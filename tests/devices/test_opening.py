@@ -151,7 +151,13 @@ def test_a_wrong_name_gets_the_nearest_right_one(spec: str, hint: str) -> None:
     assert hint in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["", "cpu:0", "1xmi300x", "cuda:x", "auto:1"])
+@pytest.mark.parametrize("spec", ["h100", "3090", "gfx942"])
+def test_a_profile_is_told_apart_from_a_device(spec: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{spec}': it is a profile.*--device null:{spec} poses"):
+        open_device(spec)
+
+
+@pytest.mark.parametrize("spec", ["", "cpu:0", "1xmi300x", "cuda:x", "auto:1", "null:", "cuda:"])
 def test_a_malformed_spec_is_refused(spec: str) -> None:
     with pytest.raises(ConfigError):
         open_device(spec)

@@ -18,7 +18,7 @@ from tiny_checkpoints import make_checkpoint
 from hal import LLM, errors
 from hal.cli import run
 from hal.error_codes import ERROR_CODES
-from hal.errors import HalError
+from hal.errors import HalError, SelectionError
 
 BASE = ("--prompt", "hi", "--max-tokens", "4", "--max-model-len", "64", "--max-num-seqs", "2")
 
@@ -150,6 +150,18 @@ def test_a_server_ends_with_the_cause(case: Breakdown) -> None:
     assert last.startswith(f"hal-serve: {case.code}: ")
     assert re.search(case.says, last), last
     assert "Traceback" not in "\n".join(server.error_lines)
+
+
+def test_a_server_without_a_kernel_prints_the_rows_of_explain() -> None:
+    """From the engine process to the terminal, one row a kernel, the cause last."""
+    arguments = ["hal-tiny", "--device", "null:h100", "--strict", "--kernel", "linear=reference"]
+    with serving(arguments) as server:
+        assert server.wait() == SelectionError.exit_code
+        *_, first, second, third, last = server.error_lines
+    assert first.startswith("  not avx512_bf16 (cannot run): runs on CPUs only")
+    assert second.endswith("--kernel linear=reference was given -> without --kernel")
+    assert third.startswith("  not reference (--strict): --strict refuses reference kernels")
+    assert last.startswith("hal-serve: HAL-E500: ")
 
 
 def test_a_bug_in_a_step_names_step_and_exception(monkeypatch: pytest.MonkeyPatch) -> None:

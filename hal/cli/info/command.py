@@ -6,9 +6,12 @@ imported when it is named, so that `--help` stays quick.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import cast
 
 from hal.cli.arguments import report_error
@@ -18,6 +21,7 @@ from hal.errors import HalError, ModelError
 PROG = "hal-info"
 EXIT_BAD_ARGUMENT = 2
 EXIT_INTERRUPTED = 130
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 SUBCOMMANDS = {
     "doctor": "self-tests of every device: copy, matmul, a smoke run of each kernel",
@@ -40,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments.pop(0) if arguments and arguments[0] in SUBCOMMANDS else ""
     prog = f"{PROG} {name}".strip()
     let_waiting_threads_sleep()
+    _show_what_the_terminal_can()
     try:
-        return _runner(name)(arguments, environment())
+        exit_code = _runner(name)(arguments, environment())
+        sys.stdout.flush()  # what cannot be written fails here, where it has a message
+        return exit_code
     except HalError as error:
         if wants_traceback():
             raise
@@ -54,6 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output left, as `head` does.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if wants_traceback() or error.errno not in _CANNOT_WRITE:
+            raise
+        _drop_what_was_not_written()
+        print(f"{prog}: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_BAD_ARGUMENT
+
+
+def _show_what_the_terminal_can() -> None:
+    """A bar or a path that the terminal's encoding lacks becomes a "?", never an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_what_was_not_written() -> None:
+    """Python writes what is left when it ends, and would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _runner(name: str) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,15 @@ def _compare(settings: PlanSettings, devices: Sequence[str], as_json: bool) -> i
         print(json.dumps(comparison.as_json(), indent=2))
     else:
         print(render_comparison(comparison))
-    return 0 if comparison.any_fits else EXIT_DOES_NOT_FIT
+    if comparison.any_fits:
+        return 0
+    row = comparison.rows[0]
+    error = row.error if row.report is None else row.report.error
+    assert error is not None, "a row that does not fit says why"
+    count = len(comparison.rows)
+    devices = f"none of {count} devices fits; the first, " if count > 1 else ""
+    print(f"{_PROG}: {devices}{row.device}: {error}", file=sys.stderr)
+    return EXIT_DOES_NOT_FIT
 
 
 def _parse(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, object]:

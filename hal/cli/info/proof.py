@@ -18,7 +18,7 @@ from hal.dtypes import DType, parse_dtype
 SCHEMA_VERSION = 1
 # How much less likely the other device's token may be, in nats, where two devices part ways. The
 # order of summation alone moves logits by this much in these types.
-REGRET_LIMITS = {DType.FLOAT32: 1e-3, DType.FLOAT16: 0.05, DType.BFLOAT16: 0.2}
+TIE_LIMITS = {DType.FLOAT32: 1e-3, DType.FLOAT16: 0.05, DType.BFLOAT16: 0.2}
 
 
 class Verdict(StrEnum):
@@ -152,7 +152,7 @@ def _verdict(
     divergences: Sequence[Divergence],
     first_site: SiteDifference | None,
 ) -> Verdict:
-    limit = max(REGRET_LIMITS[dtype] for dtype in _dtypes(reference, other))
+    limit = max(TIE_LIMITS[dtype] for dtype in _dtypes(reference, other))
     if first_site is not None or any(d.regret > limit for d in divergences):
         return Verdict.DIFFER
     return Verdict.TIE if divergences else Verdict.AGREE

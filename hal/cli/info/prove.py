@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PROG = "hal-info prove"
 EXIT_DIFFERENT = 1
 DEFAULT_MAX_TOKENS = 32
+# Loading a large model and the reference kernels are slow; a driver that hangs is slower.
+DEFAULT_TIMEOUT_S = 3600
 # Lengths of the random prompts: one token, less and more than a block, no multiples of anything.
 PROMPT_LENGTHS = (1, 7, 23, 61)
 _DESCRIPTION = (
@@ -50,6 +52,13 @@ _FLAGS = FlagGroup(
             convert=int,
             default=DEFAULT_MAX_TOKENS,
         ),
+        Flag(
+            name="timeout",
+            help="seconds after which a device that has not answered counts as hung",
+            metavar="S",
+            convert=int,
+            default=DEFAULT_TIMEOUT_S,
+        ),
         Flag(name="json", help="print one JSON object instead of a table", convert=None),
     ),
 )
@@ -66,6 +75,7 @@ class ProveOptions:
     devices: tuple[str, ...]
     prompts_file: Path | None
     max_tokens: int
+    timeout_s: int = DEFAULT_TIMEOUT_S
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -89,6 +99,10 @@ def _options(values: Mapping[str, object]) -> ProveOptions:
     assert isinstance(max_tokens, int)
     if max_tokens < 1:
         raise ConfigError(f"--max-tokens must be at least 1; got {max_tokens}")
+    timeout_s = values.get("timeout", DEFAULT_TIMEOUT_S)
+    assert isinstance(timeout_s, int)
+    if timeout_s < 1:
+        raise ConfigError(f"--timeout must be at least 1; got {timeout_s}")
     prompts_file = values.get("prompts")
     assert prompts_file is None or isinstance(prompts_file, Path)
     return ProveOptions(
@@ -96,6 +110,7 @@ def _options(values: Mapping[str, object]) -> ProveOptions:
         devices=split_devices(str(values.get("devices", ""))),
         prompts_file=prompts_file,
         max_tokens=max_tokens,
+        timeout_s=timeout_s,
     )
 
 
@@ -128,12 +143,14 @@ def prove(options: ProveOptions) -> Proof:
     comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory(prefix="hal-prove-") as folder:
         jobs = _jobs(options, prompts, Path(folder))
-        reference = run_child(next(jobs))  # nothing can be held to one that fails
+        reference = run_child(
+            next(jobs), options.timeout_s
+        )  # nothing can be held to one that fails
         runs = [reference]
         follow = [p + a for p, a in zip(prompts, reference.facts.answers, strict=True)]
         for device, job in zip(options.devices[1:], jobs, strict=True):
             try:
-                other = run_child(replace(job, follow=follow))
+                other = run_child(replace(job, follow=follow), options.timeout_s)
             except HalError as error:
                 comparisons.append(failed(device, error.message))
                 continue
@@ -203,8 +220,8 @@ def _prompts(options: ProveOptions) -> list[list[int]]:
     return prompts
 
 
-def run_child(job: Job) -> Run:
-    """Run one device's job; raises HalError with the child's cause."""
+def run_child(job: Job, timeout_s: float) -> Run:
+    """Run one device's job; raises HalError with the child's cause, or that it hangs."""
     import numpy as np
 
     from hal.cli.info.proof import Run
@@ -213,7 +230,14 @@ def run_child(job: Job) -> Run:
     job_file = Path(job.arrays).with_suffix(".json")
     job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
     command = [sys.executable, "-P", "-m", "hal.cli.info.prove_run", str(job_file)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"no answer within {timeout_s:g} s: it hangs, or --timeout is too short"
+        ) from error
     said = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode != 0 or not said:
         raise _failure(done.returncode, done.stderr)

@@ -112,10 +112,10 @@ def _smoke_run(kernel: Kernel) -> Callable[[Device], Result]:
             if record.skipped:
                 reason = record.skipped
                 continue
-            detail = "; ".join(map(str, record.failures))
             if record.has_passed:
                 return Result(name, Verdict.PASS, case.label)
-            return Result(name, Verdict.FAIL, f"{case.label}: {detail or 'nothing was checked'}")
+            detail = record.detail or "nothing was checked"
+            return Result(name, Verdict.FAIL, f"{case.label}: {detail}")
         return Result(name, Verdict.SKIP, reason)
 
     return run

@@ -95,8 +95,12 @@ def _t5_weights(
     tied = fields.flag("tie_word_embeddings", default=True)
     yield from embedding(dims.vocab_size, width, tied=tied)
     yield vector("relative_bias", buckets * dims.num_heads, 2)
-    yield from attention(dims.attention(), num_encoder, "encoder")
-    yield from mlp(dims.mlp(gated=gated), num_encoder, "encoder.mlp")
+    # The encoder reads the input once: no token of the answer is multiplied with it.
+    encoder = [
+        *attention(dims.attention(), num_encoder, "encoder"),
+        *mlp(dims.mlp(gated=gated), num_encoder, "encoder.mlp"),
+    ]
+    yield from (replace(weight, active=0) for weight in encoder)
     yield norms("encoder.norms", width, 2 * num_encoder + 1)
     yield from attention(dims.attention(), num_decoder, "decoder")
     yield from attention(dims.attention(), num_decoder, "cross")

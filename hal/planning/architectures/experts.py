@@ -81,6 +81,8 @@ def read_deepseek(fields: ConfigFields) -> ModelShape:
         dense_widths=(q, heads * latent.value_dim, 2 * active, active),
         # The up-projections are folded into the query: it meets the latent itself.
         attention_dim=heads * (2 * latent.kv_rank + latent.rope_dim),
+        # A prompt's own keys and values are made once, and are smaller than the latent.
+        prefill_attention_dim=q + heads * latent.value_dim,
         rotary_dim=latent.rope_dim,
     )
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import hal
+from hal.dtypes import DType
 from hal.engine.config_fields import ConfigFields
 from hal.errors import ConfigError
 from hal.planning.quantization import PLANNED, Scheme, planned_scheme, stored_scheme
@@ -133,3 +134,12 @@ def test_kv_types(published: Published, kv: str, ratio: float) -> None:
     plain, small = (hal.plan(model, device="h100", kv=k) for k in ("auto", kv))
     assert small.inputs.kv_bytes_per_block == ratio * plain.inputs.kv_bytes_per_block
     assert any(f"not supported yet: a KV cache in {kv}" in note for note in small.notes)
+
+
+def test_a_quantized_checkpoint_without_a_dtype_is_said_to_be_float32(published: Published) -> None:
+    model = published(
+        "gpt-oss-20b", torch_dtype=None, quantization_config={"quant_method": "mxfp4"}
+    )
+    report = hal.plan(model, device="h100")
+    assert report.sized.resolved.dtype is DType.FLOAT32
+    assert any(note.startswith("config.json names no dtype: float32") for note in report.notes)

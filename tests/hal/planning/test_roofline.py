@@ -50,6 +50,38 @@ def test_a_window_bounds_what_is_read(published: Published) -> None:
     assert rates(near)["decode", 1] == rates(far)["decode", 1]
 
 
+def test_a_prompt_sees_less_than_its_window_on_average(published: Published) -> None:
+    report = hal.plan(published("mistral-7b"), device="h100", ctx=32768, typical=16384)
+    matrices = report.model.shape.num_parameters - 2 * 32000 * 4096
+    # The first 4096 tokens see 2048 on average, the other three quarters 4096.
+    attention = 32 * 2 * 4096 * (2048 + 3 * 4096) / 4
+    rate, _ = rates(report)["prefill", 1]
+    assert rate == pytest.approx(989e12 / (2 * (matrices + attention)), rel=1e-3)
+
+
+def test_a_latent_prompt_is_attended_to_by_heads(published: Published) -> None:
+    """Folded into the latent, as decoding does it, would be 3.4 x the work: no upper bound."""
+    model = published("deepseek-v3", num_hidden_layers=4)
+    report = hal.plan(model, device="h200", ctx=8192, typical=8192)
+    head = 129280 * 7168
+    attention = 4 * 128 * (192 + 128) * 4096
+    flops = 2 * (report.model.shape.active_parameters - head + attention)
+    rate, bound = rates(report)["prefill", 1]
+    assert bound == "compute"
+    assert rate == pytest.approx(989e12 / flops, rel=1e-3)
+
+
+def test_an_encoder_is_not_read_for_a_token_of_the_answer(published: Published) -> None:
+    report = hal.plan(published("t5-large"), device="h100", ctx=512, typical=128)
+    found = rates(report)
+    encoder = 24 * (4 * 1024 * 1024 + 2 * 1024 * 4096)
+    read = report.model.shape.num_parameters - encoder
+    cache = 2 * 24 * 2 * 16 * 64 * 128
+    itemsize = report.sized.resolved.dtype.num_bytes(1)
+    assert found["decode", 1][0] == pytest.approx(3350e9 / (itemsize * (read + cache)), rel=1e-3)
+    assert not any(what == "prefill" for what, _ in found)
+
+
 def test_a_slow_link_is_the_bound(published: Published) -> None:
     report = hal.plan(published("llama-3-8b"), device="4xrtx5090", quantization="fp8")
     assert rates(report)["prefill", 1][1] == "link"
