@@ -19,6 +19,7 @@ def notes(
     return (
         *_not_yet(sizer, settings, device),
         *sizer.model.notes,
+        *_kernels(sizer, settings, device),
         *_devices(settings, device),
         *_formats(sizer, settings, device, sized),
     )
@@ -54,6 +55,15 @@ def _devices(settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
         yield (
             f"{tp} of {device.name} have no link faster than PCI Express between them "
             f"({link.kind}, {link.bytes_per_s / 1e9:g} GB/s one way); every layer waits twice"
+        )
+
+
+def _kernels(sizer: Sizer, settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
+    wishes = settings.kernel or settings.strict or settings.deterministic
+    if wishes and sizer.basis(settings, device) is Basis.CONFIG:
+        yield (
+            "--kernel, --strict and --deterministic change nothing here: sizes are derived from "
+            "config.json, no kernel is chosen"
         )
 
 

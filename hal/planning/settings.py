@@ -39,6 +39,9 @@ class PlanSettings:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     block_size: int | None = None
+    kernel: tuple[str, ...] = ()
+    strict: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -78,6 +81,9 @@ class PlanSettings:
             model=self.model,
             dtype=self.dtype,
             quantization=quantization,
+            kernel=tuple(self.kernel),
+            strict=self.strict,
+            deterministic=self.deterministic,
             memory=self.memory,
             max_model_len=self.ctx,
             max_num_seqs=self.slots,

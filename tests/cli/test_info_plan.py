@@ -445,3 +445,15 @@ def test_the_page_shows_what_is_printed(capsys: Said, tmp_path: Path) -> None:
     for command, printed in examples:
         _, out, err = ask(capsys, *command.split())
         assert printed == out + err, command
+
+
+def test_kernel_wishes_are_those_of_start_up(capsys: Said) -> None:
+    small = ask(capsys, "hal-tiny", "--device", "avx512-bf16", "--json")
+    wished = ("--kernel", "mlp_block=composed", "--json")
+    large = ask(capsys, "hal-tiny", "--device", "avx512-bf16", *wished)
+    activations = [json.loads(out)["memory"]["activation_bytes"] for _, out, _ in (small, large)]
+    assert activations[0] < activations[1], "the composed block keeps gate and up apart"
+    code, _, err = ask(capsys, "hal-tiny", "--device", "v100", "--dtype", "bfloat16", "--strict")
+    assert code == 2 and "--strict refuses upcast kernels" in err
+    code, out, _ = ask(capsys, "hal-tiny", "--device", "2xh100", "--strict")
+    assert code == 0 and "change nothing here" in " ".join(out.split())

@@ -74,7 +74,7 @@ def test_a_changed_kernel_or_compiler_drops_to_reference(change: dict[str, str])
         ({"driver": ""}, ("driver",)),
         ({"device": "", "num_cases": 0}, ("device", "num_cases")),
         ({"date": ""}, ("date",)),
-        ({"level": Level.COMPILES}, ("compiler",)),
+        ({"level": Level.COMPILES, "compiler": ""}, ("compiler",)),
         ({"level": Level.EMULATED, "compiler": "x", "proof": ""}, ("proof",)),
         ({"level": Level.BENCHMARKED, "proof": ""}, ("proof",)),
     ],

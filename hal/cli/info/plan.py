@@ -43,7 +43,7 @@ def _number(name: str, help: str, *, is_hidden: bool = False) -> Flag:
     return Flag(name=name, help=help, metavar="N", convert=_count, is_hidden=is_hidden)
 
 
-_SHARED = ("dtype", "memory")
+_SHARED = ("dtype", "memory", "kernel", "strict", "deterministic")
 _FLAGS = FlagGroup(
     "what to plan",
     (
