@@ -34,9 +34,9 @@ inline int64_t group_size(const AttentionArgs& args) {
     return args.num_heads / args.kv_shape.num_kv_heads;
 }
 
-// Floats of one row's partial sums: running maximum, sum of weights, weighted V.
+// Floats of one row's partial sums: running maximum, sums of weights in 16 lanes, weighted V.
 inline int64_t partial_row(const AttentionArgs& args) {
-    return round_up(args.kv_shape.head_dim, kLanes) + kLanes;
+    return round_up(args.kv_shape.head_dim, kLanes) + 2 * kLanes;
 }
 
 inline Sequence sequence_at(const AttentionArgs& args, int64_t index) {
