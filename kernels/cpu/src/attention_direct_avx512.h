@@ -34,6 +34,7 @@ template <class T, int R>
 [[gnu::noinline]] void direct_scores(const DirectOperands<T>& op) {
     constexpr int64_t step = 4 / sizeof(T);
     const int64_t units = op.dim / step;
+    Fetcher<T> fetcher(op.next.keys, op.dim);
     for (int64_t first = 0; first < op.width; first += kLanes) {
         __m512 acc[R];
 #pragma GCC unroll 8
@@ -41,11 +42,12 @@ template <class T, int R>
         for (int64_t u = 0; u < units; u += kLanes) {
             const int64_t count = units - u < kLanes ? units - u : kLanes;
             __m512i k[16];
-            load_steps(op.tile.keys + first, op.next.keys + first, u * step, tail_mask(count), k);
+            load_steps(op.tile.keys + first, u * step, tail_mask(count), k);
             const T* q = op.q + u * step;
 #pragma GCC unroll 16
             for (int i = 0; i < 16; ++i) {
                 if (i == count) break;
+                fetcher.fetch_line();
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) {
                     acc[r] = dot(acc[r], broadcast_step(q + r * op.dim + i * step), k[i], q);
@@ -59,7 +61,7 @@ template <class T, int R>
 
 // 16 * NV columns from c.
 template <class T, int R, int NV>
-inline void direct_columns(const DirectOperands<T>& op, int64_t c) {
+inline void direct_columns(const DirectOperands<T>& op, int64_t c, Fetcher<T>& fetcher) {
     constexpr int64_t step = 4 / sizeof(T);
     __m512 acc[R][NV];
 #pragma GCC unroll 8
@@ -71,7 +73,8 @@ inline void direct_columns(const DirectOperands<T>& op, int64_t c) {
     }
     for (int64_t key = 0; key < op.width; key += step) {
         __m512i b[NV];
-        fetch_values(op.next.values + key, c);
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) fetcher.fetch_line();
         load_values<NV>(op.tile.values + key, c, op.dim - c, b);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
@@ -91,9 +94,10 @@ inline void direct_columns(const DirectOperands<T>& op, int64_t c) {
 
 template <class T, int R>
 [[gnu::noinline]] void direct_values(const DirectOperands<T>& op) {
+    Fetcher<T> fetcher(op.next.values, op.dim);
     int64_t c = 0;
-    for (; op.dim - c > kLanes; c += 2 * kLanes) direct_columns<T, R, 2>(op, c);
-    if (c < op.dim) direct_columns<T, R, 1>(op, c);
+    for (; op.dim - c > kLanes; c += 2 * kLanes) direct_columns<T, R, 2>(op, c, fetcher);
+    if (c < op.dim) direct_columns<T, R, 1>(op, c, fetcher);
 }
 
 // Calls visit<R>() for R = rows, known at run time and at most MR.

@@ -37,17 +37,34 @@ void find_tile(const AttentionArgs& args, const Item& item, int64_t begin, Range
     for (int64_t i = at - begin; i < kTileKeys; ++i) tile.keys[i] = tile.values[i] = zeros;
 }
 
-// 16 keys' elements of 16 steps from `at`, transposed: rows[i] holds step i of each key. The same
-// bytes of the tile that comes next are fetched meanwhile: blocks are too short and too scattered
-// for the hardware to guess them.
+// Fetches the rows of the tile that comes next, line by line in the order of their addresses, while
+// the current one is worked on: blocks are too short and too scattered for the hardware to guess
+// them. Into the second level of cache, because the first has too few misses under way to reach the
+// memory's bandwidth, and a line at a time, because a burst stalls behind them, too.
 template <class T>
-inline void load_steps(const T* const* keys, const T* const* next, int64_t at, __mmask16 mask,
-                       __m512i (&rows)[16]) {
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
-        rows[i] = _mm512_maskz_loadu_epi32(mask, keys[i] + at);
-        _mm_prefetch(reinterpret_cast<const char*>(next[i] + at), _MM_HINT_T0);
+class Fetcher {
+  public:
+    Fetcher(const T* const* rows, int64_t dim) : rows_(rows), dim_(dim) {}
+
+    void fetch_line() {
+        _mm_prefetch(reinterpret_cast<const char*>(*rows_ + at_), _MM_HINT_T1);
+        at_ += 64 / sizeof(T);
+        if (at_ < dim_) return;
+        at_ = 0;
+        ++rows_;
     }
+
+  private:
+    const T* const* rows_;
+    int64_t dim_;
+    int64_t at_ = 0;
+};
+
+// 16 keys' elements of 16 steps from `at`, transposed: rows[i] holds step i of each key.
+template <class T>
+inline void load_steps(const T* const* keys, int64_t at, __mmask16 mask, __m512i (&rows)[16]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = _mm512_maskz_loadu_epi32(mask, keys[i] + at);
     transpose16(rows);
 }
 
@@ -58,15 +75,17 @@ void pack_keys(const KeyTile<T>& tile, const KeyTile<T>& next, int64_t dim, int6
     constexpr int64_t step = 4 / sizeof(T);
     const int64_t units = dim / step;
     int* out = reinterpret_cast<int*>(packed);
+    Fetcher<T> fetcher(next.keys, dim);
     for (int64_t first = 0; first < width; first += kLanes) {
         for (int64_t u = 0; u < units; u += kLanes) {
             __m512i rows[16];
-            load_steps(tile.keys + first, next.keys + first, u * step, tail_mask(units - u), rows);
+            load_steps(tile.keys + first, u * step, tail_mask(units - u), rows);
             const int64_t count = units - u < kLanes ? units - u : kLanes;
 #pragma GCC unroll 16
             for (int64_t i = 0; i < 16; ++i) {
                 if (i == count) break;
                 _mm512_storeu_si512(out + (u + i) * width + first, rows[i]);
+                fetcher.fetch_line();
             }
         }
     }
@@ -97,35 +116,25 @@ inline void load_values(const float* const* values, int64_t at, int64_t left,
     }
 }
 
-// Fetches 32 columns from `at` of one step of keys of the tile that comes next.
-template <class T>
-inline void fetch_values(const T* const* next, int64_t at) {
-    constexpr int64_t step = 4 / sizeof(T);
-    constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t i = 0; i < step; ++i) {
-        for (int64_t c = at; c < at + 2 * kLanes; c += line) {
-            _mm_prefetch(reinterpret_cast<const char*>(next[i] + c), _MM_HINT_T0);
-        }
-    }
-}
-
 // V by panels of 64 columns, the last as wide as it must be: [count / step][columns][step].
 template <class T>
 void pack_values(const KeyTile<T>& tile, const KeyTile<T>& next, int64_t dim, int64_t count,
                  T* packed) {
     constexpr int64_t step = 4 / sizeof(T);
     int* out = reinterpret_cast<int*>(packed);
+    Fetcher<T> fetcher(next.values, dim);
     for (int64_t first = 0; first < dim; first += kPanelRows) {
         const int64_t end = dim - first < kPanelRows ? dim : first + kPanelRows;
         for (int64_t key = 0; key < count; key += step) {
             for (int64_t c = first; c < end; c += 2 * kLanes) {
                 __m512i pairs[2];
-                fetch_values(next.values + key, c);
                 load_values<2>(tile.values + key, c, dim - c, pairs);
                 _mm512_storeu_si512(out, pairs[0]);
+                fetcher.fetch_line();
                 out += kLanes;
                 if (end - c <= kLanes) continue;
                 _mm512_storeu_si512(out, pairs[1]);
+                fetcher.fetch_line();
                 out += kLanes;
             }
         }
