@@ -4,8 +4,8 @@
 
 Each --build names another build of the native module; its runs alternate with those of the
 installed one, after their outputs were compared. A decode run visits as many layers' caches as
-exceed the processor's, as a model's step does. The fastest of many runs judges: this machine may
-be shared. CPU seconds are the whole process's, so waiting threads that spin count.
+exceed the processor's, as a model's step does. The machine may be shared, so the fastest of many
+runs judges, and with one thread its CPU time; with more, wall time, as waiting threads may spin.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from hal.select import Selector
 BLOCK_SIZE = 16
 COLD_BYTES = 192 << 20  # several times the last cache of the machines we measure on
 CEILING_BYTES = 512 << 20
+MIN_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One build's runs of one case. rate: GB/s of K and V read, or GFLOP/s in prefill."""
+    """One build's runs of one case. Rates are GB/s of K and V read, or GFLOP/s in prefill."""
 
     case: str
     build: str
@@ -197,7 +198,10 @@ class Times:
     wall: list[float]
     cpu: list[float]
 
-    def add(self, run: Callable[[], None]) -> None:
+    def judged(self, threads: int) -> list[float]:
+        return self.cpu if threads == 1 else self.wall
+
+    def add(self, run: Callable[[], object]) -> None:
         cpu, wall = cpu_seconds(), time.perf_counter()
         run()
         self.wall.append(time.perf_counter() - wall)
@@ -207,19 +211,23 @@ class Times:
 class Ceiling:
     """The machine's read bandwidth: one sum over memory larger than any cache."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._memory = torch.empty(CEILING_BYTES // 4, dtype=torch.float32)
         native.load().advise_huge_pages(self._memory.data_ptr(), CEILING_BYTES)
         self._memory.fill_(1.0)
         self.rates: list[float] = []
 
     def measure(self) -> None:
-        start = time.perf_counter()
-        self._memory.sum()
-        self.rates.append(CEILING_BYTES / (time.perf_counter() - start) / 1e9)
+        times = Times([], [])
+        for _ in range(3):
+            times.add(lambda: self._memory.sum())
+        seconds = min(times.judged(self._threads))
+        self.rates.append(CEILING_BYTES / seconds / 1e9)
 
 
-def measure(case: Case, builds: list[Build], runs: int) -> dict[str, Times]:
+def measure(case: Case, builds: list[Build], seconds: float) -> dict[str, Times]:
+    """At least MIN_RUNS runs of each build in turn, for about `seconds`."""
     scene = Scene(case)
     times = {build.name: Times([], []) for build in builds}
     outputs = []
@@ -229,7 +237,9 @@ def measure(case: Case, builds: list[Build], runs: int) -> dict[str, Times]:
         outputs.append(scene.out.float())
     worst = max(float((out - outputs[0]).norm() / outputs[0].norm()) for out in outputs)
     assert worst < 1e-2, f"builds differ by {worst}"
-    for _ in range(runs):
+    start, rounds = time.perf_counter(), 0
+    while rounds < MIN_RUNS or time.perf_counter() - start < seconds:
+        rounds += 1
         for build in builds:
             build.use()
             times[build.name].add(scene.run)
@@ -240,18 +250,18 @@ def _per_layer_ms(seconds: list[float], case: Case) -> list[float]:
     return [1e3 * s / case.num_layers for s in seconds]
 
 
-def row(case: Case, build: str, times: Times, ceiling: float) -> Row:
+def row(case: Case, build: str, times: Times, threads: int, ceiling: float) -> Row:
     work = case.kv_bytes if case.is_decode else case.flops
-    wall = record.spread(_per_layer_ms(times.wall, case))
-    best = work / wall.lowest / 1e6
+    judged = record.spread(_per_layer_ms(times.judged(threads), case))
+    best = work / judged.lowest / 1e6
     return Row(
         case=str(case),
         build=build,
         num_layers=case.num_layers,
-        wall_ms=wall,
+        wall_ms=record.spread(_per_layer_ms(times.wall, case)),
         cpu_ms=record.spread(_per_layer_ms(times.cpu, case)),
         best_rate=round(best, 2),
-        median_rate=round(work / wall.median / 1e6, 2),
+        median_rate=round(work / judged.median / 1e6, 2),
         share_of_read_bandwidth=round(best / ceiling, 3) if case.is_decode else None,
     )
 
@@ -262,15 +272,15 @@ def show(row: Row) -> str:
     of_peak = "" if share is None else f" = {share:.0%} of read bandwidth"
     wall, cpu = row.wall_ms, row.cpu_ms
     return (
-        f"{row.case:40} {row.build:8} {wall.lowest:9.3f} ms (median {wall.median:.3f}, cpu "
-        f"{cpu.lowest:.3f}) {row.best_rate:7.2f} {unit}{of_peak}"
+        f"{row.case:40} {row.build:8} cpu {cpu.lowest:9.3f} ms (median {cpu.median:.3f}), wall "
+        f"{wall.lowest:.3f} ({wall.median:.3f}): {row.best_rate:7.2f} {unit}{of_peak}"
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per case")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--build", action="append", default=[], help="NAME=PATH of another build")
     parser.add_argument("--out", type=Path, default=record.RESULTS / "cpu_attention.json")
@@ -278,15 +288,19 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     hal.kernels.register_all()
     builds = [*map(load_build, options.build), Build("current", native.load())]
-    header, ceiling = record.header("cpu_attention"), Ceiling()
+    header, ceiling = record.header("cpu_attention"), Ceiling(options.threads)
     measured = []
     for case in cases():
         if options.only in str(case):
             ceiling.measure()
-            measured.append((case, measure(case, builds, options.runs)))
+            measured.append((case, measure(case, builds, options.seconds)))
     ceiling.measure()
     best = max(ceiling.rates)
-    rows = [row(case, name, t, best) for case, times in measured for name, t in times.items()]
+    rows = [
+        row(case, name, t, options.threads, best)
+        for case, times in measured
+        for name, t in times.items()
+    ]
     report = {
         **header,
         "threads": options.threads,

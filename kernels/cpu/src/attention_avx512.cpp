@@ -174,9 +174,10 @@ struct Scale {
 
 void raise_maximum(const Sums& sums, int64_t row, __m512 highest) {
     float& maximum = sums.maximum[row * sums.stride];
-    const float raised = _mm512_reduce_max_ps(highest);
-    const __m512 scale = _mm512_set1_ps(exp2_scalar(maximum - raised));
-    maximum = raised;
+    const float before = maximum;
+    maximum = _mm512_reduce_max_ps(highest);
+    if (before == kNoScore) return;  // nothing has been summed
+    const __m512 scale = _mm512_set1_ps(exp2_scalar(before - maximum));
     float* weights = sums.weights + row * sums.stride;
     for (int64_t i = 0; i < kLanes + sums.dim(); i += kLanes) {
         _mm512_storeu_ps(weights + i, _mm512_mul_ps(load(weights + i), scale));
@@ -213,9 +214,9 @@ inline void weigh_row(const Scale& scale, const Scratch<T>& s, int64_t row, uint
 
 template <class T, int V>
 [[gnu::noinline]] void weigh_rows(const AttentionArgs& args, const Item& item, const Scratch<T>& s,
-                                  int64_t begin) {
+                                  int64_t begin, Range rows) {
     const Scale scale(args);
-    for (int64_t row = 0; row < item.rows.end - item.rows.begin; ++row) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
         const Range seen = visible_keys(args, item.sequence, item.rows.begin + row);
         const uint64_t bits = low_bits(seen.end - begin) & ~low_bits(seen.begin - begin);
         weigh_row<T, V>(scale, s, row, bits);
@@ -224,29 +225,38 @@ template <class T, int V>
 
 template <class T>
 void weigh(const AttentionArgs& args, const Item& item, const Scratch<T>& s, int64_t begin,
-           int64_t width) {
-    if (width == 64) weigh_rows<T, 4>(args, item, s, begin);
-    if (width == 48) weigh_rows<T, 3>(args, item, s, begin);
-    if (width == 32) weigh_rows<T, 2>(args, item, s, begin);
-    if (width == 16) weigh_rows<T, 1>(args, item, s, begin);
+           int64_t width, Range rows) {
+    if (width == 64) weigh_rows<T, 4>(args, item, s, begin, rows);
+    if (width == 48) weigh_rows<T, 3>(args, item, s, begin, rows);
+    if (width == 32) weigh_rows<T, 2>(args, item, s, begin, rows);
+    if (width == 16) weigh_rows<T, 1>(args, item, s, begin, rows);
 }
 
 template <class T>
-void add_values(const AttentionArgs& args, const Scratch<T>& s, int64_t rows, int64_t keys) {
+void add_values(const AttentionArgs& args, const Scratch<T>& s, Range rows, int64_t keys) {
     const int64_t dim = round_up(args.kv_shape.head_dim, kLanes);
     const T* panel = s.v;
     for (int64_t first = 0; first < dim; first += kPanelRows) {
         const int64_t width = dim - first < kPanelRows ? dim - first : kPanelRows;
-        tile_block<T>({.a = s.p,
+        tile_block<T>({.a = s.p + rows.begin * kTileKeys,
                        .a_stride = kTileKeys,
                        .b = panel,
                        .k = keys,
-                       .c = s.split.values + first,
+                       .c = s.split.values + rows.begin * s.split.stride + first,
                        .c_stride = s.split.stride,
                        .accumulate = true},
-                      rows, width / kLanes);
+                      rows.end - rows.begin, width / kLanes);
         panel += keys * width;
     }
+}
+
+template <class T>
+void run_direct(const AttentionArgs& args, const Item& item, const Scratch<T>& s, int64_t begin,
+                const DirectOperands<T>& op) {
+    const int64_t rows = item.rows.end - item.rows.begin;
+    direct_scores(op, rows);
+    weigh(args, item, s, begin, op.width, {0, rows});
+    direct_values(op, rows);
 }
 
 // Adds a tile of 64 keys from `begin` to s.split; `tile` is its place in s.tiles.
@@ -255,35 +265,32 @@ void run_tile(const AttentionArgs& args, const Item& item, const Scratch<T>& s, 
               int64_t tile) {
     const int64_t left = item.keys.end - begin;
     const int64_t width = round_up(left < kTileKeys ? left : kTileKeys, kLanes);
-    const int64_t rows = item.rows.end - item.rows.begin;
     const int64_t dim = args.kv_shape.head_dim;
     const KeyTile<T>& current = s.tiles[tile];
     const KeyTile<T>& next = s.tiles[1 - tile];
-    if (rows <= kDirectRows) {
-        const DirectOperands<T> op{.tile = current,
-                                   .next = next,
-                                   .dim = dim,
-                                   .width = width,
-                                   .q = s.q,
-                                   .p = s.p,
-                                   .scores = s.scores,
-                                   .values = s.split.values,
-                                   .values_stride = s.split.stride};
-        direct_scores(op, rows);
-        weigh(args, item, s, begin, width);
-        direct_values(op, rows);
-        return;
+    if (item.rows.end - item.rows.begin <= kDirectRows) {
+        return run_direct(args, item, s, begin,
+                          {.tile = current,
+                           .next = next,
+                           .dim = dim,
+                           .width = width,
+                           .q = s.q,
+                           .p = s.p,
+                           .scores = s.scores,
+                           .values = s.split.values,
+                           .values_stride = s.split.stride});
     }
+    const Range rows = seeing_rows(args, item, begin);
     pack_keys(current, next, dim, width, s.k);
-    tile_block<T>({.a = s.q,
+    tile_block<T>({.a = s.q + rows.begin * dim,
                    .a_stride = dim,
                    .b = s.k,
                    .k = dim,
-                   .c = s.scores,
+                   .c = s.scores + rows.begin * kTileKeys,
                    .c_stride = kTileKeys,
                    .accumulate = false},
-                  rows, width / kLanes);
-    weigh(args, item, s, begin, width);
+                  rows.end - rows.begin, width / kLanes);
+    weigh(args, item, s, begin, width, rows);
     pack_values(current, next, dim, width, s.v);
     add_values(args, s, rows, width);
 }
