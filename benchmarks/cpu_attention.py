@@ -128,18 +128,16 @@ class Scene:
         binder = Binder(Selector(device.capabilities), Arena(case.num_seqs * case.q_len), device)
         self.family = NativeAttention(problem, binder)
         blocks = case.num_seqs * -(-case.seq_len // BLOCK_SIZE)
-        self._kv: list[torch.Tensor] = []
-        for _ in range(case.num_layers):
-            cache = device.empty(self.family.kv_shape(blocks), DType.BFLOAT16)
-            assert isinstance(cache, torch.Tensor)
-            self._kv.append(cache)
+        # One cache cut up, because a real one is many huge pages large.
+        pool = device.empty(self.family.kv_shape(case.num_layers * blocks), DType.BFLOAT16)
+        assert isinstance(pool, torch.Tensor)
+        self._kv = pool.split(blocks)
         num_tokens = case.num_seqs * case.q_len
         self._qkv = torch.randn(num_tokens, problem.qkv_width).to(torch.bfloat16)
         self.out = torch.empty(num_tokens, h.num_heads * h.head_dim, dtype=torch.bfloat16)
         self.family.plan(_meta(case, blocks))
-        for cache in self._kv:
-            self.family.write_kv(self._qkv, cache)  # the family's first sight of it
-            cache.normal_()
+        self.family.write_kv(self._qkv, pool)  # its first sight of the cache
+        pool.normal_()
 
     def run(self) -> None:
         for cache in self._kv:
