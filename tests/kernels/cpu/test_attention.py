@@ -136,8 +136,16 @@ def test_same_bits_for_few_rows_and_many(
         assert np.array_equal(few, many[last - 501 : last - 500]), f"token {last - 1}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [3, 9])
+def test_every_length_up_to_two_tiles(stage: Stage, group: int, dtype: DType) -> None:
+    """The slot behind a sequence's last key holds NaN."""
+    problem = replace(PLAIN, num_heads=group, num_kv_heads=1, dtype=dtype)
+    check(stage, problem, [(1, seq_len) for seq_len in range(1, 131)])
+
+
 def test_items_larger_than_a_tile_of_rows(stage: Stage) -> None:
-    """An item of 96 rows is 32 tokens of 3 heads: those before a tile of keys are left out of it."""
+    """96 rows, or 32 tokens of 3 heads; those before a tile of keys are left out of it."""
     scene = Scene(stage, PLAIN, [300])
     whole, expected = scene.attend([(300, 300)]), scene.expected([(300, 300)])
     assert relative_l2(whole, expected) < LIMITS[PLAIN.dtype]
@@ -166,6 +174,14 @@ def test_a_query_of_nan_fails_its_own_row_only(stage: Stage, group: int, dtype: 
     assert np.isnan(out[0, : problem.head_dim]).all()
     assert np.array_equal(out[0, problem.head_dim :], clean[0, problem.head_dim :])
     assert np.array_equal(out[1], clean[1])
+
+
+@pytest.mark.parametrize("group", [3, 9])
+def test_bfloat16_weights_are_exact_enough(stage: Stage, group: int) -> None:
+    """The error is that of rounding weights and output; a coarser exponential would show in it."""
+    problem = replace(PLAIN, num_heads=group, num_kv_heads=1)
+    scene = Scene(stage, problem, [300])
+    assert relative_l2(scene.attend([(300, 300)]), scene.expected([(300, 300)])) < 0.003
 
 
 def test_large_scores_do_not_overflow(stage: Stage) -> None:
