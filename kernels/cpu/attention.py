@@ -37,6 +37,7 @@ class NativeAttention(PagedAttention):
     def __init__(self, problem: AttentionProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
         self._code = native.DTYPE_CODES[problem.dtype]
+        self._advised: set[int] = set()
 
     def plan(self, meta: AttentionMeta) -> None:
         self._meta = meta
@@ -47,6 +48,7 @@ class NativeAttention(PagedAttention):
 
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
         rows, p = as_torch(qkv), self.problem
+        self._advise_huge_pages(as_torch(kv))
         native.load().write_kv(
             rows.data_ptr(),
             rows.stride(0),
@@ -60,6 +62,15 @@ class NativeAttention(PagedAttention):
             self._code,
             torch.get_num_threads(),
         )
+
+    def _advise_huge_pages(self, cache: torch.Tensor) -> None:
+        """Before a cache's pages are first touched: its blocks are read in no order at all, and
+        with small pages each costs a walk of the page tables.
+        """
+        address = cache.data_ptr()
+        if address not in self._advised:
+            self._advised.add(address)
+            native.load().advise_huge_pages(address, cache.nbytes)
 
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
         rows, result, p = as_torch(qkv), as_torch(out), self.problem

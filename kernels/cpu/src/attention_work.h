@@ -10,8 +10,8 @@ namespace {
 
 constexpr int64_t kTileKeys = 64;
 constexpr int64_t kSplitKeys = 512;
-// Query rows (token, head of the group) of one item: 8 micro-kernel tiles of 6.
-constexpr int64_t kItemRows = 48;
+// Query rows (token, head of the group) of one item: 16 micro-kernel tiles of 6.
+constexpr int64_t kItemRows = 96;
 // Reading and packing one key costs about as much as using it for this many rows.
 constexpr int64_t kKeyCost = 16;
 
@@ -34,9 +34,9 @@ inline int64_t group_size(const AttentionArgs& args) {
     return args.num_heads / args.kv_shape.num_kv_heads;
 }
 
-// Floats of one row's partial sums: running maximum, sum of weights, weighted V.
+// Floats of one row's partial sums: running maximum, sums of weights in 16 lanes, weighted V.
 inline int64_t partial_row(const AttentionArgs& args) {
-    return round_up(args.kv_shape.head_dim, kLanes) + kLanes;
+    return round_up(args.kv_shape.head_dim, kLanes) + 2 * kLanes;
 }
 
 inline Sequence sequence_at(const AttentionArgs& args, int64_t index) {
@@ -55,6 +55,13 @@ inline Range visible_keys(const AttentionArgs& args, const Sequence& sequence, i
 inline Range item_keys(const AttentionArgs& args, const Sequence& sequence, Range rows) {
     return {visible_keys(args, sequence, rows.begin).begin,
             visible_keys(args, sequence, rows.end - 1).end};
+}
+
+// Rows of the item, counted within it, that see the key at `position` or one after it.
+inline Range seeing_rows(const AttentionArgs& args, const Item& item, int64_t position) {
+    const int64_t tokens = position - item.sequence.first_position;
+    const int64_t before = tokens * group_size(args) - item.rows.begin;
+    return {before > 0 ? before : 0, item.rows.end - item.rows.begin};
 }
 
 inline int64_t cost(const Item& item) {

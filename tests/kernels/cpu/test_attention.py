@@ -121,12 +121,67 @@ def test_same_bits_in_decode_chunk_and_prefill(
         assert np.array_equal(chunk, prefill[first:last]), f"tokens {first} to {last}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [2, 40, 64, 80])
+@pytest.mark.parametrize("group", range(1, 10))
+def test_same_bits_for_few_rows_and_many(
+    stage: Stage, group: int, head_dim: int, dtype: DType
+) -> None:
+    """At most 8 rows are read straight from the cache, more are packed first."""
+    problem = replace(PLAIN, num_heads=group, num_kv_heads=1, head_dim=head_dim, dtype=dtype)
+    scene = Scene(stage, problem, [600])
+    many = scene.attend([(100, 600)])
+    for last in (501, 512, 513, 577, 600):
+        few = scene.attend([(1, last)])
+        assert np.array_equal(few, many[last - 501 : last - 500]), f"token {last - 1}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [3, 9])
+def test_every_length_up_to_two_tiles(stage: Stage, group: int, dtype: DType) -> None:
+    """The slot behind a sequence's last key holds NaN."""
+    problem = replace(PLAIN, num_heads=group, num_kv_heads=1, dtype=dtype)
+    check(stage, problem, [(1, seq_len) for seq_len in range(1, 131)])
+
+
+def test_items_larger_than_a_tile_of_rows(stage: Stage) -> None:
+    """96 rows, or 32 tokens of 3 heads; those before a tile of keys are left out of it."""
+    scene = Scene(stage, PLAIN, [300])
+    whole, expected = scene.attend([(300, 300)]), scene.expected([(300, 300)])
+    assert relative_l2(whole, expected) < LIMITS[PLAIN.dtype]
+    for first, last in ((1, 33), (33, 65), (60, 92), (200, 300)):
+        chunk = scene.attend([(last - first, last)])
+        assert np.array_equal(chunk, whole[first:last]), f"tokens {first} to {last}"
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_threads_do_not_change_a_bit(stage: Stage) -> None:
     scene = Scene(stage, PLAIN, [seq_len for _, seq_len in MIXED])
     alone = scene.attend(MIXED)
     torch.set_num_threads(2)
     assert np.array_equal(scene.attend(MIXED), alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group", [3, 9])
+def test_a_query_of_nan_fails_its_own_row_only(stage: Stage, group: int, dtype: DType) -> None:
+    """A NaN must reach the logits, where it fails its request; its neighbours must not notice."""
+    problem = replace(PLAIN, num_heads=group, num_kv_heads=1, dtype=dtype)
+    scene = Scene(stage, problem, [70, 70])
+    clean = scene.attend([(1, 70), (1, 70)])
+    scene.qkv[0][69, : problem.head_dim] = np.nan
+    out = scene.attend([(1, 70), (1, 70)])
+    assert np.isnan(out[0, : problem.head_dim]).all()
+    assert np.array_equal(out[0, problem.head_dim :], clean[0, problem.head_dim :])
+    assert np.array_equal(out[1], clean[1])
+
+
+@pytest.mark.parametrize("group", [3, 9])
+def test_bfloat16_weights_are_exact_enough(stage: Stage, group: int) -> None:
+    """The error is that of rounding weights and output; a coarser exponential would show in it."""
+    problem = replace(PLAIN, num_heads=group, num_kv_heads=1)
+    scene = Scene(stage, problem, [300])
+    assert relative_l2(scene.attend([(300, 300)]), scene.expected([(300, 300)])) < 0.003
 
 
 def test_large_scores_do_not_overflow(stage: Stage) -> None:
