@@ -172,7 +172,10 @@ def test_a_case_without_a_check_is_no_pass() -> None:
         (ConformRequest(ops=("rmsnorm",)), "did you mean rms_norm?"),
         (ConformRequest(kernels=("refrence",)), "did you mean reference?"),
         (ConformRequest(kernels=("linear=sdpa",)), "no such kernel"),
-        (ConformRequest(ops=("linear",), kernels=("sdpa",)), "linear has no kernel called sdpa; linear has reference, "),
+        (
+            ConformRequest(ops=("linear",), kernels=("sdpa",)),
+            "linear has no kernel called sdpa; linear has reference, ",
+        ),
     ],
 )
 def test_unknown_names_are_refused(request_: ConformRequest, said: str) -> None:
