@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hal.exit_status import exit_words, last_words
 from hal.report import DeviceReport
 
 # Importing torch and waking several cards takes seconds, on a busy machine many; hanging is longer.
@@ -65,11 +65,10 @@ def _kill(child: subprocess.Popen[str]) -> None:
 
 
 def _death(returncode: int, stderr: str) -> str:
-    lines = stderr.strip().splitlines()
-    last = f": {lines[-1].strip()}" if lines else ""
-    if returncode < 0:
-        return f"the driver crashed the probe with {signal.Signals(-returncode).name}{last}"
-    return f"the probe failed with exit code {returncode}{last}"
+    said = last_words(stderr)
+    last = f": {said}" if said else ""
+    what = "the driver crashed the probe" if returncode < 0 else "the probe failed"
+    return f"{what} with {exit_words(returncode)}{last}"
 
 
 def _parse(stdout: str) -> Answer:

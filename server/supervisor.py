@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from enum import StrEnum
 
 from hal.env import child_environment
 from hal.errors import ENGINE_DIED, ENGINE_HUNG, ENGINE_SILENT, EngineError, HalError
+from hal.exit_status import exit_words
 from hal.server.messages import (
     HEADER,
     MAX_FRAME_BYTES,
@@ -217,7 +217,7 @@ class EngineProcess:
         if exit_code is None:
             how = "closed its connection"
         elif exit_code < 0:
-            how = f"was killed by {signal.Signals(-exit_code).name}"
+            how = f"was killed by {exit_words(exit_code)}"
         else:
             how = f"exited with code {exit_code}"
         return EngineError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING
 
 from hal.cli.arguments import CommandLine, Flag, FlagGroup
+from hal.exit_status import exit_words, last_words
 
 if TYPE_CHECKING:
     from hal.cli.info.selftest import Result
@@ -139,10 +139,9 @@ def _lines(child: subprocess.Popen[bytes], timeout_s: float) -> Iterator[str]:
 
 def _death(code: int, stderr: IO[bytes]) -> str:
     stderr.seek(0)
-    said = stderr.read().decode(errors="replace").strip().splitlines()
-    last = f": {said[-1].strip()}" if said else ""
-    how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-    return f"the process died with {how}{last}"
+    said = last_words(stderr.read().decode(errors="replace"))
+    last = f": {said}" if said else ""
+    return f"the process died with {exit_words(code)}{last}"
 
 
 def _show(results: Iterator[Result], *, quiet: bool) -> Iterator[Result]:

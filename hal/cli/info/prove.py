@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from hal.cli.arguments import ENGINE_FLAGS, CommandLine, Flag, FlagGroup, engine_config
 from hal.config import EngineConfig
 from hal.errors import ConfigError, EngineError, HalError, RequestError
+from hal.exit_status import exit_words, last_words
 
 if TYPE_CHECKING:
     from hal.cli.info.proof import Comparison, Proof, Run
@@ -248,8 +248,7 @@ def run_child(job: Job, timeout_s: float) -> Run:
 
 def _failure(code: int, stderr: str) -> EngineError:
     """The child's own last words, which start with its code where it has one."""
-    lines = stderr.strip().splitlines()
-    last = lines[-1].strip() if lines else "no message"
+    last = last_words(stderr) or "no message"
     if code < 0:
-        last = f"the process died with {signal.Signals(-code).name}: {last}"
+        last = f"the process died with {exit_words(code)}: {last}"
     return EngineError(last)
