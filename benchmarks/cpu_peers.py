@@ -14,7 +14,7 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -22,8 +22,9 @@ from typing import NoReturn
 import record
 from peers import environments, machine, report
 from peers.cases import CASES, SHAPES, WEIGHTS
-from peers.session import Plan, Session
+from peers.session import Contender, Plan, Session
 
+OURS = environments.OURS
 ARMS = tuple(environments.RECIPES)
 MIN_PAIRS = 5
 
@@ -37,7 +38,14 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     made = _Parser(prog="cpu_peers.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    for flag, names in (("arms", ARMS), ("cases", tuple(CASES)), ("weights", WEIGHTS)):
+    made.add_argument(
+        "--arms",
+        type=contenders,
+        default=tuple(map(Contender, ARMS)),
+        metavar="A,B@FORMAT",
+        help=f"of {', '.join(ARMS)}; default all. @FORMAT keeps an arm's weights in that format",
+    )
+    for flag, names in (("cases", tuple(CASES)), ("weights", WEIGHTS)):
         made.add_argument(
             f"--{flag}",
             type=functools.partial(chosen, names=names),
@@ -71,6 +79,18 @@ def chosen(text: str, *, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in wanted)
 
 
+def contenders(text: str) -> tuple[Contender, ...]:
+    """As `chosen`, each arm perhaps with a format of its own; ours takes any that hal has."""
+    made = []
+    for part in text.split(","):
+        arm, _, weights = part.strip().partition("@")
+        chosen(arm, names=ARMS)
+        if weights and arm != OURS:
+            chosen(weights, names=WEIGHTS)
+        made.append(Contender(arm, weights or None))
+    return tuple(sorted(dict.fromkeys(made), key=lambda contender: ARMS.index(contender.arm)))
+
+
 def at_least_one(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
@@ -94,7 +114,7 @@ def listing(cache: Path) -> list[str]:
     return [*lines, f"weights  {' '.join(WEIGHTS)}", f"shapes   {' '.join(SHAPES)}"]
 
 
-def install(cache: Path, arms: Sequence[str]) -> int:
+def install(cache: Path, arms: Iterable[str]) -> int:
     """Every arm is tried; 1 if one failed."""
     failed = 0
     for arm in arms:
@@ -114,15 +134,16 @@ def measure(plan: Plan, options: argparse.Namespace) -> int:
         sys.stderr.write(f"cpu_peers.py: {problem}\n")
         return 2
     header = record.header("cpu_peers")
-    ceilings = machine.measure_ceilings(plan.threads)
     import models  # loads torch, which --help and --list do without
 
     folder = models.make_model(plan.shape, plan.cache / "models")
-    session = Session(plan, folder, ceilings.read_gb_s)
-    session.run()
-    after = machine.measure_ceilings(plan.threads)
+    with machine.Machine(plan.threads) as here:
+        before = here.ceilings()
+        session = Session(plan, folder, here.read_gb_s)
+        session.run()
+        after = here.ceilings()
     _print(f"{header['machine']}, {plan.threads} threads, {plan.shape}, load {load:.2f}")
-    _print(f"before: {ceilings}")
+    _print(f"before: {before}")
     _print(f"after:  {after}")
     for line in (*report.arm_table(session.arm_rows), "", *report.case_table(session.rows)):
         _print(line)
@@ -133,7 +154,7 @@ def measure(plan: Plan, options: argparse.Namespace) -> int:
         "threads": plan.threads,
         "pairs": plan.pairs,
         "is_loaded": problem is not None,
-        "ceilings_before": asdict(ceilings),
+        "ceilings_before": asdict(before),
         "ceilings_after": asdict(after),
         "arms": report.as_json(session.arm_rows),
         "rows": report.as_json(session.rows),
@@ -158,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print(line)
         return 0
     if options.install:
-        return install(cache, options.arms)
+        return install(cache, dict.fromkeys(contender.arm for contender in options.arms))
     plan = Plan(
         arms=options.arms,
         cases=tuple(CASES[name] for name in options.cases),

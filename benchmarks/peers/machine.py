@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 SOURCE = Path(__file__).with_name("machine.cpp")
 READ_MIB = 512  # far beyond any last-level cache share of a small machine
@@ -16,7 +18,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Medians over ten runs; None where the CPU lacks it or it could not be measured."""
+    """The best of twenty runs; None where the CPU lacks it or it could not be measured."""
 
     read_gb_s: float | None = None
     vnni_tops: float | None = None
@@ -41,21 +43,51 @@ def parse_ceilings(text: str) -> Ceilings:
     return Ceilings(**json.loads(text))
 
 
-def measure_ceilings(threads: int) -> Ceilings:
-    """Compile and run machine.cpp."""
-    with tempfile.TemporaryDirectory() as folder:
-        binary = str(Path(folder) / "machine")
-        build = ["g++", "-std=c++20", "-O3", "-pthread", str(SOURCE), "-o", binary]
+class Machine:
+    """machine.cpp, compiled once for the length of a `with`."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory()
+        self._binary = str(Path(self._folder.name) / "machine")
+        self._problem = _problem_of(
+            ["g++", "-std=c++20", "-O3", "-pthread", str(SOURCE), "-o", self._binary]
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def ceilings(self) -> Ceilings:
+        return self._measure()
+
+    def read_gb_s(self) -> float | None:
+        """Now: on a shared host it changes from minute to minute."""
+        return self._measure("read").read_gb_s
+
+    def _measure(self, *only: str) -> Ceilings:
+        if self._problem:
+            return Ceilings(problem=self._problem)
+        command = [self._binary, str(self._threads), str(READ_MIB), *only]
         try:
-            subprocess.run(build, check=True, capture_output=True, text=True)
-            run = [binary, str(threads), str(READ_MIB)]
-            done = subprocess.run(run, check=True, capture_output=True, text=True)
-        except FileNotFoundError:
-            return Ceilings(problem="no g++ here")
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
-            lines = (error.stderr or "").strip().splitlines()
-            return Ceilings(problem=lines[0] if lines else f"exit status {error.returncode}")
-    return parse_ceilings(done.stdout)
+            return Ceilings(problem=f"machine.cpp: exit status {error.returncode}")
+        return parse_ceilings(done.stdout)
+
+
+def _problem_of(build: Sequence[str]) -> str:
+    """Why this command failed, or nothing."""
+    try:
+        subprocess.run(build, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        return f"no {build[0]} here"
+    except subprocess.CalledProcessError as error:
+        lines: list[str] = error.stderr.strip().splitlines()
+        return lines[0] if lines else f"exit status {error.returncode}"
+    return ""
 
 
 def load_problem(load: float, limit: float) -> str | None:

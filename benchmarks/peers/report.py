@@ -54,17 +54,26 @@ class ArmRow:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a decoded token costs to read: of weights once a step, of the KV cache its own."""
+    """What a decoded token costs to read: of weights once a step, of the KV cache its own.
+
+    ceilings_gb_s: what the memory gave right before each round
+    """
 
     weight_bytes: int
     kv_bytes_per_context_token: int
-    ceiling_gb_s: float | None
+    ceilings_gb_s: Sequence[float]
 
     def bytes_per_token(self, case: Case) -> float | None:
         if case.kind is not Kind.DECODE:
             return None
         own = self.kv_bytes_per_context_token * case.mean_context
         return self.weight_bytes / case.num_requests + own
+
+    def shares(self, case: Case, rates: Sequence[float]) -> list[float]:
+        """Bytes a second over the ceiling of the same round."""
+        read = self.bytes_per_token(case)
+        pairs = zip(rates, self.ceilings_gb_s, strict=False)
+        return [] if read is None else [read * rate / 1e9 / ceiling for rate, ceiling in pairs]
 
 
 def seconds_of(case: Case, run: Run) -> float:
@@ -101,10 +110,11 @@ def measured_row(
     case: Case, weights: str, arm: str, runs: Mapping[str, Sequence[Run]], reading: Reading
 ) -> Row:
     own, ours = runs[arm], runs.get(OURS, ())
-    rates = record.spread([rate_of(case, run) for run in own])
+    each = [rate_of(case, run) for run in own]
+    rates = record.spread(each)
     read = reading.bytes_per_token(case)
     gb_s = None if read is None else read * rates.median / 1e9
-    ceiling = reading.ceiling_gb_s
+    shares = reading.shares(case, each)
     ratios = [] if arm == OURS else pair_ratios(case, ours, own)
     return Row(
         case=case.name,
@@ -115,7 +125,7 @@ def measured_row(
         ratio=record.spread(ratios) if ratios else None,
         bytes_per_token=read,
         gb_s=gb_s,
-        read_share=None if gb_s is None or ceiling is None else gb_s / ceiling,
+        read_share=statistics.median(shares) if shares else None,
         same_tokens=None if arm == OURS else agreement(ours, own),
         other_cpu=statistics.median(run.other_cpu for run in own),
     )
@@ -128,11 +138,11 @@ def perplexity(log_likelihood: float, num_tokens: int) -> float:
 def arm_table(rows: Sequence[ArmRow]) -> list[str]:
     """Formats: how much is read, how coarse the logits are, what it costs in quality."""
     lines = [
-        f"{'weights':<8} {'arm':<13} {'MB/token':>9} {'logits':>7} {'KV':>5} "
+        f"{'weights':<8} {'arm':<17} {'MB/token':>9} {'logits':>7} {'KV':>5} "
         f"{'perplexity':>11}  engine"
     ]
     for row in rows:
-        head = f"{row.weights:<8} {row.arm:<13}"
+        head = f"{row.weights:<8} {row.arm:<17}"
         if row.facts is None:
             lines.append(f"{head} missing: {row.reason}")
             continue
@@ -148,7 +158,7 @@ def arm_table(rows: Sequence[ArmRow]) -> list[str]:
 
 def case_table(rows: Sequence[Row]) -> list[str]:
     lines = [
-        f"{'case':<13} {'weights':<8} {'arm':<13} {'tok/s':>8} {'(low - high)':>18} "
+        f"{'case':<13} {'weights':<8} {'arm':<17} {'tok/s':>8} {'(low - high)':>18} "
         f"{'ours/arm':>9} {'(low - high)':>15} {'MB/token':>9} {'GB/s':>6} {'of read':>7} "
         f"{'same':>5} {'others':>7}"
     ]
@@ -156,7 +166,7 @@ def case_table(rows: Sequence[Row]) -> list[str]:
 
 
 def _line(row: Row) -> str:
-    head = f"{row.case:<13} {row.weights:<8} {row.arm:<13}"
+    head = f"{row.case:<13} {row.weights:<8} {row.arm:<17}"
     if row.tokens_per_s is None:
         return f"{head} missing: {row.reason}"
     rate, ratio = row.tokens_per_s, row.ratio

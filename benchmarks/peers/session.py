@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peers import quality, report
-from peers.cases import Case, Work, requests
+from peers.cases import Case, Kind, Work, requests
 from peers.checkpoint import Geometry, read_geometry
 from peers.child import ArmFailure, Child, Run
 from peers.protocol import Document, Facts, Settings
@@ -18,10 +18,23 @@ WARM_UP_TOKENS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Contender:
+    """An arm, and the format that it keeps whatever the others run in; None: theirs."""
+
+    arm: str
+    weights: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As the tables and the command line have it."""
+        return self.arm if self.weights is None else f"{self.arm}@{self.weights}"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What the command line asked for."""
 
-    arms: tuple[str, ...]
+    arms: tuple[Contender, ...]
     cases: tuple[Case, ...]
     weights: tuple[str, ...]
     shape: str
@@ -53,7 +66,8 @@ class Loaded:
 class Session:
     """Collects rows; an arm that fails gets its reason in every later row."""
 
-    def __init__(self, plan: Plan, folder: Path, read_gb_s: float | None) -> None:
+    def __init__(self, plan: Plan, folder: Path, read_gb_s: Callable[[], float | None]) -> None:
+        """read_gb_s measures the memory's read bandwidth, once a round that needs it."""
         self._plan, self._folder, self._read_gb_s = plan, folder, read_gb_s
         self._geometry: Geometry = read_geometry(folder)
         self._documents: list[Document] = quality.held_out() if plan.measures_perplexity else []
@@ -66,18 +80,18 @@ class Session:
                 self._run_format(weights, stack)
 
     def _run_format(self, weights: str, stack: ExitStack) -> None:
-        settings = self._plan.settings(self._folder, weights)
         arms: dict[str, Loaded] = {}
         reasons: dict[str, str] = {}
-        for arm in self._plan.arms:
-            row = report.ArmRow(weights, arm)
-            _say(f"{weights} {arm}: loading")
+        for contender in self._plan.arms:
+            settings = self._plan.settings(self._folder, contender.weights or weights)
+            row = report.ArmRow(settings.weights, contender.name)
+            _say(f"{weights} {contender.name}: loading")
             try:
-                arms[arm] = self._load(arm, settings, stack)
-                row = replace(row, facts=arms[arm].facts)
-                row = self._with_perplexity(row, settings)
+                arms[row.arm] = self._load(contender.arm, settings, stack)
+                row = replace(row, facts=arms[row.arm].facts)
+                row = self._with_perplexity(row, contender.arm, settings)
             except ArmFailure as failure:
-                reasons[arm] = str(failure)
+                reasons[row.arm] = str(failure)
                 row = replace(row, reason=str(failure))
             self.arm_rows.append(row)
         for case in self._plan.cases:
@@ -87,14 +101,14 @@ class Session:
         child = stack.enter_context(Child(arm, settings, self._plan.timeout_s))
         return Loaded(child, child.load(settings))
 
-    def _with_perplexity(self, row: report.ArmRow, settings: Settings) -> report.ArmRow:
+    def _with_perplexity(self, row: report.ArmRow, arm: str, settings: Settings) -> report.ArmRow:
         """Of the embedded model in this arm's format: random weights have none worth printing."""
         if not self._documents:
             return row
         tiny = replace(settings, folder=quality.TINY, max_num_seqs=16)
         tiny = replace(tiny, max_len=read_geometry(quality.TINY).max_len)
         try:
-            with Child(row.arm, tiny, self._plan.timeout_s) as child:
+            with Child(arm, tiny, self._plan.timeout_s) as child:
                 child.load(tiny)
                 total = child.log_likelihood(self._documents)
         except ArmFailure as failure:
@@ -106,25 +120,29 @@ class Session:
         self, case: Case, weights: str, arms: dict[str, Loaded], reasons: dict[str, str]
     ) -> None:
         work = requests(case, self._geometry.vocab_size)
-        runs = self._rounds(case, work, arms, reasons)
-        for arm in self._plan.arms:
+        runs, ceilings = self._rounds(case, work, arms, reasons)
+        for contender in self._plan.arms:
+            arm, own = contender.name, contender.weights or weights
             if not runs.get(arm):
-                row = report.Row(case.name, weights, arm, reason=reasons[arm])
+                row = report.Row(case.name, own, arm, reason=reasons[arm])
             else:
-                reading = self._reading(arms[arm].facts)
-                row = report.measured_row(case, weights, arm, runs, reading)
+                reading = self._reading(arms[arm].facts, ceilings)
+                row = report.measured_row(case, own, arm, runs, reading)
             self.rows.append(row)
 
-    def _reading(self, facts: Facts) -> report.Reading:
+    def _reading(self, facts: Facts, ceilings: list[float]) -> report.Reading:
         kv_bytes = self._geometry.kv_bytes(facts.kv_bits)
-        return report.Reading(facts.weight_bytes, kv_bytes, self._read_gb_s)
+        return report.Reading(facts.weight_bytes, kv_bytes, ceilings)
 
     def _rounds(
         self, case: Case, work: list[Work], arms: dict[str, Loaded], reasons: dict[str, str]
-    ) -> dict[str, list[Run]]:
-        """Every arm once a round, in turned order every other round."""
+    ) -> tuple[dict[str, list[Run]], list[float]]:
+        """Every arm once a round, in turned order every other round; and the rounds' ceilings."""
         runs: dict[str, list[Run]] = {arm: [] for arm in arms}
+        ceilings = []
         for number in range(-1, self._plan.pairs):
+            if number >= 0 and case.kind is Kind.DECODE and (ceiling := self._read_gb_s()):
+                ceilings.append(ceiling)
             order = list(arms) if number % 2 == 0 else list(arms)[::-1]
             for arm in order:
                 if arm in reasons:
@@ -140,7 +158,7 @@ class Session:
                     reasons[arm] = f"{case.name}: {failure}"
                     runs[arm] = []
                     _say(f"{case.name} {arm}: {failure}")
-        return runs
+        return runs, ceilings
 
 
 def warm_up(work: Sequence[Work]) -> list[Work]:

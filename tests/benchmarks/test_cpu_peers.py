@@ -22,6 +22,7 @@ def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     ("argv", "part"),
     [
         (("--arms", "ours,onnx"), "argument --arms: 'onnx' is not among ours, transformers,"),
+        (("--arms", "openvino@fp8"), "argument --arms: 'fp8' is not among bf16, int8, int4"),
         (("--cases", "decode-2"), "'decode-2' is not among decode-1, prefill-1024,"),
         (("--weights", "fp8"), "'fp8' is not among bf16, int8, int4"),
         (("--weights", ","), "',' is not among bf16, int8, int4"),
@@ -43,8 +44,9 @@ def test_more_threads_than_cores_are_refused(capsys: pytest.CaptureFixture[str])
 
 
 def test_choices_keep_the_order_of_the_table() -> None:
-    options = cpu_peers.parser().parse_args(["--arms", "llama.cpp, ours"])
-    assert options.arms == ("ours", "llama.cpp")
+    options = cpu_peers.parser().parse_args(["--arms", "llama.cpp@bf16, ours@int4-g128,ours"])
+    names = [contender.name for contender in options.arms]
+    assert names == ["ours@int4-g128", "ours", "llama.cpp@bf16"]
 
 
 def test_the_list_shows_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

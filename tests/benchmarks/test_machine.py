@@ -34,4 +34,6 @@ def test_ceilings_of_a_cpu_without_the_instructions() -> None:
 
 def test_without_a_compiler_the_reason_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert str(machine.measure_ceilings(1)) == "ceilings not measured: no g++ here"
+    with machine.Machine(1) as here:
+        assert str(here.ceilings()) == "ceilings not measured: no g++ here"
+        assert here.read_gb_s() is None

@@ -73,7 +73,7 @@ def environ_with(folder: Path) -> dict[str, str]:
 
 def plan(cache: Path, *arms: str, weights: tuple[str, ...] = ("bf16",)) -> session.Plan:
     return session.Plan(
-        arms=arms,
+        arms=tuple(session.Contender(*arm.split("@")) for arm in arms),
         cases=(CASES["decode-1"],),
         weights=weights,
         shape="warm-up",
@@ -90,7 +90,7 @@ def settings(cache: Path, weights: str = "bf16") -> Settings:
 
 
 def test_rounds_are_interleaved_after_one_short_warm_up(fake_arms: Path) -> None:
-    ran = session.Session(plan(fake_arms, "ours", "transformers"), TINY, read_gb_s=10.0)
+    ran = session.Session(plan(fake_arms, "ours", "transformers"), TINY, read_gb_s=lambda: 10.0)
     ran.run()
     notes = (fake_arms / "notes").read_text().split("\n")[:-1]
     a, b = "ours 65", "transformers 65"
@@ -103,7 +103,7 @@ def test_rounds_are_interleaved_after_one_short_warm_up(fake_arms: Path) -> None
 
 
 def test_every_arm_has_its_row_or_its_reason(fake_arms: Path) -> None:
-    ran = session.Session(plan(fake_arms, "ours", "llama.cpp", "openvino"), TINY, None)
+    ran = session.Session(plan(fake_arms, "ours", "llama.cpp", "openvino"), TINY, lambda: None)
     ran.run()
     assert [(row.arm, row.tokens_per_s is None) for row in ran.rows] == [
         ("ours", False),
@@ -116,9 +116,21 @@ def test_every_arm_has_its_row_or_its_reason(fake_arms: Path) -> None:
 
 
 def test_a_format_that_an_arm_lacks_is_a_reason(fake_arms: Path) -> None:
-    ran = session.Session(plan(fake_arms, "ours", weights=("int8",)), TINY, None)
+    ran = session.Session(plan(fake_arms, "ours", weights=("int8",)), TINY, lambda: None)
     ran.run()
     assert [row.reason for row in ran.rows] == ["not supported yet: int8"]
+
+
+def test_an_arm_may_keep_a_format_of_its_own(fake_arms: Path) -> None:
+    arms = ("ours", "ours@int8", "transformers@bf16")
+    ran = session.Session(plan(fake_arms, *arms, weights=("int4",)), TINY, lambda: None)
+    ran.run()
+    assert [(row.arm, row.weights, row.reason) for row in ran.rows] == [
+        ("ours", "int4", ""),
+        ("ours@int8", "int8", "not supported yet: int8"),
+        ("transformers@bf16", "bf16", ""),
+    ]
+    assert ran.rows[2].ratio is not None
 
 
 def test_a_child_scores_documents(fake_arms: Path) -> None:
