@@ -242,7 +242,8 @@ def _largest_request(memory: Memory, request: MemoryRequest) -> str:
 
 
 def _does_not_fit(inputs: PlanInputs, budget: int) -> str:
-    return f"{shortfall(inputs, budget)}. {_remedies(inputs, budget, inputs.needed_bytes)}"
+    remedies = _remedies(inputs, budget, inputs.needed_bytes)
+    return f"{shortfall(inputs, budget)}. {remedies[0].upper()}{remedies[1:]}"
 
 
 def shortfall(inputs: PlanInputs, budget: int) -> str:
@@ -264,6 +265,8 @@ def _remedies(inputs: PlanInputs, budget: int, need: int) -> str:
     remedies = []
     if (longest := _longest_sequence(inputs, budget)) > 0:
         remedies.append(f"lower --max-model-len to {longest}")
+    if (most := _most_sequences(inputs, need - budget)) >= inputs.min_num_seqs:
+        remedies.append(f"lower --max-num-seqs to {most}")
     if need <= available:
         enough = size_argument(need)
         if parse_size(enough) > available:  # rounded beyond what there is
@@ -284,3 +287,10 @@ def _longest_sequence(inputs: PlanInputs, budget: int) -> int:
     """The largest max_model_len whose one sequence fits the budget; 0 or less: none does."""
     blocks = max(0, budget - inputs.fixed_bytes) // max(1, inputs.kv_bytes_per_block)
     return (blocks - inputs.num_extra_blocks) * inputs.block_size
+
+
+def _most_sequences(inputs: PlanInputs, missing: int) -> int:
+    """The largest max_num_seqs whose logits are `missing` bytes smaller; 0 or less: none is."""
+    if not inputs.logits_bytes:
+        return 0
+    return (inputs.logits_bytes - missing) * inputs.max_num_seqs // inputs.logits_bytes

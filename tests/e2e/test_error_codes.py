@@ -49,7 +49,7 @@ COMMANDS = (
     Provocation(
         "HAL-E300",
         null("--memory", "5MiB"),
-        r"weights .* MiB, .*; --memory 5\.00 MiB gives 5\.00 MiB\. .*raise --memory by .* to ",
+        r"weights .* MiB, .*; --memory 5\.00 MiB gives 5\.00 MiB\. .*[Rr]aise --memory by .* to ",
     ),
     Provocation(
         "HAL-E310",

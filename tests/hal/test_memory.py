@@ -102,20 +102,33 @@ def check_plan(inputs: PlanInputs) -> None:
     assert blocks_per_seq <= own_blocks <= blocks_per_seq * inputs.max_num_seqs
 
 
+def with_num_seqs(inputs: PlanInputs, count: int) -> PlanInputs:
+    """Logits have a row for each sequence."""
+    logits_bytes = -(-inputs.logits_bytes * count // inputs.max_num_seqs)
+    return replace(inputs, max_num_seqs=count, logits_bytes=logits_bytes)
+
+
 def check_remedies(inputs: PlanInputs, message: str) -> set[str]:
     """Apply every remedy of a refusal: it must fit, and no lesser change may. Returns which."""
     found = set()
-    if told := re.search(r"raise --memory to (\S+) and lower --max-model-len to (\d+)", message):
+    if told := re.search(
+        r"(?i)raise --memory to (\S+) and lower --max-model-len to (\d+)", message
+    ):
         both = replace(inputs, request=parse_memory(told[1]), max_model_len=int(told[2]))
         assert refusal(both) is None
         return {"both"}
-    if told := re.search(r"lower --max-model-len to (\d+)", message):
+    if told := re.search(r"(?i)lower --max-model-len to (\d+)", message):
         longest = int(told[1])
         assert longest < inputs.max_model_len
         assert refusal(replace(inputs, max_model_len=longest)) is None
         assert refusal(replace(inputs, max_model_len=longest + 1)) is not None
         found.add("length")
-    if told := re.search(r"raise --memory by .* to (\S+)", message):
+    if told := re.search(r"(?i)lower --max-num-seqs to (\d+)", message):
+        most = int(told[1])
+        assert refusal(with_num_seqs(inputs, most)) is None
+        assert refusal(with_num_seqs(inputs, most + 1)) is not None
+        found.add("sequences")
+    if told := re.search(r"(?i)raise --memory by .* to (\S+)", message):
         enough = parse_memory(told[1])
         assert refusal(replace(inputs, request=enough)) is None
         # Rounded up to hundredths of its unit: a hundredth less is too little.
@@ -151,6 +164,7 @@ def test_a_plan_adds_up_or_names_exact_remedies(inputs: PlanInputs) -> None:
         ({"request": parse_memory("15.1GiB")}, {"memory"}),
         ({"request": parse_memory("reserve:100GiB")}, {"memory"}),
         ({"max_model_len": 2_000_000}, {"length"}),
+        ({"max_num_seqs": 200_000, "logits_bytes": 195 * GIB}, {"sequences"}),
         ({"max_model_len": 2_000_000, "request": parse_memory(0.1)}, {"both"}),
         ({"weights_bytes": 140 * GIB}, {"smaller model"}),
         ({"request": parse_memory(1.0)}, {"held by others"}),
@@ -184,7 +198,7 @@ def test_a_message_has_the_numbers_and_both_remedies() -> None:
     assert "one sequence of 8192 tokens 1.00 GiB" in message
     assert "--memory 15.50 GiB gives 15.50 GiB" in message
     # 15.5 GiB - 15 GiB - 364 MiB leave 148 MiB: 74 blocks of 2 MiB.
-    assert "lower --max-model-len to 1184" in message
+    assert "Lower --max-model-len to 1184" in message
     assert "raise --memory by 876.00 MiB to 16.36GiB" in message
 
 
