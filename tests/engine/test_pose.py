@@ -158,7 +158,7 @@ def test_what_does_not_fit_the_posed_card_is_refused_as_it_would_be_there(
     total = find_profile("h100").memory_bytes
     assert text.startswith("does not fit: weights 131.42 GiB")
     assert f"--memory 0.9 gives {format_bytes(int(0.9 * total))}" in text
-    assert f"this device has {format_bytes(total)} available: free " in text
+    assert f"This device has {format_bytes(total)} available: free " in text
 
 
 def test_what_fits_the_posed_card_but_not_this_host_says_so(
