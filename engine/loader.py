@@ -18,9 +18,9 @@ def load_weights(
     progress: Progress,
     ignorable: Iterable[str] = (),
     cache: PackCache | None = None,
-) -> None:
-    """Fill every parameter; they must be allocated. Raises WeightsError before a byte is read
-    when names or shapes do not match.
+) -> str:
+    """Fill every parameter; they must be allocated. Returns where the bytes came from, in words.
+    Raises WeightsError before a byte is read when names or shapes do not match.
 
     cache: where families that pack or quantise find their bytes from an earlier start, and where
         they are kept for the next one
@@ -30,7 +30,7 @@ def load_weights(
     names = [name for name in reader.names() if name in expected]
     if cache is None:
         _load_tensors(parameters, reader, progress, names)
-        return
+        return "made from the checkpoint"
     kept = kept_weights(parameters, reader)
     packed = cache.open(reader.paths, list(kept.values()))
     rest = [name for name in names if parameters[name].family not in kept]
@@ -39,9 +39,10 @@ def load_weights(
         if packed.read(progress.advance):
             _stream(parameters, reader, progress, rest)
             progress.finish()
-            return
+            return packed.outcome
     _load_tensors(parameters, reader, progress, names)
     packed.keep()
+    return packed.outcome
 
 
 def kept_weights(

@@ -70,6 +70,7 @@ class BuiltEngine:
     """A running engine with everything that explains it.
 
     plan, selections: of what runs; `posed` has those of the device that ours poses as, if any
+    weights: where they came from, in words
     """
 
     engine: Engine
@@ -79,6 +80,7 @@ class BuiltEngine:
     device_reason: str
     collective: Collective
     plan: MemoryPlan
+    weights: str
     selector: Selector
     resolved: ResolvedConfig
     model: ModelConfig
@@ -113,6 +115,7 @@ class BuiltEngine:
                 for c in self.resolved.choices
             ],
             "memory": self.plan.as_dict(),
+            "weights": self.weights,
             "levels": level_counts(self.sites),
             "kernels": [site.as_json() for site in self.sites],
             "posed": None if self.posed is None else self.posed.as_dict(),
@@ -149,7 +152,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     plan = _plan(assembled, resolved, device, posed)
     with CheckpointReader(folder) as reader:
         cache = _pack_cache(config, device)
-        _load(assembled, device, plan, reader, progress or SilentProgress(), cache)
+        weights = _load(assembled, device, plan, reader, progress or SilentProgress(), cache)
     return BuiltEngine(
         engine=Engine(
             _scheduler_config(resolved, plan, assembled.kv_group),
@@ -162,6 +165,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         device_reason=opened.reason,
         collective=collective,
         plan=plan,
+        weights=weights,
         selector=assembled.binder.selector,
         resolved=resolved,
         model=model,
@@ -265,12 +269,14 @@ def _load(
     reader: CheckpointReader,
     progress: Progress,
     cache: PackCache | None,
-) -> None:
+) -> str:
+    """Where the weights came from."""
     assembled.decoder.parameters.allocate(device)
     assembled.binder.arena.allocate(device)
     assembled.runner.start(plan.num_blocks)
-    load_weights(assembled.decoder.parameters, reader, progress, cache=cache)
+    weights = load_weights(assembled.decoder.parameters, reader, progress, cache=cache)
     device.synchronize()  # what loading left in flight fails here, not in the first step
+    return weights
 
 
 def _scheduler_config(

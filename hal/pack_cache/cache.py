@@ -59,6 +59,7 @@ class PackedLoad:
     """One load of a model: `read` where `is_found`, or else `keep` once the weights are made.
 
     Neither raises for anything on the disk: at most one line is logged, with what and why.
+    outcome: the same for the start-up report, without paths
     """
 
     def __init__(self, cache: PackCache, files: Sequence[Path], kept: Sequence[KeptWeight]) -> None:
@@ -70,6 +71,7 @@ class PackedLoad:
         self._hasher = CheckpointHasher(cache.folder / "hashes", cache.num_threads)
         self._entry: OpenEntry | None = None
         self._fault = ""
+        self.outcome = "made from the checkpoint"
         self._started_at = time.perf_counter()
         self._key = self._key_of() if _is_worth_it(kept) else None
         if self._key is not None:
@@ -97,6 +99,7 @@ class PackedLoad:
             return False
         self._folder.touch(self._path)
         self._report(logging.INFO, f"packed weights from cache {self._path}")
+        self.outcome = f"packed, from the cache on disk in {self._seconds:.1f} s"
         return True
 
     def keep(self) -> None:
@@ -105,6 +108,8 @@ class PackedLoad:
             return
         self._started_at = time.perf_counter()
         why = self._write(self._key)
+        took = f"kept in the cache on disk in {self._seconds:.1f} s"
+        self.outcome += ", not kept (the log says why)" if why else f", {took}"
         if why:
             before = f"{self._path} could not be used ({self._fault}), and " if self._fault else ""
             _logger.warning(
@@ -166,9 +171,12 @@ class PackedLoad:
                 piece = part[start : start + len(_ZEROS)]
                 piece[:] = _ZEROS[: piece.nbytes]
 
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started_at
+
     def _report(self, level: int, what: str) -> None:
-        seconds = time.perf_counter() - self._started_at
-        _logger.log(level, "%s, %s in %.1f s", what, format_bytes(self.num_bytes), seconds)
+        _logger.log(level, "%s, %s in %.1f s", what, format_bytes(self.num_bytes), self._seconds)
 
 
 def _is_worth_it(kept: Sequence[KeptWeight]) -> bool:

@@ -97,6 +97,9 @@ def test_a_second_start_has_the_same_bytes_and_tokens(
     second = build(model, quantization)
     (line,) = said(caplog)
     assert line.startswith(f"packed weights from cache {folder}")
+    assert "made from the checkpoint, kept in the cache" in first.weights
+    assert second.as_dict()["weights"] == second.weights
+    assert "packed, from the cache on disk" in second.weights
     assert stored_bytes(first) == stored_bytes(second)
     assert greedy(first) == greedy(second) == greedy(build(model, quantization, cache=False))
 
@@ -152,7 +155,8 @@ def test_a_damaged_entry_is_made_again(
 
 
 def test_no_cache_neither_reads_nor_writes(tiny_checkpoint: Maker, folder: Path) -> None:
-    build(tiny_checkpoint("llama"), cache=False)
+    built = build(tiny_checkpoint("llama"), cache=False)
+    assert built.weights == "made from the checkpoint"
     assert not folder.exists()
 
 
