@@ -103,6 +103,11 @@ class CheckpointReader:
             self._check_indexed(name, path)
         self._current: tuple[Path, _Shard] | None = None
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
+        return tuple(dict.fromkeys(entry.path for entry in self._entries.values()))
+
     def names(self) -> tuple[str, ...]:
         """Every tensor name, shard by shard in file order: reading so touches each page once."""
         return tuple(self._entries)

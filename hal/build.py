@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import hal
 from hal.assembly import Assembled, assemble, make_selector, plan_inputs, selection_policy
 from hal.collective import Collective
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
@@ -22,11 +23,13 @@ from hal.engine.models import MODELS
 from hal.engine.progress import Progress, SilentProgress
 from hal.engine.scheduler import SchedulerConfig
 from hal.engine.weights import CheckpointReader
+from hal.env import cache_folder, environment
 from hal.errors import MemoryPlanError
 from hal.evidence import level_of
 from hal.explain import SiteReport, emulation_ledger, level_counts, site_reports
 from hal.kv import KVGroup
 from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
+from hal.pack_cache import PackCache
 from hal.select import Selection, SelectionPolicy, Selector
 
 _logger = logging.getLogger("hal")
@@ -67,6 +70,7 @@ class BuiltEngine:
     """A running engine with everything that explains it.
 
     plan, selections: of what runs; `posed` has those of the device that ours poses as, if any
+    weights: where they came from, in words
     """
 
     engine: Engine
@@ -76,6 +80,7 @@ class BuiltEngine:
     device_reason: str
     collective: Collective
     plan: MemoryPlan
+    weights: str
     selector: Selector
     resolved: ResolvedConfig
     model: ModelConfig
@@ -110,6 +115,7 @@ class BuiltEngine:
                 for c in self.resolved.choices
             ],
             "memory": self.plan.as_dict(),
+            "weights": self.weights,
             "levels": level_counts(self.sites),
             "kernels": [site.as_json() for site in self.sites],
             "posed": None if self.posed is None else self.posed.as_dict(),
@@ -145,7 +151,8 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     _log_emulation(device.posed or device.capabilities, posed.selector if posed else selector)
     plan = _plan(assembled, resolved, device, posed)
     with CheckpointReader(folder) as reader:
-        _load(assembled, device, plan, reader, progress or SilentProgress())
+        cache = _pack_cache(config, device)
+        weights = _load(assembled, device, plan, reader, progress or SilentProgress(), cache)
     return BuiltEngine(
         engine=Engine(
             _scheduler_config(resolved, plan, assembled.kv_group),
@@ -158,6 +165,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         device_reason=opened.reason,
         collective=collective,
         plan=plan,
+        weights=weights,
         selector=assembled.binder.selector,
         resolved=resolved,
         model=model,
@@ -236,18 +244,39 @@ def _log_emulation(caps: Capabilities, selector: Selector) -> None:
         _logger.log(level, "%s: %s", caps.name, line)
 
 
+def _pack_cache(config: EngineConfig, device: Device) -> PackCache | None:
+    """Where packed weights are kept; None where the user, or this user's lack of a home, says so.
+
+    The device's arch and features are part of an entry's key: kernels may pack differently for
+    each.
+    """
+    folder = cache_folder(environment()) if config.cache else None
+    if folder is None:
+        return None
+    caps = device.capabilities
+    return PackCache(
+        folder,
+        device=f"{caps.arch}: {caps.feature_names()}",
+        release=hal.__version__,
+        num_threads=config.threads or caps.compute_units,
+    )
+
+
 def _load(
     assembled: Assembled,
     device: Device,
     plan: MemoryPlan,
     reader: CheckpointReader,
     progress: Progress,
-) -> None:
+    cache: PackCache | None,
+) -> str:
+    """Where the weights came from."""
     assembled.decoder.parameters.allocate(device)
     assembled.binder.arena.allocate(device)
     assembled.runner.start(plan.num_blocks)
-    load_weights(assembled.decoder.parameters, reader, progress)
+    weights = load_weights(assembled.decoder.parameters, reader, progress, cache=cache)
     device.synchronize()  # what loading left in flight fails here, not in the first step
+    return weights
 
 
 def _scheduler_config(

@@ -32,6 +32,7 @@ class EngineConfig:
     memory: fraction ("0.9"), size ("24GiB") or what to leave free ("reserve:8GiB").
     kernel: overrides "OP=NAME", e.g. "linear=torch".
     quantization: how weights are stored, rounded while they are loaded; see hal.weights.
+    cache: keep packed and quantised weights on disk, and start from them next time.
     """
 
     model: str = DEFAULT_MODEL
@@ -54,6 +55,7 @@ class EngineConfig:
     strict: bool = False
     deterministic: bool = False
     threads: int | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 PREFIX = "HAL_"
 TRACEBACK = "HAL_TRACEBACK"
 """Set to 1 to print the traceback of an expected error as well."""
+CACHE_FOLDER = "HAL_CACHE_FOLDER"
+"""Where packed weights are kept; $XDG_CACHE_HOME/hal/packed or ~/.cache/hal/packed without it."""
 
 # Turns that an OpenMP thread of libgomp waits at a barrier before it sleeps.
 _SPIN = ("GOMP_SPINCOUNT", "1000")
@@ -46,12 +49,23 @@ def parse_switch(text: str) -> bool:
 
 def unknown_names(flags: Iterable[str], environ: Mapping[str, str]) -> list[str]:
     """HAL_ names that no flag has: most likely misspelt."""
-    known = {variable_of(flag) for flag in flags} | {TRACEBACK}
+    known = {variable_of(flag) for flag in flags} | {TRACEBACK, CACHE_FOLDER}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
 def wants_traceback() -> bool:
     return os.environ.get(TRACEBACK, "").strip().lower() in _TRUE
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where packed weights are kept; None where this user has no home to keep them in."""
+    if chosen := environ.get(CACHE_FOLDER):
+        return Path(chosen).expanduser().absolute()
+    try:
+        base = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        return None
+    return base / "hal" / "packed" if base.is_absolute() else None
 
 
 def let_waiting_threads_sleep() -> None:

@@ -105,6 +105,7 @@ def _info(script: Script, config: EngineConfig) -> EngineInfo:
         block_size=script.block_size,
         num_blocks=script.num_blocks,
         plan_text="no memory is used",
+        weights="none",
         site_levels={},
         explain_json=b'{"memory": {"total_bytes": 0}, "kernels": []}',
     )

@@ -73,6 +73,7 @@ class ErrorRecord(msgspec.Struct, frozen=True):
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the front tells users about a started engine.
 
+    weights: where they came from, in words.
     site_levels: how many sites run native, upcast and reference kernels.
     explain_json: device, choices, memory and kernels with their reasons, an object ready to serve.
     """
@@ -88,6 +89,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     num_blocks: int
     plan_text: str
+    weights: str
     site_levels: dict[str, int]
     explain_json: bytes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 
@@ -10,6 +11,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Test shapes are tiny: a second thread would only wait, for seconds on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Packed weights of tests stay out of the user's cache; one folder for children as well.
+os.environ["HAL_CACHE_FOLDER"] = tempfile.mkdtemp(prefix="hal-cache-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -30,13 +30,18 @@ class Parallel(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """One tensor of the checkpoint. `shape` is as stored; transposed ones are [inputs, outputs]."""
+    """One tensor of the checkpoint. `shape` is as stored; transposed ones are [inputs, outputs].
+
+    family: whose rows first_row.. (of its weight or bias) it fills, if any
+    """
 
     name: str
     shape: tuple[int, ...]
     parallel: Parallel
     load: Callable[[LogicalWeight], None]
     is_transposed: bool = False
+    family: LinearFamily | VocabFamily | None = None
+    first_row: int = 0
 
 
 class Allocated(Protocol):
@@ -164,6 +169,7 @@ class Parameters:
                 shape=(problem.vocab_size, problem.hidden_size),
                 parallel=Parallel.VOCAB,
                 load=lambda weight: family.load(0, weight),
+                family=family,
             )
         )
 
@@ -198,6 +204,8 @@ def add_linear(parameters: Parameters, family: LinearFamily, layout: LinearLayou
                 parallel=layout.parallel,
                 load=_rows_loader(family, first_row),
                 is_transposed=layout.is_transposed,
+                family=family,
+                first_row=first_row,
             )
         )
         if family.problem.has_bias:
@@ -207,6 +215,8 @@ def add_linear(parameters: Parameters, family: LinearFamily, layout: LinearLayou
                     shape=(rows.num_rows,),
                     parallel=layout.parallel,
                     load=_bias_loader(family, first_row),
+                    family=family,
+                    first_row=first_row,
                 )
             )
         first_row += rows.num_rows

@@ -99,6 +99,13 @@ ENGINE_FLAGS = FlagGroup(
             convert=None,
         ),
         _setting("threads", "CPU threads", "N", int),
+        Flag(
+            name="no-cache",
+            help="neither read nor keep packed weights on disk",
+            convert=None,
+            sets=False,
+            field="cache",
+        ),
         _setting("kv-cache-dtype", "auto: as the model", "TYPE"),
     ),
 )

@@ -16,6 +16,7 @@ def banner_lines(front: Front, url: str, *, has_key: bool) -> list[str]:
     return [
         f"model    {front.served_name} ({info.architecture}, {info.dtype})",
         f"device   {info.device}: {info.device_reason}",
+        f"weights  {info.weights}",
         "memory",
         *(f"  {line}" for line in info.plan_text.splitlines()),
         f"limits   {info.max_model_len} tokens per sequence, {info.max_num_seqs} sequences, "

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 
+from hal.cli.garbage import no_collections_while_loading
 from hal.server.engine_process import LoadedEngine, run_engine_process
 from hal.server.messages import EngineInfo, Start
 
@@ -31,12 +32,13 @@ def build(start: Start) -> LoadedEngine:
 
 
 def _build_real(start: Start) -> LoadedEngine:
-    from hal.build import build_engine
-    from hal.engine.progress import StreamProgress, Unit
-    from hal.explain import level_counts
+    with no_collections_while_loading():
+        from hal.build import build_engine
+        from hal.engine.progress import StreamProgress, Unit
+        from hal.explain import level_counts
 
-    progress = StreamProgress(sys.stderr, "loading weights", Unit.BYTES)
-    built = build_engine(start.config, progress)
+        progress = StreamProgress(sys.stderr, "loading weights", Unit.BYTES)
+        built = build_engine(start.config, progress)
     resolved, caps = built.resolved, built.device.capabilities
     explain = built.as_dict()
     explain["model"] = {"architecture": built.model.architecture}  # no local path over HTTP
@@ -52,6 +54,7 @@ def _build_real(start: Start) -> LoadedEngine:
         block_size=resolved.block_size,
         num_blocks=built.plan.num_blocks,
         plan_text=built.plan_text(),
+        weights=built.weights,
         site_levels=level_counts(built.sites),
         explain_json=json.dumps(explain).encode(),
     )

@@ -18,6 +18,7 @@ from hal.cli.arguments import (
     engine_config,
     report_error,
 )
+from hal.cli.garbage import no_collections_while_loading
 from hal.config import EngineConfig
 from hal.env import environment, let_waiting_threads_sleep, wants_traceback
 from hal.errors import ConfigError, HalError, RequestError
@@ -230,9 +231,11 @@ def run(options: RunOptions) -> None:
             lines = list(read_lines(_open_input(options.input, stack), options.is_chat))
         out = _open_output(options.output, stack)
         let_waiting_threads_sleep()
-        from hal.llm import LLM
+        with no_collections_while_loading():
+            from hal.llm import LLM
 
-        with LLM.from_config(options.config) as llm:
+            opened = LLM.from_config(options.config)
+        with opened as llm:
             device = options.config.device
             if device == "auto" or llm.posed is not None:
                 print(f"hal-run: device {device}: {llm.device_reason}", file=sys.stderr)

@@ -38,11 +38,16 @@ class KernelSource:
 
 
 def kernel_source(kernel: Kernel) -> KernelSource | None:
-    """The kernel's module, what that takes from its own package tree, and what was compiled.
+    """The source of the module that a kernel is in."""
+    return source_of(kernel.implementation.__module__)
+
+
+def source_of(module_name: str) -> KernelSource | None:
+    """A kernel's module, what that takes from its own package tree, and what was compiled.
 
     None where a part of it cannot be known: then nothing can be claimed about it.
     """
-    module = sys.modules.get(kernel.implementation.__module__)
+    module = sys.modules.get(module_name)
     if module is None or getattr(module, "__file__", None) is None:
         return None
     package = sys.modules.get(module.__name__.rpartition(".")[0])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hal.binding import Binder
 from hal.device import Device
 from hal.dtypes import DType
+from hal.opset.stored import StoredForm
 from hal.select import declare
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight, WeightFormat
@@ -50,6 +51,13 @@ class LinearFamily(ABC):
     @abstractmethod
     def load_bias(self, first_row: int, values: Tensor) -> None:
         """Store bias elements first_row.. ; only with problem.has_bias."""
+
+    def stored(self) -> StoredForm | None:
+        """The allocated memory, where filling it took more than a copy; else None.
+
+        Bytes from a form of equal layout load the family. Zeros must leave it as `allocate` did.
+        """
+        return None
 
     @abstractmethod
     def __call__(self, x: Tensor, out: Tensor) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hal.binding import Binder
 from hal.device import Device
 from hal.dtypes import DType
+from hal.opset.stored import StoredForm
 from hal.select import declare
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight, WeightFormat
@@ -43,6 +44,10 @@ class VocabFamily(ABC):
 
     @abstractmethod
     def load(self, first_row: int, weight: LogicalWeight) -> None: ...
+
+    def stored(self) -> StoredForm | None:
+        """As of a LinearFamily."""
+        return None
 
     @abstractmethod
     def embed(self, token_ids: Tensor, out: Tensor) -> None:

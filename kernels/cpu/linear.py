@@ -10,10 +10,11 @@ from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
-from hal.kernels.reference.tensors import as_torch
+from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.opset import linear
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily, LinearProblem
+from hal.opset.stored import StoredForm
 from hal.select import Regime
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
@@ -29,6 +30,17 @@ def stored_weight(
     weight = QuantizedWeight(rows, columns, problem.weights, is_gated=is_gated)
     weight.scratch = binder.arena.buffer("rounded_x", weight.scratch_bytes, DType.UINT8)
     return weight
+
+
+def stored_form(
+    problem: object, weight: PackedWeight | QuantizedWeight, *beside: memoryview
+) -> StoredForm:
+    """The weight's bytes, and those of vectors that lie in the order of its rows."""
+    kind = type(weight).__name__
+    return StoredForm(
+        layout=f"{kind} is_gated={weight.is_gated} of {problem}",
+        parts=(weight.raw_bytes(), *beside),
+    )
 
 
 def regimes(_problem: object) -> tuple[Regime, ...]:
@@ -95,6 +107,10 @@ class PackedLinear(LinearFamily):
         source = as_torch(values)
         rows = self._weight.stored_rows(first_row, len(source))
         self._bias[rows] = source.to(self._bias.dtype)
+
+    def stored(self) -> StoredForm:
+        bias = () if self._bias is None else (raw_bytes(self._bias),)
+        return stored_form(self.problem, self._weight, *bias)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         self._weight.multiply(x, out, self._bias, self._activation)

@@ -7,7 +7,7 @@ import torch
 from hal.device import Device
 from hal.dtypes import DType
 from hal.kernels.cpu import native
-from hal.kernels.reference.tensors import as_torch
+from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.kernels.reference.weight_rows import refuse_scales
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
@@ -63,6 +63,10 @@ class PackedWeight:
             self.is_gated,
             torch.get_num_threads(),
         )
+
+    def raw_bytes(self) -> memoryview:
+        """The memory as bytes."""
+        return raw_bytes(self._memory)
 
     def stored_rows(self, first_row: int, num_rows: int) -> torch.Tensor:
         """Where logical rows first_row.. are among the packed rows: for vectors beside them."""

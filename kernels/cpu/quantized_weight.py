@@ -10,7 +10,7 @@ from hal.dtypes import DType
 from hal.errors import WeightsError
 from hal.kernels.cpu import native
 from hal.kernels.cpu.packed_weight import LANES, readable, stored_rows
-from hal.kernels.reference.tensors import as_torch
+from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.kernels.reference.weight_rows import NOT_FINITE
 from hal.tensor import Tensor
 from hal.weights import ACTIVATION_GROUP, LogicalWeight, WeightFormat
@@ -61,6 +61,8 @@ class QuantizedWeight:
         self._memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
         self.address = self._memory.data_ptr()
         native.load().advise_huge_pages(self.address, self.num_bytes)
+        if self.rows % LANES or self.columns % (2 * self.group_size or _UNIT):
+            self._memory.zero_()  # nothing reads the padding, but equal weights are equal bytes
 
     def load(self, first_row: int, weight: LogicalWeight) -> None:
         """Round logical rows first_row.. to codes; raises WeightsError where one is not finite."""
@@ -82,6 +84,10 @@ class QuantizedWeight:
         )
         if num_bad:
             raise WeightsError(NOT_FINITE.format(num_bad))
+
+    def raw_bytes(self) -> memoryview:
+        """The memory as bytes."""
+        return raw_bytes(self._memory)
 
     def stored_rows(self, first_row: int, num_rows: int) -> torch.Tensor:
         """Where logical rows first_row.. are among the stored rows: for vectors beside them."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import quantized_regimes, regimes, stored_weight
+from hal.kernels.cpu.linear import quantized_regimes, regimes, stored_form, stored_weight
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
 from hal.opset.linear import LinearProblem
+from hal.opset.stored import StoredForm
 from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
@@ -64,6 +65,9 @@ class PackedVocab(VocabFamily):
 
     def load(self, first_row: int, weight: LogicalWeight) -> None:
         self._weight.load(first_row, weight)
+
+    def stored(self) -> StoredForm:
+        return stored_form(self.problem, self._weight)
 
     def embed(self, token_ids: Tensor, out: Tensor) -> None:
         self._weight.look_up(as_torch(token_ids), as_torch(out))

@@ -16,3 +16,8 @@ def as_torch(x: Tensor) -> torch.Tensor:
 def widen(x: torch.Tensor) -> torch.Tensor:
     """`x` in float32, or as it is when it is float64 already."""
     return x if x.dtype is torch.float64 else x.float()
+
+
+def raw_bytes(x: torch.Tensor) -> memoryview:
+    """The very memory of a contiguous host tensor, writable."""
+    return x.view(-1).view(torch.uint8).numpy().data

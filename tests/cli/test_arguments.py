@@ -31,8 +31,9 @@ def test_every_engine_setting_has_a_flag() -> None:
 def test_every_flag_reaches_the_config() -> None:
     argv = (
         "model-x --device cpu --dtype float32 --memory 2GiB --max-model-len 64 --max-num-seqs 2 "
-        "--max-num-batched-tokens 128 --block-size 32 --enforce-eager --no-prefix-caching "
-        "--seed 3 --chat-template t.jinja --offline --kernel a=b --kernel c=d --strict "
+        "--max-num-batched-tokens 128 --block-size 32 --enforce-eager --no-cache "
+        "--no-prefix-caching --seed 3 --chat-template t.jinja --offline --kernel a=b "
+        "--kernel c=d --strict "
         "--deterministic --threads 1 --no-enable-chunked-prefill"
     )
     assert config(*argv.split()) == EngineConfig(
@@ -46,6 +47,7 @@ def test_every_flag_reaches_the_config() -> None:
         block_size=32,
         enforce_eager=True,
         prefix_caching=False,
+        cache=False,
         chunked_prefill=False,
         seed=3,
         chat_template=Path("t.jinja"),

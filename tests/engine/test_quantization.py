@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from high_water import HighWater, held_bytes
 from safetensors.torch import load_file, save_file
 
 from hal.build import BuiltEngine, build_engine
 from hal.config import EngineConfig
-from hal.engine.progress import SilentProgress
 from hal.engine.request import Request
 from hal.errors import UnsupportedError, WeightsError
 from hal.sampling_params import SamplingParams
@@ -147,21 +147,6 @@ def copy_with_nan(folder: Path, to: Path) -> Path:
     tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
     return to
-
-
-class HighWater(SilentProgress):
-    """The process's private and shared-memory bytes at their highest, looked at every tensor."""
-
-    def __init__(self) -> None:
-        self.highest = 0
-
-    def advance(self, amount: int) -> None:
-        self.highest = max(self.highest, held_bytes())
-
-
-def held_bytes() -> int:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])

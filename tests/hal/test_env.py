@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from hal.env import child_environment, flag_value, parse_switch, unknown_names, variable_of
+from hal.env import (
+    cache_folder,
+    child_environment,
+    flag_value,
+    parse_switch,
+    unknown_names,
+    variable_of,
+)
 
 
 def test_names() -> None:
@@ -34,6 +42,29 @@ def test_a_switch_that_is_neither() -> None:
 def test_unknown_names() -> None:
     environ = {"HAL_PROT": "1", "HAL_PORT": "2", "HAL_TRACEBACK": "1", "HALO": "1", "PATH": "x"}
     assert unknown_names(["port"], environ) == ["HAL_PROT"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"HAL_CACHE_FOLDER": "/big/disk", "XDG_CACHE_HOME": "/xdg"}, "/big/disk"),
+        ({"HAL_CACHE_FOLDER": "here"}, str(Path.cwd() / "here")),
+        ({"HAL_CACHE_FOLDER": "", "XDG_CACHE_HOME": "/xdg"}, "/xdg/hal/packed"),
+        ({"XDG_CACHE_HOME": ""}, str(Path.home() / ".cache/hal/packed")),
+        ({"XDG_CACHE_HOME": "not/absolute"}, None),
+    ],
+)
+def test_the_cache_folder(environ: dict[str, str], expected: str | None) -> None:
+    assert unknown_names([], environ) == []
+    assert cache_folder(environ) == (None if expected is None else Path(expected))
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert cache_folder({}) is None
 
 
 @pytest.mark.parametrize(
