@@ -17,6 +17,8 @@ class Buffer:
         self.shape = shape
         self.dtype = dtype
         self._tensor: Tensor | None = None
+        self._rows: Tensor | None = None
+        self._num_rows = -1
 
     @property
     def num_bytes(self) -> int:
@@ -27,10 +29,14 @@ class Buffer:
 
     def place(self, tensor: Tensor) -> None:
         self._tensor = tensor
+        self._rows, self._num_rows = None, -1
 
     def rows(self, num_rows: int) -> Tensor:
-        assert self._tensor is not None, "the step arena is not allocated yet"
-        return self._tensor[:num_rows]
+        """The same object until another number of rows is asked for: a steady step makes none."""
+        if self._rows is None or num_rows != self._num_rows:
+            assert self._tensor is not None, "the step arena is not allocated yet"
+            self._rows, self._num_rows = self._tensor[:num_rows], num_rows
+        return self._rows
 
 
 class Arena:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -32,6 +33,29 @@ COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
 def load() -> ModuleType:
     """The module `_C`; raises ImportError where it was not built."""
     return import_module("hal.kernels.cpu._C")
+
+
+class Repeated:
+    """A native function whose arguments are prepared again only when one is another object.
+
+    A steady step runs on the same views of the step arena (`Buffer.rows`), and asking torch for
+    addresses and strides takes several times as long as the call into the module.
+    """
+
+    __slots__ = ("_prepare", "_ids", "_arguments", "_run")
+
+    def __init__(self, prepare: Callable[..., Callable[[int], object]]) -> None:
+        """prepare(*arguments) gives what is still to be called with the number of threads."""
+        self._prepare = prepare
+        self._ids: tuple[int, ...] = ()
+
+    def __call__(self, *arguments: object) -> None:
+        ids = tuple(map(id, arguments))
+        if ids != self._ids:
+            self._run = self._prepare(*arguments)
+            self._ids = ids
+            self._arguments = arguments  # alive, so that no other object gets one of these ids
+        self._run(torch.get_num_threads())
 
 
 @cache

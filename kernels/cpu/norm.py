@@ -2,71 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
+from hal.binding import Binder
 from hal.kernels.cpu import native
 from hal.opset import layer_norm, rms_norm
+from hal.opset.norm import NormProblem
 
 
-@rms_norm.kernel(
+@rms_norm.family(
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
     rejects=native.needs_avx512_bf16,
     unavailable=native.unavailable,
 )
-def rms_norm_avx512(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    eps: float,
-    out: torch.Tensor,
-) -> None:
+class NativeRmsNorm:
     """Float32 inside, rounded once after the weight."""
-    _norm(x, residual, weight, 0, eps, out)
+
+    def __init__(self, _problem: NormProblem, _binder: Binder) -> None:
+        self._norm = native.Repeated(_prepare)
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        weight: torch.Tensor,
+        eps: float,
+        out: torch.Tensor,
+    ) -> None:
+        self._norm(x, residual, weight, None, eps, out)
 
 
-@layer_norm.kernel(
+@layer_norm.family(
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
     rejects=native.needs_avx512_bf16,
     unavailable=native.unavailable,
 )
-def layer_norm_avx512(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    out: torch.Tensor,
-) -> None:
+class NativeLayerNorm:
     """Two passes, centred before squaring; rounded once."""
-    _norm(x, residual, weight, bias.data_ptr(), eps, out)
+
+    def __init__(self, _problem: NormProblem, _binder: Binder) -> None:
+        self._norm = native.Repeated(_prepare)
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+        out: torch.Tensor,
+    ) -> None:
+        self._norm(x, residual, weight, bias, eps, out)
 
 
-def _norm(
+def _prepare(
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
-    bias_address: int,
+    bias: torch.Tensor | None,
     eps: float,
     out: torch.Tensor,
-) -> None:
-    """A layer norm where there is a bias (bias_address is not 0)."""
-    native.load().norm(
+) -> Callable[[int], object]:
+    """A layer norm where there is a bias."""
+    return partial(
+        native.load().norm,
         x.data_ptr(),
         x.stride(0),
         0 if residual is None else residual.data_ptr(),
         0 if residual is None else residual.stride(0),
         weight.data_ptr(),
-        bias_address,
+        0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         out.stride(0),
         x.shape[0],
         x.shape[1],
         eps,
-        bias_address != 0,
+        bias is not None,
         native.TORCH_CODES[x.dtype],
-        torch.get_num_threads(),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from hal.device import Device
@@ -32,6 +35,7 @@ class PackedWeight:
         self.is_gated = is_gated
         self.address = 0
         step = 2 if dtype is DType.BFLOAT16 else 1
+        self._multiply = native.Repeated(self._product)
         self._num_elements = -(-rows // LANES) * LANES * -(-columns // step) * step
 
     @property
@@ -84,9 +88,15 @@ class PackedWeight:
         x [M, columns] in the weight's dtype; out [M, rows] (gated: [M, rows / 2]) in that dtype or
         float32; rows of both may be apart. Sums are one float32 chain per element at every M.
         """
+        self._multiply(x, out, bias, activation)
+
+    def _product(
+        self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int
+    ) -> Callable[[int], object]:
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
-        native.load().linear(
+        return partial(
+            native.load().linear,
             source.data_ptr(),
             source.stride(0),
             source.shape[0],
@@ -100,7 +110,6 @@ class PackedWeight:
             target.stride(0),
             activation,
             self.is_gated,
-            torch.get_num_threads(),
         )
 
     def look_up(self, ids: torch.Tensor, out: torch.Tensor) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from hal.binding import Buffer
@@ -35,6 +38,7 @@ class QuantizedWeight:
         self.address = 0
         self.group_size = format.group_size or 0  # 0 is int8 to the native module
         self.scratch: Buffer | None = None
+        self._multiply = native.Repeated(self._product)
 
     @property
     def num_bytes(self) -> int:
@@ -101,10 +105,16 @@ class QuantizedWeight:
         activation: int = native.NO_ACTIVATION,
     ) -> None:
         """As PackedWeight.multiply, x in float32 or bfloat16 and bias in x's dtype."""
+        self._multiply(x, out, bias, activation)
+
+    def _product(
+        self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int
+    ) -> Callable[[int], object]:
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         assert self.scratch is not None, "no room for rounded x was declared"
-        native.load().quantized_linear(
+        return partial(
+            native.load().quantized_linear,
             source.data_ptr(),
             native.TORCH_CODES[source.dtype],
             source.stride(0),
@@ -120,7 +130,6 @@ class QuantizedWeight:
             target.stride(0),
             activation,
             self.is_gated,
-            torch.get_num_threads(),
         )
 
     def look_up(self, ids: torch.Tensor, out: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
@@ -100,3 +101,21 @@ def test_needs_both_sets_of_instructions_and_a_format() -> None:
     assert "keeps them in bfloat16" in (native.needs_avx512_vnni(vnni, plain) or "")
     assert native.needs_plain_weights(vnni, plain) is None
     assert "asks for int8" in (native.needs_plain_weights(vnni, int8) or "")
+
+
+def test_arguments_are_prepared_again_only_when_one_is_another_object() -> None:
+    prepared: list[tuple[torch.Tensor, float]] = []
+    threads: list[int] = []
+
+    def prepare(x: torch.Tensor, scale: float) -> Callable[[int], object]:
+        prepared.append((x, scale))
+        return threads.append
+
+    call = native.Repeated(prepare)
+    x, scale = torch.zeros(1), 0.5
+    call(x, scale)
+    call(x, scale)
+    call(torch.zeros(1), scale)
+    call(x, scale)
+    assert [seen is x for seen, _ in prepared] == [True, False, True]
+    assert threads == 4 * [torch.get_num_threads()]

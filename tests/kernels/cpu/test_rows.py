@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from hal.conformance.limits import LIMITS, relative_l2
+from hal.conformance.stage import Stage
 from hal.dtypes import DType
 from hal.kernels.cpu.elementwise import gated_activation_avx512, plain_activation_avx512
 from hal.kernels.cpu.indexing import gather_rows_native
-from hal.kernels.cpu.norm import layer_norm_avx512, rms_norm_avx512
+from hal.kernels.cpu.norm import NativeLayerNorm, NativeRmsNorm
 from hal.kernels.cpu.rope import qk_norm_rope_avx512
 from hal.kernels.reference.elementwise import activate
 from hal.opset.attention import RopeProblem
 from hal.opset.elementwise import Activation
+from hal.opset.norm import NormProblem
 
 DTYPES = [DType.FLOAT32, DType.BFLOAT16]
 TORCH = {DType.FLOAT32: torch.float32, DType.BFLOAT16: torch.bfloat16}
@@ -41,20 +43,20 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("shape", ROWS, ids=str)
 @pytest.mark.parametrize("has_residual", [True, False])
 @pytest.mark.parametrize("is_layer_norm", [True, False])
-@pytest.mark.usefixtures("stage")
 def test_norms(
-    is_layer_norm: bool, has_residual: bool, shape: tuple[int, int], dtype: DType
+    stage: Stage, is_layer_norm: bool, has_residual: bool, shape: tuple[int, int], dtype: DType
 ) -> None:
+    problem = NormProblem(hidden_size=shape[1], dtype=dtype)
     x, weight = apart(random(*shape, dtype=dtype) + 3), random(shape[1], dtype=dtype)
     bias = random(shape[1], dtype=dtype, seed=1)
     residual = apart(random(*shape, dtype=dtype, seed=2)) if has_residual else None
     y = x if residual is None else (x.float() + residual.float()).to(TORCH[dtype])
     out = apart(torch.empty_like(x))
     if is_layer_norm:
-        layer_norm_avx512(x, residual, weight, bias, 1e-5, out)
+        NativeLayerNorm(problem, stage.binder)(x, residual, weight, bias, 1e-5, out)
         centred = y.double() - y.double().mean(dim=-1, keepdim=True)
     else:
-        rms_norm_avx512(x, residual, weight, 1e-5, out)
+        NativeRmsNorm(problem, stage.binder)(x, residual, weight, 1e-5, out)
         centred = y.double()
     scale = torch.rsqrt((centred**2).mean(dim=-1, keepdim=True) + 1e-5)
     expected = centred * scale * weight.double()
