@@ -19,6 +19,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from exact_scratch import give_exact_scratch
 from numpy.typing import NDArray
 
 import hal.kernels
@@ -170,6 +171,8 @@ def product(
     out = torch.full((x.shape[0] + 1, columns + 3), float("nan"), dtype=out_dtype)
     bias = random(weight.rows, seed=9).to(x.dtype) if epilogue.has_bias else None
     weight.uses_tiles = on_tiles
+    if isinstance(weight, QuantizedWeight):
+        give_exact_scratch(weight, len(x))
     weight.multiply(x, out[:-1, :columns], bias, epilogue.activation)
     assert out[:, columns:].isnan().all() and out[-1].isnan().all(), "written outside"
     return out[:-1, :columns]
@@ -307,7 +310,6 @@ def test_few_tokens_run_without_tiles(tiles: EmulatedModule, stage: Stage, num_t
     calls: list[int] = []
     tiles.linear_amx = lambda *arguments: calls.append(arguments[2])
     x = random(num_tokens, 8).bfloat16()
-    packed(random(16, 8).bfloat16(), stage).uses_tiles = True
     weight = packed(random(16, 8).bfloat16(), stage)
     weight.uses_tiles = True
     weight.multiply(x, torch.empty(num_tokens, 16, dtype=torch.bfloat16))
