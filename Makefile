@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cmake kernels/cpu/*.cpp kernels/cpu/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long conformance conformance-long evidence check docs format clean
+.PHONY: help install serve test test-long conformance conformance-long sanitize evidence check docs format clean
 
 help:
 	@echo "make serve    serve the embedded model on http://127.0.0.1:8000   (ARGS='--port 9000')"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-long    the state machines with 5000 examples each"
 	@echo "make conformance  every kernel and tiny models against the float64 oracle"
 	@echo "make conformance-long  the tiny models with 16 draws of weights and text each"
+	@echo "make sanitize the kernel tests on a native module with AddressSanitizer and UBSan"
 	@echo "make evidence run conformance on the devices here and record what it showed"
 	@echo "make check    format, ruff, mypy, sizes, layout, generated pages"
 	@echo "make docs     write the pages of docs/ that are made from data"
@@ -40,6 +41,9 @@ conformance: $(STAMP)
 
 conformance-long: $(STAMP)
 	$(BIN)/pytest -q tests/conformance --seeds 16
+
+sanitize: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/sanitize.sh
 
 evidence: $(STAMP)
 	$(BIN)/python scripts/evidence.py

@@ -32,7 +32,8 @@ class Feature(StrEnum):
     AVX512 = "avx512"
     AVX512_BF16 = "avx512_bf16"
     AVX512_VNNI = "avx512_vnni"
-    AMX = "amx"
+    AMX_BF16 = "amx_bf16"
+    AMX_INT8 = "amx_int8"
 
 
 class MemoryKind(StrEnum):

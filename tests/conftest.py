@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seeds", type=int, default=1, help="draws of weights and text of each tiny model"
     )
+    parser.addoption(
+        "--native-module", type=Path, help="a build of the native module to test, not the installed"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--native-module"):
+        load_native_module(path)
+
+
+def load_native_module(path: Path) -> None:
+    """Make `path` the module that the CPU kernels find; torch is first, which shares its OpenMP."""
+    import torch  # noqa: F401  # not for every test: it takes seconds
+
+    name = "hal.kernels.cpu._C"
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, f"{path} is no module"
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
 
 
 @pytest.fixture(scope="session")

@@ -70,47 +70,49 @@ void call_gather_packed_rows(Address weight, int64_t n, int64_t k, int dtype, Ad
                         .num_threads = num_threads});
 }
 
+template <void (*Run)(const LinearArgs&)>
 void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
                  int dtype, Address bias, Address out, int out_dtype, int64_t out_stride,
                  int activation, bool gated, int num_threads) {
     nb::gil_scoped_release release;
-    linear({.x = at(x),
-            .x_stride = x_stride,
-            .m = m,
-            .weight = at(weight),
-            .shape = packed_shape(n, k, dtype),
-            .output = {.n = n,
-                       .bias = at(bias),
-                       .bias_dtype = dtype_of(dtype),
-                       .out = at(out),
-                       .dtype = dtype_of(out_dtype),
-                       .stride = out_stride,
-                       .activation = static_cast<Activation>(activation),
-                       .gated = gated},
-            .num_threads = num_threads});
+    Run({.x = at(x),
+         .x_stride = x_stride,
+         .m = m,
+         .weight = at(weight),
+         .shape = packed_shape(n, k, dtype),
+         .output = {.n = n,
+                    .bias = at(bias),
+                    .bias_dtype = dtype_of(dtype),
+                    .out = at(out),
+                    .dtype = dtype_of(out_dtype),
+                    .stride = out_stride,
+                    .activation = static_cast<Activation>(activation),
+                    .gated = gated},
+         .num_threads = num_threads});
 }
 
+template <void (*Run)(const QuantizedLinearArgs&)>
 void call_quantized_linear(Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
                            int64_t n, int64_t k, int64_t group, Address scratch, Address bias,
                            Address out, int out_dtype, int64_t out_stride, int activation,
                            bool gated, int num_threads) {
     nb::gil_scoped_release release;
-    quantized_linear({.x = at(x),
-                      .x_dtype = dtype_of(x_dtype),
-                      .x_stride = x_stride,
-                      .m = m,
-                      .weight = at(weight),
-                      .shape = {n, k, group},
-                      .scratch = at(scratch),
-                      .output = {.n = n,
-                                 .bias = at(bias),
-                                 .bias_dtype = dtype_of(x_dtype),
-                                 .out = at(out),
-                                 .dtype = dtype_of(out_dtype),
-                                 .stride = out_stride,
-                                 .activation = static_cast<Activation>(activation),
-                                 .gated = gated},
-                      .num_threads = num_threads});
+    Run({.x = at(x),
+         .x_dtype = dtype_of(x_dtype),
+         .x_stride = x_stride,
+         .m = m,
+         .weight = at(weight),
+         .shape = {n, k, group},
+         .scratch = at(scratch),
+         .output = {.n = n,
+                    .bias = at(bias),
+                    .bias_dtype = dtype_of(x_dtype),
+                    .out = at(out),
+                    .dtype = dtype_of(out_dtype),
+                    .stride = out_stride,
+                    .activation = static_cast<Activation>(activation),
+                    .gated = gated},
+         .num_threads = num_threads});
 }
 
 int64_t call_quantize_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows,
@@ -281,20 +283,25 @@ NB_MODULE(_C, m) {
     m.attr("compiler") = HAL_COMPILER;
     m.def("features", &features, "Instruction sets this CPU and its operating system support.");
     m.def("has_avx512_bf16_kernels", &has_avx512_bf16_kernels);
+    m.def("has_amx_kernels", &has_amx_kernels);
     m.def("advise_huge_pages", &advise_huge_pages);
     m.def("gather_rows", &call_gather_rows);
 #if defined(HAL_HAS_AVX512)
     m.def("pack_rows", &call_pack_rows);
     m.def("gather_packed_rows", &call_gather_packed_rows);
-    m.def("linear", &call_linear);
+    m.def("linear", &call_linear<linear>);
     m.def("quantize_rows", &call_quantize_rows);
     m.def("gather_quantized_rows", &call_gather_quantized_rows);
-    m.def("quantized_linear", &call_quantized_linear);
+    m.def("quantized_linear", &call_quantized_linear<quantized_linear>);
     m.def("norm", &call_norm);
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);
     m.def("write_kv", &call_write_kv);
     m.def("attention", &call_attention);
     m.def("sample", &call_sample);
+#endif
+#if defined(HAL_HAS_AMX)
+    m.def("linear_amx", &call_linear<linear_amx>);
+    m.def("quantized_linear_amx", &call_quantized_linear<quantized_linear_amx>);
 #endif
 }

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import PackedUp, quantized_regimes, regimes
+from hal.kernels.cpu.linear import (
+    PackedUp,
+    TileUp,
+    quantized_regimes,
+    quantized_tile_regimes,
+    regimes,
+    tile_regimes,
+)
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
@@ -27,6 +36,14 @@ def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | No
     return _cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
 
 
+def _rejects_tiles(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
+    return _cannot_alternate(problem) or native.needs_amx_bf16(caps, problem)
+
+
+def _rejects_quantized_tiles(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
+    return _cannot_alternate(problem) or native.needs_amx_int8(caps, problem)
+
+
 @mlp_block.family(
     "avx512_vnni",
     preference=100,
@@ -46,6 +63,8 @@ def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | No
 class FusedMlpBlock(MlpBlock):
     """Two products; what lies between is written once, activated, in the model's dtype."""
 
+    up_family: ClassVar[type[PackedUp]] = PackedUp
+
     def __init__(self, problem: MlpBlockProblem, binder: Binder) -> None:
         width = problem.intermediate_size
         up = LinearProblem(
@@ -62,7 +81,7 @@ class FusedMlpBlock(MlpBlock):
             has_bias=problem.has_bias,
             weights=problem.weights,
         )
-        self.up: LinearFamily = PackedUp(up, binder, problem.activation, problem.is_gated)
+        self.up: LinearFamily = self.up_family(up, binder, problem.activation, problem.is_gated)
         self.down: LinearFamily = binder.bind(linear, down)
         self._activated_buffer = binder.arena.buffer("mlp_activated", width, problem.dtype)
 
@@ -70,3 +89,25 @@ class FusedMlpBlock(MlpBlock):
         activated = self._activated_buffer.rows(x.shape[0])
         self.up(x, activated)
         self.down(activated, out)
+
+
+@mlp_block.family(
+    "amx_int8",
+    preference=110,
+    regimes=quantized_tile_regimes,
+    batch_invariant=True,
+    rejects=_rejects_quantized_tiles,
+    unavailable=native.tiles_unavailable,
+)
+@mlp_block.family(
+    "amx_bf16",
+    preference=110,
+    regimes=tile_regimes,
+    batch_invariant=False,
+    rejects=_rejects_tiles,
+    unavailable=native.tiles_unavailable,
+)
+class TileMlpBlock(FusedMlpBlock):
+    """The same on AMX tiles; the second product is selected as every other."""
+
+    up_family = TileUp

@@ -11,15 +11,16 @@ find_package(OpenMP COMPONENTS CXX)
 include(CheckCXXCompilerFlag)
 
 # Instruction sets are chosen at run time, so a wheel built on one CPU runs on all of them:
-# no -march here. A file named *_avx2.cpp or *_avx512.cpp may use that set; the dispatcher
-# sees HAL_HAS_AVX2 and HAL_HAS_AVX512 for those that were compiled in.
+# no -march here. A file named *_avx2.cpp, *_avx512.cpp or *_amx.cpp may use that set; the
+# dispatcher sees HAL_HAS_AVX2, HAL_HAS_AVX512 and HAL_HAS_AMX for those that were compiled in.
 set(avx2_flags -mavx2 -mfma -mf16c)
 set(avx512_flags
   -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma -mavx2 -mf16c)
+set(amx_flags ${avx512_flags} -mamx-tile -mamx-int8 -mamx-bf16)
 
 file(GLOB kernel_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/src/*.cpp")
 set(kernel_definitions "")
-foreach(isa IN ITEMS avx2 avx512)
+foreach(isa IN ITEMS avx2 avx512 amx)
   string(TOUPPER "${isa}" upper)
   set(isa_sources ${kernel_sources})
   list(FILTER isa_sources INCLUDE REGEX "_${isa}\\.cpp$")
@@ -43,6 +44,13 @@ target_compile_features(hal_cpu_kernels INTERFACE cxx_std_20)
 target_compile_definitions(hal_cpu_kernels INTERFACE ${kernel_definitions})
 target_compile_options(hal_cpu_kernels INTERFACE
   $<$<CXX_COMPILER_ID:GNU,Clang,AppleClang>:-Wall -Wextra>)
+# For scripts/sanitize.sh: an access out of bounds or undefined behaviour ends the process.
+option(HAL_SANITIZE "Compile the native module with AddressSanitizer and UBSan" OFF)
+if(HAL_SANITIZE)
+  set(sanitizers -fsanitize=address,undefined -fno-sanitize-recover=all)
+  target_compile_options(hal_cpu_kernels INTERFACE ${sanitizers} -fno-omit-frame-pointer -O1 -g)
+  target_link_options(hal_cpu_kernels INTERFACE ${sanitizers})
+endif()
 if(OpenMP_CXX_FOUND)
   target_link_libraries(hal_cpu_kernels INTERFACE OpenMP::OpenMP_CXX)
 else()

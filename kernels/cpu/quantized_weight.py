@@ -25,16 +25,23 @@ _MOST_COLUMNS = 2**31 // 127**2
 class QuantizedWeight:
     """[rows, columns] as QuantizedShape of src/kernels.h lays it out; x is rounded into `scratch`.
 
-    is_gated: as in PackedWeight.
+    is_gated, uses_tiles: as in PackedWeight.
     """
 
     def __init__(
-        self, rows: int, columns: int, format: WeightFormat, *, is_gated: bool = False
+        self,
+        rows: int,
+        columns: int,
+        format: WeightFormat,
+        *,
+        is_gated: bool = False,
+        uses_tiles: bool = False,
     ) -> None:
         assert columns <= _MOST_COLUMNS, f"a dot of {columns} codes may not fit 32 bits"
         self.rows = rows
         self.columns = columns
         self.is_gated = is_gated
+        self.uses_tiles = uses_tiles
         self.address = 0
         self.group_size = format.group_size or 0  # 0 is int8 to the native module
         self.scratch: Buffer | None = None
@@ -114,7 +121,7 @@ class QuantizedWeight:
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         assert self.scratch is not None, "no room for rounded x was declared"
         return partial(
-            native.load().quantized_linear,
+            native.product("quantized_linear", source.shape[0], uses_tiles=self.uses_tiles),
             source.data_ptr(),
             native.TORCH_CODES[source.dtype],
             source.stride(0),

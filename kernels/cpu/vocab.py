@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import quantized_regimes, regimes, stored_form, stored_weight
+from hal.kernels.cpu.linear import (
+    quantized_regimes,
+    quantized_tile_regimes,
+    regimes,
+    stored_form,
+    stored_weight,
+    tile_regimes,
+)
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
 from hal.opset.linear import LinearProblem
@@ -27,6 +36,14 @@ def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
     return _only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
 
 
+def _rejects_tiles(caps: Capabilities, problem: VocabProblem) -> str | None:
+    return _only_looked_up(problem) or native.needs_amx_bf16(caps, problem)
+
+
+def _rejects_quantized_tiles(caps: Capabilities, problem: VocabProblem) -> str | None:
+    return _only_looked_up(problem) or native.needs_amx_int8(caps, problem)
+
+
 @vocab.family(
     "avx512_vnni",
     preference=100,
@@ -46,6 +63,8 @@ def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
 class PackedVocab(VocabFamily):
     """Logits leave the float32 sums unrounded."""
 
+    uses_tiles: ClassVar[bool] = False
+
     def __init__(self, problem: VocabProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
         product = LinearProblem(
@@ -54,7 +73,7 @@ class PackedVocab(VocabFamily):
             dtype=problem.dtype,
             weights=problem.weights,
         )
-        self._weight = stored_weight(product, binder)
+        self._weight = stored_weight(product, binder, uses_tiles=self.uses_tiles)
 
     @property
     def num_bytes(self) -> int:
@@ -74,3 +93,25 @@ class PackedVocab(VocabFamily):
 
     def logits(self, x: Tensor, out: Tensor) -> None:
         self._weight.multiply(x, out)
+
+
+@vocab.family(
+    "amx_int8",
+    preference=110,
+    regimes=quantized_tile_regimes,
+    batch_invariant=True,
+    rejects=_rejects_quantized_tiles,
+    unavailable=native.tiles_unavailable,
+)
+@vocab.family(
+    "amx_bf16",
+    preference=110,
+    regimes=tile_regimes,
+    batch_invariant=False,
+    rejects=_rejects_tiles,
+    unavailable=native.tiles_unavailable,
+)
+class TileVocab(PackedVocab):
+    """The same, logits of many tokens on AMX tiles."""
+
+    uses_tiles = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from hal.conformance.case import Case
 from hal.conformance.cases import cases_by_op
@@ -13,8 +14,15 @@ from hal.select import OPS, Kernel
 
 register_all()
 
+
+def row(op: str, kernel: Kernel, case: Case) -> ParameterSet:
+    is_native = kernel.implementation.__module__.startswith("hal.kernels.cpu.")
+    marks = (pytest.mark.native,) if is_native else ()
+    return pytest.param(kernel, case, id=f"{op}-{kernel.name}-{case.label}", marks=marks)
+
+
 TABLE = [
-    pytest.param(kernel, case, id=f"{op.name}-{kernel.name}-{case.label}")
+    row(op.name, kernel, case)
     for op in OPS.values()
     for kernel in op.kernels.values()
     for case in cases_by_op().get(op.name, ())

@@ -70,7 +70,8 @@ def test_every_feature_of_a_big_cpu() -> None:
         Feature.AVX512,
         Feature.AVX512_BF16,
         Feature.AVX512_VNNI,
-        Feature.AMX,
+        Feature.AMX_BF16,
+        Feature.AMX_INT8,
         Feature.BF16_MMA,
         Feature.INT8_MMA,
     }

@@ -1,6 +1,37 @@
 #include "features.h"
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace hal::cpu {
+namespace {
+
+// Linux gives the tiles, whose 8 KiB it must save at each switch, to processes that ask: this one's
+// threads, those to come as well, may then use them.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+#if defined(HAL_HAS_AVX512)
+bool has_avx512_bf16() {
+    __builtin_cpu_init();
+    // All eight: a CPU with the last has the others, but a hypervisor may hide any of them, and
+    // the kernels are compiled with every one.
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+}  // namespace
 
 // The builtin takes literals only, and knows whether the operating system saves the registers.
 std::vector<std::string> features() {
@@ -15,15 +46,30 @@ std::vector<std::string> features() {
     if (__builtin_cpu_supports("avx512dq")) found.emplace_back("avx512dq");
     if (__builtin_cpu_supports("avx512vnni")) found.emplace_back("avx512vnni");
     if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512bf16");
+#if defined(HAL_HAS_AMX)  // a compiler that has the instructions knows their names
+    if (__builtin_cpu_supports("amx-tile")) found.emplace_back("amx-tile");
+    if (__builtin_cpu_supports("amx-int8")) found.emplace_back("amx-int8");
+    if (__builtin_cpu_supports("amx-bf16")) found.emplace_back("amx-bf16");
+#endif
 #endif
     return found;
 }
 
 bool has_avx512_bf16_kernels() {
 #if defined(HAL_HAS_AVX512)
-    // All eight: a CPU with the last has the others, but a hypervisor may hide any of them, and
-    // the kernels are compiled with every one.
-    return features().size() == 8;
+    return has_avx512_bf16();
+#else
+    return false;
+#endif
+}
+
+bool has_amx_kernels() {
+#if defined(HAL_HAS_AMX)
+    static const bool is_usable =
+        has_avx512_bf16() && __builtin_cpu_supports("amx-tile") &&
+        __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("amx-bf16") &&
+        may_use_tiles();
+    return is_usable;
 #else
     return false;
 #endif

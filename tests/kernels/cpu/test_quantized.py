@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exact_scratch import give_exact_scratch
 
 from hal.conformance.stage import Stage
 from hal.dtypes import DType
@@ -53,6 +54,7 @@ def stored(
 
 def product(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
     out = torch.full((x.shape[0], weight.rows + 3), float("nan"))
+    give_exact_scratch(weight, len(x))
     weight.multiply(x, out[:, : weight.rows])
     assert out[:, weight.rows :].isnan().all(), "written behind a row"
     return out[:, : weight.rows]

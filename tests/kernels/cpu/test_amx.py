@@ -1,0 +1,457 @@
+"""The AMX kernels on emulated tiles: compiled here from the sources that the module is built from.
+
+Numbers and the use of the tiles are checked on any CPU with AVX512; that the module holds the real
+instructions is read off its machine code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from exact_scratch import give_exact_scratch
+from numpy.typing import NDArray
+
+import hal.kernels
+from hal.conformance.case import Case
+from hal.conformance.cases import cases_by_op
+from hal.conformance.limits import relative_l2
+from hal.conformance.run import conform
+from hal.conformance.stage import Stage
+from hal.device import Feature
+from hal.devices import host
+from hal.devices.cpu import CpuDevice
+from hal.dtypes import DType
+from hal.kernels.cpu import native
+from hal.kernels.cpu.linear import stored_weight
+from hal.kernels.cpu.packed_weight import PackedWeight
+from hal.kernels.cpu.quantized_weight import QuantizedWeight
+from hal.opset.linear import LinearProblem
+from hal.select import OPS, Kernel
+from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
+
+SOURCE = Path(__file__).with_name("amx_emulated.cpp")
+INSTRUCTIONS = ("f", "bw", "vl", "dq", "bf16", "vnni")
+FORMATS = list(WEIGHT_FORMATS.values())
+# Rows x columns: less than a strip, an odd number of strips, more than one pair of them; a depth of
+# less than a unit, an odd one, one element short of a step, several steps.
+SHAPES = [(1, 3), (16, 8), (100, 72), (130, 77), (48, 31), (70, 1027)]
+# The ends of both tiles, an uneven block, more than one.
+NUM_TOKENS = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 300]
+
+hal.kernels.register_all()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """amx_emulated.cpp, compiled; CXXFLAGS may add sanitizers, which the compiler goes without."""
+    compiler = os.environ.get("CXX") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    path = tmp_path_factory.mktemp("amx") / "amx_emulated.so"
+    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-fopenmp", "-mfma", "-mavx2", "-mf16c"]
+    flags += [f"-mavx512{name}" for name in INSTRUCTIONS]
+    flags += os.environ.get("CXXFLAGS", "").split()
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    command = [compiler, *flags, str(SOURCE), "-o", str(path)]
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    return ctypes.CDLL(str(path))
+
+
+class EmulatedModule(ModuleType):
+    """The native module, with its AMX functions from the library."""
+
+    def __init__(self, module: ModuleType, library: ctypes.CDLL) -> None:
+        super().__init__("emulated")
+        self._module = module
+        self.linear_amx = _function(library.linear_amx, 14)
+        self.quantized_linear_amx = _function(library.quantized_linear_amx, 16)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._module, name)
+
+    def has_amx_kernels(self) -> bool:
+        return True
+
+
+def _function(symbol: Callable[..., None], num_parameters: int) -> Callable[..., None]:
+    """Takes integers of any width: what lies above an int's 32 bits is not read."""
+    symbol.argtypes = [ctypes.c_int64] * num_parameters  # type: ignore[attr-defined]
+    symbol.restype = None  # type: ignore[attr-defined]
+    return symbol
+
+
+@pytest.fixture
+def tiles(
+    stage: Stage, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EmulatedModule]:
+    module = EmulatedModule(native.load(), library)
+    monkeypatch.setattr(native, "load", lambda: module)
+    native.tiles_unavailable.cache_clear()
+    yield module
+    native.tiles_unavailable.cache_clear()
+
+
+@pytest.fixture
+def tiles_for_all(tiles: EmulatedModule, monkeypatch: pytest.MonkeyPatch) -> EmulatedModule:
+    """Also for so few tokens that the kernels for AVX512 would run them."""
+    monkeypatch.setattr(native, "MOST_TOKENS_WITHOUT_TILES", 0)
+    return tiles
+
+
+def sapphire_rapids() -> CpuDevice:
+    """This CPU, as if it had AMX."""
+    caps = host.cpu_capabilities()
+    added = {Feature.AMX_BF16, Feature.AMX_INT8}
+    return CpuDevice(replace(caps, features=caps.features | added))
+
+
+AMX_KERNELS = [
+    OPS[op].kernels[name]
+    for op in ("linear", "vocab", "mlp_block")
+    for name in ("amx_bf16", "amx_int8")
+]
+AMX_ROWS = [
+    pytest.param(kernel, case, id=f"{kernel.op}-{kernel.name}-{case.label}")
+    for kernel in AMX_KERNELS
+    for case in cases_by_op()[kernel.op]
+    if kernel.traits.rejects(sapphire_rapids().capabilities, case.problem) is None
+]
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize(("kernel", "case"), AMX_ROWS)
+def test_conformance(kernel: Kernel, case: Case) -> None:
+    record = conform(kernel, case, sapphire_rapids())
+    assert not record.skipped, record.skipped
+    assert record.has_passed, str(record)
+
+
+def test_every_kernel_was_among_them() -> None:
+    for kernel in AMX_KERNELS:
+        assert any(kernel in row.values for row in AMX_ROWS), f"{kernel.op} {kernel.name}"
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def logical(values: torch.Tensor) -> LogicalWeight:
+    return LogicalWeight(values=values, dtype=DType[str(values.dtype)[6:].upper()])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epilogue:
+    """What follows the sums; a gated weight has twice as many rows as columns of out."""
+
+    activation: int = native.NO_ACTIVATION
+    is_gated: bool = False
+    has_bias: bool = False
+
+
+def product(
+    x: torch.Tensor,
+    weight: PackedWeight | QuantizedWeight,
+    epilogue: Epilogue,
+    *,
+    on_tiles: bool,
+    out_dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    columns = weight.rows // 2 if epilogue.is_gated else weight.rows
+    out = torch.full((x.shape[0] + 1, columns + 3), float("nan"), dtype=out_dtype)
+    bias = random(weight.rows, seed=9).to(x.dtype) if epilogue.has_bias else None
+    weight.uses_tiles = on_tiles
+    if isinstance(weight, QuantizedWeight):
+        give_exact_scratch(weight, len(x))
+    weight.multiply(x, out[:-1, :columns], bias, epilogue.activation)
+    assert out[:, columns:].isnan().all() and out[-1].isnan().all(), "written outside"
+    return out[:-1, :columns]
+
+
+def quantized(
+    values: torch.Tensor, format: WeightFormat, stage: Stage, *, is_gated: bool = False
+) -> QuantizedWeight:
+    rows, columns = values.shape
+    problem = LinearProblem(
+        in_features=columns, out_features=rows, dtype=DType.FLOAT32, weights=format
+    )
+    weight = stored_weight(problem, stage.binder, is_gated=is_gated)
+    assert isinstance(weight, QuantizedWeight)
+    stage.binder.arena.allocate(stage.device)
+    weight.allocate(stage.device)
+    weight.load(0, logical(values))
+    return weight
+
+
+def packed(values: torch.Tensor, stage: Stage, *, is_gated: bool = False) -> PackedWeight:
+    rows, columns = values.shape
+    weight = PackedWeight(rows, columns, DType.BFLOAT16, is_gated=is_gated)
+    weight.allocate(stage.device)
+    weight.load(0, logical(values))
+    return weight
+
+
+def rows_apart(x: torch.Tensor) -> torch.Tensor:
+    """The same rows with poison between them, an odd number of elements apart."""
+    wide = torch.full((len(x), x.shape[1] + 5 + x.shape[1] % 2), float("nan"), dtype=x.dtype)
+    wide[:, : x.shape[1]] = x
+    return wide[:, : x.shape[1]]
+
+
+@pytest.mark.usefixtures("tiles_for_all")
+@pytest.mark.parametrize("format", FORMATS, ids=WEIGHT_FORMATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_codes_give_the_bits_of_avx512(
+    stage: Stage, shape: tuple[int, int], format: WeightFormat
+) -> None:
+    weight = quantized(random(*shape), format, stage)
+    x = rows_apart(random(max(NUM_TOKENS), shape[1], seed=1))
+    expected = product(x, weight, Epilogue(), on_tiles=False)
+    for num_tokens in NUM_TOKENS:
+        out = product(x[:num_tokens], weight, Epilogue(), on_tiles=True)
+        assert torch.equal(out, expected[:num_tokens]), f"{num_tokens} tokens"
+
+
+EPILOGUES = [
+    Epilogue(activation=activation, is_gated=is_gated, has_bias=has_bias)
+    for activation in (native.NO_ACTIVATION, *native.ACTIVATION_CODES.values())
+    for is_gated in (False, True)
+    for has_bias in (False, True)
+]
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=str)
+def test_what_follows_the_sums_is_that_of_avx512(
+    stage: Stage, epilogue: Epilogue, format: WeightFormat | None
+) -> None:
+    values, x = random(96, 70), random(37, 70, seed=1)
+    if format is None:
+        values, x = values.bfloat16(), x.bfloat16()
+        weight: PackedWeight | QuantizedWeight = packed(values, stage, is_gated=epilogue.is_gated)
+    else:
+        weight = quantized(values, format, stage, is_gated=epilogue.is_gated)
+    out = product(x, weight, epilogue, on_tiles=True)
+    expected = product(x, weight, epilogue, on_tiles=False)
+    if format is None:
+        assert relative_l2(out.double().numpy(), expected.double().numpy()) < 1e-4
+    else:
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+def test_more_of_x_than_cache_takes_at_once(stage: Stage, format: WeightFormat | None) -> None:
+    """Blocks of x, the last of them uneven."""
+    values, x = random(20, 9001).bfloat16(), random(100, 9001, seed=1).bfloat16()
+    weight = packed(values, stage) if format is None else quantized(values, format, stage)
+    out = product(x, weight, Epilogue(), on_tiles=True)
+    expected = product(x, weight, Epilogue(), on_tiles=False)
+    if format is None:
+        assert relative_l2(out.double().numpy(), expected.double().numpy()) < 1e-5
+    else:
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.usefixtures("tiles_for_all")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bf16_against_float64(stage: Stage, shape: tuple[int, int]) -> None:
+    """And the same bits for any number of tokens, as long as all run on tiles."""
+    values = random(*shape).bfloat16()
+    x = rows_apart(random(max(NUM_TOKENS), shape[1], seed=1).bfloat16())
+    weight = packed(values, stage)
+    expected = x.double() @ values.double().T
+    every = product(x, weight, Epilogue(), on_tiles=True)
+    scale = expected.norm() / expected.numel() ** 0.5
+    assert (every.double() - expected).abs().max() / scale < 1e-5
+    for num_tokens in NUM_TOKENS:
+        out = product(x[:num_tokens], weight, Epilogue(), on_tiles=True)
+        assert torch.equal(out, every[:num_tokens]), f"{num_tokens} tokens"
+        rounded = product(
+            x[:num_tokens], weight, Epilogue(), on_tiles=True, out_dtype=torch.bfloat16
+        )
+        assert torch.equal(rounded, every[:num_tokens].bfloat16()), f"{num_tokens} tokens"
+
+
+@pytest.mark.usefixtures("tiles", "one_thread")
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+def test_threads_do_not_change_a_bit(stage: Stage, format: WeightFormat | None) -> None:
+    values, x = random(200, 300).bfloat16(), random(100, 300, seed=1).bfloat16()
+    weight = packed(values, stage) if format is None else quantized(values, format, stage)
+    alone = product(x, weight, Epilogue(), on_tiles=True)
+    torch.set_num_threads(3)
+    assert torch.equal(product(x, weight, Epilogue(), on_tiles=True), alone)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+def test_a_bad_activation_stays_in_its_row(stage: Stage, format: WeightFormat | None) -> None:
+    values, x = random(20, 71).bfloat16(), random(40, 71, seed=1).bfloat16()
+    weight = packed(values, stage) if format is None else quantized(values, format, stage)
+    x[3, 70], x[20, 0] = float("nan"), float("inf")
+    out = product(x, weight, Epilogue(), on_tiles=True)
+    assert np.flatnonzero(~out.isfinite().all(dim=1)).tolist() == [3, 20]
+    assert not out[[3, 20]].isfinite().any()
+
+
+@pytest.mark.parametrize("num_tokens", [8, 9])
+def test_few_tokens_run_without_tiles(tiles: EmulatedModule, stage: Stage, num_tokens: int) -> None:
+    calls: list[int] = []
+    tiles.linear_amx = lambda *arguments: calls.append(arguments[2])
+    x = random(num_tokens, 8).bfloat16()
+    weight = packed(random(16, 8).bfloat16(), stage)
+    weight.uses_tiles = True
+    weight.multiply(x, torch.empty(num_tokens, 16, dtype=torch.bfloat16))
+    assert calls == ([9] if num_tokens == 9 else [])
+
+
+def test_the_smoke_run_finds_wrong_tiles(tiles: EmulatedModule) -> None:
+    assert native.tiles_unavailable() is None
+    tiles.quantized_linear_amx = lambda *arguments: None
+    native.tiles_unavailable.cache_clear()
+    assert "in codes gave" in (native.tiles_unavailable() or "")
+
+
+@pytest.mark.parametrize("instruction", ["ldtilecfg", "tdpbf16ps", "tdpbsud", "tilerelease"])
+def test_the_native_module_holds_the_instruction(instruction: str) -> None:
+    objdump = shutil.which("objdump")
+    if native.unavailable() or objdump is None or not hasattr(native.load(), "linear_amx"):
+        pytest.skip("no objdump, or no native module with AMX")
+    assert instruction in disassembled(objdump)
+
+
+def disassembled(objdump: str) -> str:
+    path = native.load().__file__
+    assert path is not None
+    command = [objdump, "--disassemble", "--no-show-raw-insn", path]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+
+
+# The emulation itself.
+
+BYTES = {0: (np.int8, np.int8), 1: (np.int8, np.uint8), 2: (np.uint8, np.int8)}
+BYTES |= {3: (np.uint8, np.uint8)}
+TILES = [(16, 16, 16), (1, 1, 1), (5, 8, 3), (16, 3, 16)]  # rows, units, columns
+Tile = NDArray[np.uint8]
+
+
+def as_tile(values: NDArray[np.generic]) -> Tile:
+    """Rows of up to 64 bytes at the start of 16 x 64 that are otherwise full of ones."""
+    tile = np.full((16, 64), 0xFF, np.uint8)
+    rows = np.ascontiguousarray(values).view(np.uint8)
+    tile[: rows.shape[0], : rows.shape[1]] = rows
+    return tile
+
+
+def tile_product(
+    library: ctypes.CDLL, kind: int, size: tuple[int, int, int], a: Tile, b: Tile, sums: Tile
+) -> Tile:
+    out = sums.copy()
+    pointers = [ctypes.c_void_p(tile.ctypes.data) for tile in (a, b, out)]
+    library.tile_product(kind, *size, *pointers)
+    return out
+
+
+@pytest.mark.parametrize("kind", BYTES)
+@pytest.mark.parametrize("size", TILES, ids=str)
+def test_emulated_bytes(library: ctypes.CDLL, size: tuple[int, int, int], kind: int) -> None:
+    """Exact, extremes included; nothing outside the tile is read or written."""
+    rows, units, columns = size
+    rng = np.random.default_rng(kind)
+    left, right = (np.iinfo(dtype) for dtype in BYTES[kind])
+    a = rng.integers(left.min, left.max, (rows, 4 * units), left.dtype, endpoint=True)
+    b = rng.integers(right.min, right.max, (units, 4 * columns), right.dtype, endpoint=True)
+    a[0], b[0] = left.max, right.max
+    sums = rng.integers(-(2**30), 2**30, (rows, columns), np.int32)
+    depth = b.reshape(units, columns, 4).transpose(0, 2, 1).reshape(4 * units, columns)
+    expected = sums + a.astype(np.int32) @ depth.astype(np.int32)
+    out = tile_product(library, kind, size, as_tile(a), as_tile(b), as_tile(sums))
+    assert np.array_equal(out, as_tile(expected.astype(np.int32)))
+
+
+def bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Values that bfloat16 holds exactly."""
+    bits = values.astype(np.float32).view(np.uint32)
+    assert not (bits & 0xFFFF).any()
+    return (bits >> 16).astype(np.uint16)
+
+
+def bf16_sum(library: ctypes.CDLL, x: list[float], weight: list[float], start: float) -> float:
+    """One row by one column, through the tiles."""
+    a, b = (bfloat16(np.array(v, np.float32))[None] for v in (x, weight))
+    size = (1, len(x) // 2, 1)
+    sums = as_tile(np.array([[start]], np.float32))
+    out = tile_product(library, 4, size, as_tile(a), as_tile(b.reshape(-1, 2)), sums)
+    return float(out[0, :4].view(np.float32)[0])
+
+
+TINY = 2.0**-126  # the least normal number
+BIG = 2.0**24  # one more is lost
+
+
+def test_emulated_bf16_order(library: ctypes.CDLL) -> None:
+    """Even and odd columns add up apart, then meet, then meet the sum."""
+    ones = [1.0] * 4
+    assert bf16_sum(library, [BIG, 1.0, -BIG, 1.0], ones, 0.0) == 2.0
+    assert bf16_sum(library, [BIG, -BIG, 1.0, 1.0], ones, 0.0) == 1.0
+    assert bf16_sum(library, [1.0, 1.0, 0.0, 0.0], ones, BIG) == BIG + 2
+    assert bf16_sum(library, [BIG, 0.0, 1.0, 1.0], ones, -BIG) == 0.0
+
+
+def test_emulated_bf16_flushes_denormals(library: ctypes.CDLL) -> None:
+    assert bf16_sum(library, [TINY / 2, 0.0], [BIG, 0.0], 0.0) == 0.0
+    assert bf16_sum(library, [TINY, 0.0], [0.5, 0.0], 0.0) == 0.0
+    assert bf16_sum(library, [0.0, 0.0], [0.0, 0.0], TINY / 2) == 0.0
+    assert bf16_sum(library, [TINY, 0.0], [1.0, 0.0], 0.0) == TINY
+    assert np.isnan(bf16_sum(library, [np.inf, 1.0], [0.0, 1.0], 0.0))
+
+
+@pytest.mark.parametrize("size", TILES, ids=str)
+def test_emulated_bf16(library: ctypes.CDLL, size: tuple[int, int, int]) -> None:
+    rows, units, columns = size
+    rng = np.random.default_rng(5)
+    a = rng.integers(-9, 9, (rows, 2 * units)).astype(np.float32)
+    b = rng.integers(-9, 9, (units, 2 * columns)).astype(np.float32)
+    sums = rng.integers(-99, 99, (rows, columns)).astype(np.float32)
+    depth = b.reshape(units, columns, 2).transpose(0, 2, 1).reshape(2 * units, columns)
+    tiles = (as_tile(bfloat16(a)), as_tile(bfloat16(b)), as_tile(sums))
+    out = tile_product(library, 4, size, *tiles)
+    assert np.array_equal(out, as_tile((sums + a @ depth).astype(np.float32)))
+
+
+MISUSES = [
+    "not configured",
+    "palette is 0 or 1",
+    "16 rows of 64 bytes at most",
+    "16 rows of 64 bytes at most",
+    "rows and bytes, or neither",
+    "eight tiles",
+    "no rows",
+    "three different tiles",
+    "rows as long",
+    "as many rows",
+    "as many rows",
+    "depths of the sources are equal",
+    "not configured",
+]
+
+
+@pytest.mark.parametrize("kind", range(len(MISUSES)))
+def test_emulated_faults(library: ctypes.CDLL, kind: int) -> None:
+    code = f"import ctypes; ctypes.CDLL({library._name!r}).misuse({kind})"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode != 0
+    assert MISUSES[kind] in run.stderr
