@@ -1,6 +1,30 @@
 #include "features.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace hal::cpu {
+
+#if defined(__aarch64__)
+namespace {
+
+bool has_dotprod() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+#endif
 
 // The builtin takes literals only, and knows whether the operating system saves the registers.
 std::vector<std::string> features() {
@@ -15,6 +39,9 @@ std::vector<std::string> features() {
     if (__builtin_cpu_supports("avx512dq")) found.emplace_back("avx512dq");
     if (__builtin_cpu_supports("avx512vnni")) found.emplace_back("avx512vnni");
     if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512bf16");
+#elif defined(__aarch64__)
+    found.emplace_back("neon");
+    if (has_dotprod()) found.emplace_back("dotprod");
 #endif
     return found;
 }
