@@ -33,6 +33,8 @@ class Feature(StrEnum):
     AVX512_BF16 = "avx512_bf16"
     AVX512_VNNI = "avx512_vnni"
     AMX = "amx"
+    NEON = "neon"
+    DOTPROD = "dotprod"
 
 
 class MemoryKind(StrEnum):

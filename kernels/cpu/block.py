@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
@@ -12,7 +14,7 @@ from hal.opset.linear import LinearFamily, LinearProblem
 from hal.tensor import Tensor
 
 
-def _cannot_alternate(problem: MlpBlockProblem) -> str | None:
+def cannot_alternate(problem: MlpBlockProblem) -> str | None:
     size = problem.intermediate_size
     if problem.is_gated and size % 16 != 0:
         return f"alternates gate and up every 16 rows; intermediate_size is {size}"
@@ -20,11 +22,11 @@ def _cannot_alternate(problem: MlpBlockProblem) -> str | None:
 
 
 def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_plain_weights(caps, problem)
+    return cannot_alternate(problem) or native.needs_plain_weights(caps, problem)
 
 
 def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
+    return cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
 
 
 @mlp_block.family(
@@ -46,6 +48,8 @@ def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | No
 class FusedMlpBlock(MlpBlock):
     """Two products; what lies between is written once, activated, in the model's dtype."""
 
+    up_family: ClassVar[type[PackedUp]] = PackedUp
+
     def __init__(self, problem: MlpBlockProblem, binder: Binder) -> None:
         width = problem.intermediate_size
         up = LinearProblem(
@@ -62,7 +66,7 @@ class FusedMlpBlock(MlpBlock):
             has_bias=problem.has_bias,
             weights=problem.weights,
         )
-        self.up: LinearFamily = PackedUp(up, binder, problem.activation, problem.is_gated)
+        self.up: LinearFamily = self.up_family(up, binder, problem.activation, problem.is_gated)
         self.down: LinearFamily = binder.bind(linear, down)
         self._activated_buffer = binder.arena.buffer("mlp_activated", width, problem.dtype)
 

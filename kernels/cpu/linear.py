@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from hal.binding import Binder
@@ -20,13 +22,17 @@ from hal.weights import LogicalWeight
 
 
 def stored_weight(
-    problem: LinearProblem, binder: Binder, *, is_gated: bool = False
+    problem: LinearProblem,
+    binder: Binder,
+    products: native.Products = native.load,
+    *,
+    is_gated: bool = False,
 ) -> PackedWeight | QuantizedWeight:
     """The layout for the problem's weight, with room declared for what its products need."""
     rows, columns = problem.out_features, problem.in_features
     if problem.weights is None:
-        return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated)
-    weight = QuantizedWeight(rows, columns, problem.weights, is_gated=is_gated)
+        return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated, products=products)
+    weight = QuantizedWeight(rows, columns, problem.weights, is_gated=is_gated, products=products)
     weight.scratch = binder.arena.buffer("rounded_x", weight.scratch_bytes, DType.UINT8)
     return weight
 
@@ -70,9 +76,14 @@ class PackedLinear(LinearFamily):
     In bfloat16, M up to 6 cost the same read; sums of codes are whole numbers.
     """
 
+    @staticmethod
+    def products() -> ModuleType:
+        """The functions of the instruction set that multiplies it."""
+        return native.load()
+
     def __init__(self, problem: LinearProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
-        self._weight = stored_weight(problem, binder)
+        self._weight = stored_weight(problem, binder, self.products)
         self._bias: torch.Tensor | None = None
         self._activation = native.NO_ACTIVATION
 
@@ -111,4 +122,4 @@ class PackedUp(PackedLinear):
     ) -> None:
         super().__init__(problem, binder)
         self._activation = native.ACTIVATION_CODES[activation]
-        self._weight = stored_weight(problem, binder, is_gated=is_gated)
+        self._weight = stored_weight(problem, binder, self.products, is_gated=is_gated)

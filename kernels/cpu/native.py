@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -27,6 +28,12 @@ ACTIVATION_CODES = {
 }
 COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
 
+NOT_BUILT = "the native module is not built ({}); install hal with a C++ compiler"
+OLD_BUILD = "the native module was built from older sources; install hal again"
+
+# Gives the functions of one instruction set that multiply packed weights and codes.
+Products = Callable[[], ModuleType]
+
 
 @cache
 def load() -> ModuleType:
@@ -50,10 +57,10 @@ def unavailable() -> str | None:
     try:
         module = load()
     except ImportError as error:
-        return f"the native module is not built ({error}); install hal with a C++ compiler"
+        return NOT_BUILT.format(error)
     if not module.has_avx512_bf16_kernels():
         return f"compiled without AVX512, or this CPU has only {', '.join(module.features())}"
-    return _smoke_failure(module)
+    return smoke_failure(module, module)
 
 
 @cache
@@ -63,12 +70,17 @@ def quantized_unavailable() -> str | None:
         return reason
     module = load()
     if not hasattr(module, "quantized_linear"):
-        return "the native module was built from older sources; install hal again"
-    return next(filter(None, (_quantized_smoke_failure(module, group) for group in (0, 32))), None)
+        return OLD_BUILD
+    return quantized_smoke_failure(module)
 
 
-def _quantized_smoke_failure(module: ModuleType, group_size: int) -> str | None:
-    """The same product in int8 (group size 0) or int4; codes miss it by a hundredth."""
+def quantized_smoke_failure(products: ModuleType) -> str | None:
+    """The product of the smoke run in int8 and in int4."""
+    return next(filter(None, (_codes_failure(products, group) for group in (0, 32))), None)
+
+
+def _codes_failure(module: ModuleType, group_size: int) -> str | None:
+    """In int8 (group size 0) or int4; codes miss it by a hundredth."""
     x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
     codes, scratch = torch.zeros(512, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
     out = torch.empty(1, 1)
@@ -85,13 +97,13 @@ def _quantized_smoke_failure(module: ModuleType, group_size: int) -> str | None:
     return f"smoke run: 3 * 5 + 1 * 0.5 in codes gave {out.item()}"
 
 
-def _smoke_failure(module: ModuleType) -> str | None:
+def smoke_failure(module: ModuleType, products: ModuleType) -> str | None:
     """Multiply 3 by 5 through the real path: catches a broken build before a model does."""
     x = torch.tensor([[3.0, 1.0]], dtype=torch.bfloat16)
     weight = torch.tensor([[5.0, 0.5]], dtype=torch.bfloat16)
     packed, out = torch.zeros(32, dtype=torch.bfloat16), torch.empty(1, 1)
     module.pack_rows(weight.data_ptr(), 1, 2, 1, packed.data_ptr(), 1, 2, 1, 0, False, 1)
-    module.linear(
+    products.linear(
         x.data_ptr(), 2, 1, packed.data_ptr(), 1, 2, 1, 0, out.data_ptr(), 0, 1, 0, False, 1
     )
     return None if out.item() == 15.5 else f"smoke run: 3 * 5 + 1 * 0.5 gave {out.item()}"

@@ -21,15 +21,26 @@ class PackedWeight:
     is_gated: logical rows are a gate half, then an up half, and are stored alternating every 16,
     so that a product can finish activation(gate) * up in registers; rows is a multiple of 32.
 
+    products: the instruction set that multiplies it.
+
     Source: interleaving rows for the dot-product instruction, as oneDNN and ik_llama.cpp do.
     """
 
-    def __init__(self, rows: int, columns: int, dtype: DType, *, is_gated: bool = False) -> None:
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        dtype: DType,
+        *,
+        is_gated: bool = False,
+        products: native.Products = native.load,
+    ) -> None:
         self.rows = rows
         self.columns = columns
         self.dtype = dtype
         self.code = native.DTYPE_CODES[dtype]
         self.is_gated = is_gated
+        self._products = products
         self.address = 0
         step = 2 if dtype is DType.BFLOAT16 else 1
         self._num_elements = -(-rows // LANES) * LANES * -(-columns // step) * step
@@ -82,7 +93,7 @@ class PackedWeight:
         """
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
-        native.load().linear(
+        self._products().linear(
             source.data_ptr(),
             source.stride(0),
             source.shape[0],

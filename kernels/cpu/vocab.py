@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
@@ -14,16 +16,16 @@ from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
 
-def _only_looked_up(problem: VocabProblem) -> str | None:
+def only_looked_up(problem: VocabProblem) -> str | None:
     return None if problem.makes_logits else "packs for products; this matrix is only looked up"
 
 
 def _rejects(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_plain_weights(caps, problem)
+    return only_looked_up(problem) or native.needs_plain_weights(caps, problem)
 
 
 def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
+    return only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
 
 
 @vocab.family(
@@ -45,6 +47,11 @@ def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
 class PackedVocab(VocabFamily):
     """Logits leave the float32 sums unrounded."""
 
+    @staticmethod
+    def products() -> ModuleType:
+        """The functions of the instruction set that multiplies it."""
+        return native.load()
+
     def __init__(self, problem: VocabProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
         product = LinearProblem(
@@ -53,7 +60,7 @@ class PackedVocab(VocabFamily):
             dtype=problem.dtype,
             weights=problem.weights,
         )
-        self._weight = stored_weight(product, binder)
+        self._weight = stored_weight(product, binder, self.products)
 
     @property
     def num_bytes(self) -> int:
