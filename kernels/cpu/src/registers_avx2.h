@@ -91,6 +91,7 @@ struct GroupSums {
 
     void add_products(Ints codes, Ints x) {
         pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, x));
+        asm("" : "+x"(pairs));  // GCC adds products to each other first, more than registers hold
     }
     Ints total() const { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 };

@@ -92,6 +92,7 @@ struct GroupSums {
 
     void add_products(Ints codes, Ints x) {
         pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(codes, x));
+        asm("" : "+v"(pairs));
     }
     Ints total() const { return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
 };
