@@ -70,6 +70,8 @@ _FEATURE_FLAGS = (
     (Feature.AVX512_VNNI, ("avx512_vnni",)),
     (Feature.AMX_BF16, ("amx_bf16",)),
     (Feature.AMX_INT8, ("amx_int8",)),
+    (Feature.NEON, ("asimd",)),
+    (Feature.DOTPROD, ("asimddp",)),
     (Feature.BF16_MMA, ("avx512_bf16", "amx_bf16", "bf16")),
     (Feature.FP16_MMA, ("amx_fp16",)),
     (Feature.INT8_MMA, ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm")),

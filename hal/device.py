@@ -34,6 +34,8 @@ class Feature(StrEnum):
     AVX512_VNNI = "avx512_vnni"
     AMX_BF16 = "amx_bf16"
     AMX_INT8 = "amx_int8"
+    NEON = "neon"
+    DOTPROD = "dotprod"
 
 
 class MemoryKind(StrEnum):

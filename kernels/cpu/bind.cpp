@@ -6,6 +6,7 @@
 
 #include "src/features.h"
 #include "src/kernels.h"
+#include "src/levels.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -36,8 +37,6 @@ bool advise_huge_pages(Address address, int64_t bytes) {
     return false;
 #endif
 }
-
-#if defined(HAL_HAS_AVX512)
 
 DType dtype_of(int code) { return static_cast<DType>(code); }
 
@@ -70,12 +69,14 @@ void call_gather_packed_rows(Address weight, int64_t n, int64_t k, int dtype, Ad
                         .num_threads = num_threads});
 }
 
-template <void (*Run)(const LinearArgs&)>
-void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
+// The functions that every level has take the level's own first.
+
+void call_linear(decltype(LevelKernels::linear) linear,
+                 Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
                  int dtype, Address bias, Address out, int out_dtype, int64_t out_stride,
                  int activation, bool gated, int num_threads) {
     nb::gil_scoped_release release;
-    Run({.x = at(x),
+    linear({.x = at(x),
          .x_stride = x_stride,
          .m = m,
          .weight = at(weight),
@@ -91,13 +92,13 @@ void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t
          .num_threads = num_threads});
 }
 
-template <void (*Run)(const QuantizedLinearArgs&)>
-void call_quantized_linear(Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
+void call_quantized_linear(decltype(LevelKernels::quantized_linear) quantized_linear,
+                           Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
                            int64_t n, int64_t k, int64_t group, Address scratch, Address bias,
                            Address out, int out_dtype, int64_t out_stride, int activation,
                            bool gated, int num_threads) {
     nb::gil_scoped_release release;
-    Run({.x = at(x),
+    quantized_linear({.x = at(x),
          .x_dtype = dtype_of(x_dtype),
          .x_stride = x_stride,
          .m = m,
@@ -115,7 +116,8 @@ void call_quantized_linear(Address x, int x_dtype, int64_t x_stride, int64_t m, 
          .num_threads = num_threads});
 }
 
-int64_t call_quantize_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows,
+int64_t call_quantize_rows(decltype(LevelKernels::quantize_rows) quantize_rows,
+                           Address src, int src_dtype, int64_t src_stride, int64_t rows,
                            Address dst, int64_t n, int64_t k, int64_t group, int64_t first_row,
                            bool gated, int num_threads) {
     nb::gil_scoped_release release;
@@ -130,7 +132,8 @@ int64_t call_quantize_rows(Address src, int src_dtype, int64_t src_stride, int64
                           .num_threads = num_threads});
 }
 
-void call_gather_quantized_rows(Address weight, int64_t n, int64_t k, int64_t group, Address ids,
+void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) gather_quantized_rows,
+                                Address weight, int64_t n, int64_t k, int64_t group, Address ids,
                                 int64_t num_ids, Address out, int out_dtype, int64_t out_stride,
                                 int num_threads) {
     nb::gil_scoped_release release;
@@ -143,6 +146,8 @@ void call_gather_quantized_rows(Address weight, int64_t n, int64_t k, int64_t gr
                            .out_stride = out_stride,
                            .num_threads = num_threads});
 }
+
+#if defined(HAL_HAS_AVX512)
 
 void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_stride,
                Address weight, Address bias, Address out, int64_t out_stride, int64_t rows,
@@ -274,6 +279,20 @@ void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, in
                  .num_threads = num_threads});
 }
 
+// `call` with its first argument given.
+template <class Result, class Kernel, class... Args>
+void define(nb::module_& m, const char* name, Result (*call)(Kernel, Args...), Kernel kernel) {
+    m.def(name, [call, kernel](Args... args) { return call(kernel, args...); });
+}
+
+void define_products(nb::module_& m, const LevelKernels& kernels) {
+    define(m, "linear", &call_linear, kernels.linear);
+    define(m, "quantize_rows", &call_quantize_rows, kernels.quantize_rows);
+    define(m, "gather_quantized_rows", &call_gather_quantized_rows,
+           kernels.gather_quantized_rows);
+    define(m, "quantized_linear", &call_quantized_linear, kernels.quantized_linear);
+}
+
 }  // namespace
 }  // namespace hal::cpu
 
@@ -286,13 +305,18 @@ NB_MODULE(_C, m) {
     m.def("has_amx_kernels", &has_amx_kernels);
     m.def("advise_huge_pages", &advise_huge_pages);
     m.def("gather_rows", &call_gather_rows);
-#if defined(HAL_HAS_AVX512)
     m.def("pack_rows", &call_pack_rows);
     m.def("gather_packed_rows", &call_gather_packed_rows);
-    m.def("linear", &call_linear<linear>);
-    m.def("quantize_rows", &call_quantize_rows);
-    m.def("gather_quantized_rows", &call_gather_quantized_rows);
-    m.def("quantized_linear", &call_quantized_linear<quantized_linear>);
+    for (const Level& level : levels()) {
+        nb::module_ part = m.def_submodule(level.name.c_str());
+        part.attr("needs") = nb::cast(level.needs);
+        define_products(part, *level.kernels);
+    }
+#if defined(HAL_HAS_AVX512)
+    define_products(m, {.linear = &linear,
+                        .quantize_rows = &quantize_rows,
+                        .gather_quantized_rows = &gather_quantized_rows,
+                        .quantized_linear = &quantized_linear});
     m.def("norm", &call_norm);
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);
@@ -301,7 +325,10 @@ NB_MODULE(_C, m) {
     m.def("sample", &call_sample);
 #endif
 #if defined(HAL_HAS_AMX)
-    m.def("linear_amx", &call_linear<linear_amx>);
-    m.def("quantized_linear_amx", &call_quantized_linear<quantized_linear_amx>);
+    nb::module_ tiles = m.def_submodule("amx");
+    define_products(tiles, {.linear = &linear_amx,
+                            .quantize_rows = &quantize_rows,
+                            .gather_quantized_rows = &gather_quantized_rows,
+                            .quantized_linear = &quantized_linear_amx});
 #endif
 }

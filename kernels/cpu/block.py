@@ -21,7 +21,7 @@ from hal.opset.linear import LinearFamily, LinearProblem
 from hal.tensor import Tensor
 
 
-def _cannot_alternate(problem: MlpBlockProblem) -> str | None:
+def cannot_alternate(problem: MlpBlockProblem) -> str | None:
     size = problem.intermediate_size
     if problem.is_gated and size % 16 != 0:
         return f"alternates gate and up every 16 rows; intermediate_size is {size}"
@@ -29,19 +29,19 @@ def _cannot_alternate(problem: MlpBlockProblem) -> str | None:
 
 
 def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_plain_weights(caps, problem)
+    return cannot_alternate(problem) or native.needs_plain_weights(caps, problem)
 
 
 def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
+    return cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
 
 
 def _rejects_tiles(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_amx_bf16(caps, problem)
+    return cannot_alternate(problem) or native.needs_amx_bf16(caps, problem)
 
 
 def _rejects_quantized_tiles(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_amx_int8(caps, problem)
+    return cannot_alternate(problem) or native.needs_amx_int8(caps, problem)
 
 
 @mlp_block.family(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from types import ModuleType
 
 import torch
 
@@ -23,15 +23,17 @@ from hal.weights import LogicalWeight
 
 
 def stored_weight(
-    problem: LinearProblem, binder: Binder, *, is_gated: bool = False, uses_tiles: bool = False
+    problem: LinearProblem,
+    binder: Binder,
+    products: native.Products = native.avx512_products,
+    *,
+    is_gated: bool = False,
 ) -> PackedWeight | QuantizedWeight:
     """The layout for the problem's weight, with room declared for what its products need."""
     rows, columns = problem.out_features, problem.in_features
     if problem.weights is None:
-        return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated, uses_tiles=uses_tiles)
-    weight = QuantizedWeight(
-        rows, columns, problem.weights, is_gated=is_gated, uses_tiles=uses_tiles
-    )
+        return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated, products=products)
+    weight = QuantizedWeight(rows, columns, problem.weights, is_gated=is_gated, products=products)
     weight.scratch = binder.arena.buffer("rounded_x", weight.scratch_bytes, DType.UINT8)
     return weight
 
@@ -108,11 +110,14 @@ class PackedLinear(LinearFamily):
     In bfloat16, M up to 6 cost the same read; sums of codes are whole numbers.
     """
 
-    uses_tiles: ClassVar[bool] = False
+    @staticmethod
+    def products(num_tokens: int) -> ModuleType:
+        """The native functions that multiply it in a step of `num_tokens`."""
+        return native.avx512_products(num_tokens)
 
     def __init__(self, problem: LinearProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
-        self._weight = stored_weight(problem, binder, uses_tiles=self.uses_tiles)
+        self._weight = stored_weight(problem, binder, self.products)
         self._bias: torch.Tensor | None = None
         self._activation = native.NO_ACTIVATION
 
@@ -167,7 +172,7 @@ class TileLinear(PackedLinear):
     own, so a token's bits change where the tiles begin: not batch-invariant.
     """
 
-    uses_tiles = True
+    products = staticmethod(native.products_on_tiles)
 
 
 class PackedUp(PackedLinear):
@@ -181,10 +186,10 @@ class PackedUp(PackedLinear):
     ) -> None:
         super().__init__(problem, binder)
         self._activation = native.ACTIVATION_CODES[activation]
-        self._weight = stored_weight(problem, binder, is_gated=is_gated, uses_tiles=self.uses_tiles)
+        self._weight = stored_weight(problem, binder, self.products, is_gated=is_gated)
 
 
 class TileUp(PackedUp):
     """The same on AMX tiles."""
 
-    uses_tiles = True
+    products = staticmethod(native.products_on_tiles)

@@ -11,21 +11,31 @@ find_package(OpenMP COMPONENTS CXX)
 include(CheckCXXCompilerFlag)
 
 # Instruction sets are chosen at run time, so a wheel built on one CPU runs on all of them:
-# no -march here. A file named *_avx2.cpp, *_avx512.cpp or *_amx.cpp may use that set; the
-# dispatcher sees HAL_HAS_AVX2, HAL_HAS_AVX512 and HAL_HAS_AMX for those that were compiled in.
+# no -march here. A file named *_avx2.cpp, *_neon.cpp and so on may use that set; the dispatcher
+# sees HAL_HAS_AVX2, HAL_HAS_NEON and so on for those that were compiled in.
 set(avx2_flags -mavx2 -mfma -mf16c)
-set(avx512_flags
-  -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma -mavx2 -mf16c)
+set(avx512f_flags -mavx512f -mavx512bw -mavx512vl -mavx512dq ${avx2_flags})
+set(avx512_flags ${avx512f_flags} -mavx512bf16 -mavx512vnni)
 set(amx_flags ${avx512_flags} -mamx-tile -mamx-int8 -mamx-bf16)
+set(neon_flags -march=armv8-a)
+set(dotprod_flags -march=armv8.2-a+dotprod)
+set(x86_isas avx2 avx512f avx512 amx)
+set(arm_isas neon dotprod)
+set(isas "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(isas ${x86_isas})
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+  set(isas ${arm_isas})
+endif()
 
 file(GLOB kernel_sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/src/*.cpp")
 set(kernel_definitions "")
-foreach(isa IN ITEMS avx2 avx512 amx)
+foreach(isa IN ITEMS ${x86_isas} ${arm_isas})
   string(TOUPPER "${isa}" upper)
   set(isa_sources ${kernel_sources})
   list(FILTER isa_sources INCLUDE REGEX "_${isa}\\.cpp$")
   set(usable FALSE)
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  if(isa IN_LIST isas)
     list(JOIN ${isa}_flags " " flags)
     check_cxx_compiler_flag("${flags}" HAL_CXX_HAS_${upper})
     set(usable ${HAL_CXX_HAS_${upper}})
@@ -35,7 +45,9 @@ foreach(isa IN ITEMS avx2 avx512 amx)
     list(APPEND kernel_definitions HAL_HAS_${upper}=1)
   else()
     list(REMOVE_ITEM kernel_sources ${isa_sources})
-    message(STATUS "hal: the C++ compiler or CPU family has no ${upper}; leaving its kernels out")
+    if(isa IN_LIST isas)
+      message(STATUS "hal: the C++ compiler has no ${upper}; leaving its kernels out")
+    endif()
   endif()
 endforeach()
 

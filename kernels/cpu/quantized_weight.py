@@ -25,7 +25,7 @@ _MOST_COLUMNS = 2**31 // 127**2
 class QuantizedWeight:
     """[rows, columns] as QuantizedShape of src/kernels.h lays it out; x is rounded into `scratch`.
 
-    is_gated, uses_tiles: as in PackedWeight.
+    is_gated, products: as in PackedWeight.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class QuantizedWeight:
         format: WeightFormat,
         *,
         is_gated: bool = False,
-        uses_tiles: bool = False,
+        products: native.Products = native.avx512_products,
     ) -> None:
         assert columns <= _MOST_COLUMNS, f"a dot of {columns} codes may not fit 32 bits"
         self.rows = rows
         self.columns = columns
         self.is_gated = is_gated
-        self.uses_tiles = uses_tiles
+        self.products = products
         self.address = 0
         self.group_size = format.group_size or 0  # 0 is int8 to the native module
         self.scratch: Buffer | None = None
@@ -80,7 +80,7 @@ class QuantizedWeight:
         values = readable(weight)
         assert values.shape[1] == self.columns, f"{tuple(values.shape)}, {self.columns} columns"
         assert 0 <= first_row <= self.rows - values.shape[0], f"{first_row} + {values.shape[0]}"
-        num_bad = native.load().quantize_rows(
+        num_bad = self.products(1).quantize_rows(
             values.data_ptr(),
             native.TORCH_CODES[values.dtype],
             values.stride(0),
@@ -121,7 +121,7 @@ class QuantizedWeight:
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         assert self.scratch is not None, "no room for rounded x was declared"
         return partial(
-            native.product("quantized_linear", source.shape[0], uses_tiles=self.uses_tiles),
+            self.products(source.shape[0]).quantized_linear,
             source.data_ptr(),
             native.TORCH_CODES[source.dtype],
             source.stride(0),
@@ -141,7 +141,7 @@ class QuantizedWeight:
 
     def look_up(self, ids: torch.Tensor, out: torch.Tensor) -> None:
         """out[i] = row ids[i]; NaN where there is no such row."""
-        native.load().gather_quantized_rows(
+        self.products(1).gather_quantized_rows(
             self.address,
             self.rows,
             self.columns,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from types import ModuleType
 
 from hal.binding import Binder
 from hal.device import Capabilities, Device
@@ -24,24 +24,24 @@ from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
 
-def _only_looked_up(problem: VocabProblem) -> str | None:
+def only_looked_up(problem: VocabProblem) -> str | None:
     return None if problem.makes_logits else "packs for products; this matrix is only looked up"
 
 
 def _rejects(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_plain_weights(caps, problem)
+    return only_looked_up(problem) or native.needs_plain_weights(caps, problem)
 
 
 def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
+    return only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
 
 
 def _rejects_tiles(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_amx_bf16(caps, problem)
+    return only_looked_up(problem) or native.needs_amx_bf16(caps, problem)
 
 
 def _rejects_quantized_tiles(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_amx_int8(caps, problem)
+    return only_looked_up(problem) or native.needs_amx_int8(caps, problem)
 
 
 @vocab.family(
@@ -63,7 +63,10 @@ def _rejects_quantized_tiles(caps: Capabilities, problem: VocabProblem) -> str |
 class PackedVocab(VocabFamily):
     """Logits leave the float32 sums unrounded."""
 
-    uses_tiles: ClassVar[bool] = False
+    @staticmethod
+    def products(num_tokens: int) -> ModuleType:
+        """The native functions that multiply it in a step of `num_tokens`."""
+        return native.avx512_products(num_tokens)
 
     def __init__(self, problem: VocabProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
@@ -73,7 +76,7 @@ class PackedVocab(VocabFamily):
             dtype=problem.dtype,
             weights=problem.weights,
         )
-        self._weight = stored_weight(product, binder, uses_tiles=self.uses_tiles)
+        self._weight = stored_weight(product, binder, self.products)
 
     @property
     def num_bytes(self) -> int:
@@ -114,4 +117,4 @@ class PackedVocab(VocabFamily):
 class TileVocab(PackedVocab):
     """The same, logits of many tokens on AMX tiles."""
 
-    uses_tiles = True
+    products = staticmethod(native.products_on_tiles)

@@ -3,11 +3,16 @@
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace hal::cpu {
 namespace {
 
+#if defined(HAL_HAS_AMX)
 // Linux gives the tiles, whose 8 KiB it must save at each switch, to processes that ask: this one's
 // threads, those to come as well, may then use them.
 bool may_use_tiles() {
@@ -18,6 +23,7 @@ bool may_use_tiles() {
     return false;
 #endif
 }
+#endif
 
 #if defined(HAL_HAS_AVX512)
 bool has_avx512_bf16() {
@@ -32,6 +38,24 @@ bool has_avx512_bf16() {
 #endif
 
 }  // namespace
+
+#if defined(__aarch64__)
+namespace {
+
+bool has_dotprod() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+#endif
 
 // The builtin takes literals only, and knows whether the operating system saves the registers.
 std::vector<std::string> features() {
@@ -51,6 +75,9 @@ std::vector<std::string> features() {
     if (__builtin_cpu_supports("amx-int8")) found.emplace_back("amx-int8");
     if (__builtin_cpu_supports("amx-bf16")) found.emplace_back("amx-bf16");
 #endif
+#elif defined(__aarch64__)
+    found.emplace_back("neon");
+    if (has_dotprod()) found.emplace_back("dotprod");
 #endif
     return found;
 }

@@ -12,6 +12,7 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "threads.h"
 
 namespace hal::cpu {
 namespace {
@@ -149,16 +150,6 @@ inline void transpose16(__m512i r[16]) {
         r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
         r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
-}
-
-struct Range {
-    int64_t begin;
-    int64_t end;
-};
-
-// Part `index` of `parts` equal shares of [0, count).
-inline Range share(int64_t count, int64_t index, int64_t parts) {
-    return {count * index / parts, count * (index + 1) / parts};
 }
 
 }  // namespace

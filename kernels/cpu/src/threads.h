@@ -1,4 +1,5 @@
-// The calling thread's place in the parallel region it is in; one thread where there is no OpenMP.
+// The calling thread's place in the parallel region it is in, and its share of the work; one thread
+// where there is no OpenMP.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,16 @@ inline int64_t thread_count() {
 #else
     return 1;
 #endif
+}
+
+struct Range {
+    int64_t begin;
+    int64_t end;
+};
+
+// Part `index` of `parts` equal shares of [0, count).
+inline Range share(int64_t count, int64_t index, int64_t parts) {
+    return {count * index / parts, count * (index + 1) / parts};
 }
 
 }  // namespace

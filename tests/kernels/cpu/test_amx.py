@@ -68,14 +68,23 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+class EmulatedTiles(ModuleType):
+    """Its products on tiles."""
+
+    def __init__(self, module: ModuleType, library: ctypes.CDLL) -> None:
+        super().__init__("emulated.amx")
+        self.linear = _function(library.linear_amx, 14)
+        self.quantized_linear = _function(library.quantized_linear_amx, 16)
+        self.quantize_rows = module.quantize_rows
+
+
 class EmulatedModule(ModuleType):
     """The native module, with its AMX functions from the library."""
 
     def __init__(self, module: ModuleType, library: ctypes.CDLL) -> None:
         super().__init__("emulated")
         self._module = module
-        self.linear_amx = _function(library.linear_amx, 14)
-        self.quantized_linear_amx = _function(library.quantized_linear_amx, 16)
+        self.amx = EmulatedTiles(module, library)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._module, name)
@@ -170,7 +179,7 @@ def product(
     columns = weight.rows // 2 if epilogue.is_gated else weight.rows
     out = torch.full((x.shape[0] + 1, columns + 3), float("nan"), dtype=out_dtype)
     bias = random(weight.rows, seed=9).to(x.dtype) if epilogue.has_bias else None
-    weight.uses_tiles = on_tiles
+    weight.products = native.products_on_tiles if on_tiles else native.avx512_products
     if isinstance(weight, QuantizedWeight):
         give_exact_scratch(weight, len(x))
     weight.multiply(x, out[:-1, :columns], bias, epilogue.activation)
@@ -308,17 +317,17 @@ def test_a_bad_activation_stays_in_its_row(stage: Stage, format: WeightFormat | 
 @pytest.mark.parametrize("num_tokens", [8, 9])
 def test_few_tokens_run_without_tiles(tiles: EmulatedModule, stage: Stage, num_tokens: int) -> None:
     calls: list[int] = []
-    tiles.linear_amx = lambda *arguments: calls.append(arguments[2])
+    tiles.amx.linear = lambda *arguments: calls.append(arguments[2])
     x = random(num_tokens, 8).bfloat16()
     weight = packed(random(16, 8).bfloat16(), stage)
-    weight.uses_tiles = True
+    weight.products = native.products_on_tiles
     weight.multiply(x, torch.empty(num_tokens, 16, dtype=torch.bfloat16))
     assert calls == ([9] if num_tokens == 9 else [])
 
 
 def test_the_smoke_run_finds_wrong_tiles(tiles: EmulatedModule) -> None:
     assert native.tiles_unavailable() is None
-    tiles.quantized_linear_amx = lambda *arguments: None
+    tiles.amx.quantized_linear = lambda *arguments: None
     native.tiles_unavailable.cache_clear()
     assert "in codes gave" in (native.tiles_unavailable() or "")
 
@@ -326,7 +335,7 @@ def test_the_smoke_run_finds_wrong_tiles(tiles: EmulatedModule) -> None:
 @pytest.mark.parametrize("instruction", ["ldtilecfg", "tdpbf16ps", "tdpbsud", "tilerelease"])
 def test_the_native_module_holds_the_instruction(instruction: str) -> None:
     objdump = shutil.which("objdump")
-    if native.unavailable() or objdump is None or not hasattr(native.load(), "linear_amx"):
+    if native.unavailable() or objdump is None or not hasattr(native.load(), "amx"):
         pytest.skip("no objdump, or no native module with AMX")
     assert instruction in disassembled(objdump)
 

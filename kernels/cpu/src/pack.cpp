@@ -1,11 +1,33 @@
-#include "simd_avx512.h"
+// Packed weights: plain copies, which need no more than any CPU of the architecture has.
+#include "kernels.h"
 
 namespace hal::cpu {
 namespace {
 
+inline float as_float(uint32_t bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Rounded to nearest even; NaN stays NaN.
 inline uint16_t to_bf16(float value) {
-    const __m256i bits = (__m256i)_mm512_cvtneps_pbh(_mm512_set1_ps(value));
-    return uint16_t(_mm256_extract_epi16(bits, 0));
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    if (value != value) return uint16_t(bits >> 16 | 0x40);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Moves the exponent's bias from 15 to 127; below the smallest normal half the hidden bit that this
+// adds is taken off again.
+inline float from_half(uint16_t half) {
+    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = uint32_t(half & 0x7fff) << 13;
+    if (magnitude >= 0x0f800000) return as_float(sign | (magnitude + 0x70000000));
+    if (magnitude < 0x00800000) {
+        const float value = as_float(magnitude + 0x38800000) - as_float(0x38800000);
+        return sign != 0 ? -value : value;
+    }
+    return as_float(sign | (magnitude + 0x38000000));
 }
 
 inline float to_float(const PackArgs& args, int64_t index) {
@@ -13,13 +35,11 @@ inline float to_float(const PackArgs& args, int64_t index) {
         case DType::kFloat32:
             return static_cast<const float*>(args.src)[index];
         case DType::kBfloat16:
-            return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(
-                int(uint32_t(static_cast<const Bf16*>(args.src)[index].bits) << 16))));
+            return as_float(uint32_t(static_cast<const Bf16*>(args.src)[index].bits) << 16);
         case DType::kFloat16:
             break;
     }
-    const uint16_t half = static_cast<const uint16_t*>(args.src)[index];
-    return _mm512_cvtss_f32(_mm512_cvtph_ps(_mm256_set1_epi16(int16_t(half))));
+    return from_half(static_cast<const uint16_t*>(args.src)[index]);
 }
 
 int64_t destination_row(const PackArgs& args, int64_t row) {
@@ -50,25 +70,19 @@ void pack_row(const PackArgs& args, int64_t row) {
     }
 }
 
-// 16 rows that stay together in the destination, same dtype: transposed 16 units at a time.
+// 16 rows that stay together in the destination, same dtype: units of 4 bytes change places as they are.
 void pack_row_group(const PackArgs& args, int64_t row) {
     const PackedShape& shape = args.shape;
     const int64_t dst_row = destination_row(args, row);
     const int64_t unit_bytes = shape.panel_width(dst_row / kPanelRows) * 4;
     const int64_t element_bytes = 4 / shape.step();
+    const int64_t row_bytes = args.src_stride * element_bytes;
     char* dst = static_cast<char*>(args.dst) + shape.row_offset(dst_row) * element_bytes;
-    const char* src = static_cast<const char*>(args.src) + row * args.src_stride * element_bytes;
+    const char* src = static_cast<const char*>(args.src) + row * row_bytes;
     const int64_t units = shape.k / shape.step();
-    for (int64_t u = 0; u < units; u += kLanes) {
-        const __mmask16 mask = tail_mask(units - u);
-        __m512i r[16];
-        for (int i = 0; i < 16; ++i) {
-            const char* p = src + i * args.src_stride * element_bytes + u * 4;
-            r[i] = _mm512_maskz_loadu_epi32(mask, p);
-        }
-        transpose16(r);
-        for (int64_t i = 0; i < kLanes && u + i < units; ++i) {
-            _mm512_storeu_si512(dst + (u + i) * unit_bytes, r[i]);
+    for (int64_t u = 0; u < units; ++u) {
+        for (int64_t i = 0; i < kLanes; ++i) {
+            __builtin_memcpy(dst + u * unit_bytes + i * 4, src + i * row_bytes + u * 4, 4);
         }
     }
 }

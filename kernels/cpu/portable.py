@@ -1,0 +1,132 @@
+"""linear, vocab and mlp_block for CPUs without AVX512-BF16: a family for each instruction set that
+the portable sources are compiled for. All kinds of weights, in the layouts of the other families.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from hal.device import Capabilities, Feature
+from hal.kernels.cpu import native
+from hal.kernels.cpu.block import FusedMlpBlock, cannot_alternate
+from hal.kernels.cpu.linear import PackedLinear, PackedUp
+from hal.kernels.cpu.vocab import PackedVocab, only_looked_up
+from hal.kernels.reference.weight_rows import HasWeights
+from hal.opset import linear, mlp_block, vocab
+from hal.opset.block import MlpBlockProblem
+from hal.opset.vocab import VocabProblem
+from hal.select import Regime
+from hal.weights import WEIGHT_FORMATS
+
+# Formats that the portable sources round and multiply.
+_FORMATS = tuple(WEIGHT_FORMATS[name] for name in ("int8", "int4", "int4-g64", "int4-g128"))
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One instruction set: its name as a family and in the native module, and what tells a CPU
+    that has it. tile_tokens: how many tokens share an unpacked code, as src/registers_*.h has it.
+    """
+
+    name: str
+    feature: Feature
+    preference: int
+    tile_tokens: int
+
+    def products(self, num_tokens: int) -> ModuleType:
+        """The part of the native module that is compiled for it."""
+        return _products(self.name)
+
+    def rejects(self, caps: Capabilities, problem: HasWeights) -> str | None:
+        if caps.vendor == "null" or caps.is_accelerator:
+            return f"runs on CPUs only; this is {caps.name} ({caps.arch})"
+        if self.feature not in caps.features:
+            return f"needs {self.feature}; {caps.name} has {caps.feature_names()}"
+        if problem.dtype not in native.COMPUTED:
+            computed = ", ".join(map(str, native.COMPUTED))
+            return f"computes in {computed}; the problem is in {problem.dtype}"
+        if problem.weights is not None and problem.weights not in _FORMATS:
+            return f"has no products with weights in {problem.weights}"
+        return None
+
+    def unavailable(self) -> str | None:
+        return _unavailable(self.name)
+
+    def regimes(self, problem: HasWeights) -> tuple[Regime, ...]:
+        if problem.weights is None:
+            return (
+                Regime(1, 6, "each block of the weight is read once, widened for all tokens"),
+                Regime(7, None, "blocks of the weight stay in cache while tiles of 6 tokens pass"),
+            )
+        tile = self.tile_tokens
+        return (
+            Regime(1, tile, "the weight is one linear stream, unpacked once"),
+            Regime(tile + 1, None, f"panels of it stay in cache while tiles of {tile} tokens pass"),
+        )
+
+
+LEVELS = (
+    Level("avx512", Feature.AVX512, 92, 8),
+    Level("avx2", Feature.AVX2, 90, 4),
+    Level("neon_dotprod", Feature.DOTPROD, 92, 4),
+    Level("neon", Feature.NEON, 90, 2),
+)
+
+
+@cache
+def _products(name: str) -> ModuleType:
+    products: ModuleType = getattr(native.load(), name)
+    return products
+
+
+@cache
+def _unavailable(name: str) -> str | None:
+    """Why a present CPU cannot run this level: not built, not supported, or wrong."""
+    try:
+        module = native.load()
+    except ImportError as error:
+        return native.NOT_BUILT.format(error)
+    products = getattr(module, name, None)
+    if products is None:
+        return f"the native module was compiled without {name}"
+    features = module.features()
+    if missing := [need for need in products.needs if need not in features]:
+        return f"compiled for {', '.join(missing)}; this CPU has only {', '.join(features)}"
+    return native.smoke_failure(module, products) or native.quantized_smoke_failure(products)
+
+
+def _register(level: Level) -> None:
+    class Linear(PackedLinear):
+        products = staticmethod(level.products)
+
+    class Up(PackedUp):
+        products = staticmethod(level.products)
+
+    class Vocab(PackedVocab):
+        products = staticmethod(level.products)
+
+    class Mlp(FusedMlpBlock):
+        up_family = Up
+
+    def rejects_vocab(caps: Capabilities, problem: VocabProblem) -> str | None:
+        return only_looked_up(problem) or level.rejects(caps, problem)
+
+    def rejects_mlp(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
+        return cannot_alternate(problem) or level.rejects(caps, problem)
+
+    traits: dict[str, Any] = {
+        "preference": level.preference,
+        "regimes": level.regimes,
+        "batch_invariant": True,
+        "unavailable": level.unavailable,
+    }
+    linear.family(level.name, rejects=level.rejects, **traits)(Linear)
+    vocab.family(level.name, rejects=rejects_vocab, **traits)(Vocab)
+    mlp_block.family(level.name, rejects=rejects_mlp, **traits)(Mlp)
+
+
+for _level in LEVELS:
+    _register(_level)

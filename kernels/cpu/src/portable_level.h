@@ -1,0 +1,19 @@
+// Every portable kernel, for the instruction set whose registers_*.h was included before.
+#pragma once
+
+#include "level.h"
+#include "portable_linear.h"
+#include "portable_quantized_linear.h"
+
+namespace hal::cpu {
+namespace {
+
+constexpr LevelKernels kPortableKernels = {
+    .linear = &run_linear,
+    .quantize_rows = &run_quantize_rows,
+    .gather_quantized_rows = &run_gather_quantized_rows,
+    .quantized_linear = &run_quantized_linear,
+};
+
+}  // namespace
+}  // namespace hal::cpu
