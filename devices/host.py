@@ -68,6 +68,7 @@ _FEATURE_FLAGS = (
     (Feature.AVX512, ("avx512f",)),
     (Feature.AVX512_BF16, ("avx512_bf16",)),
     (Feature.AVX512_VNNI, ("avx512_vnni",)),
+    (Feature.AVX512_VBMI, ("avx512vbmi",)),
     (Feature.AMX, ("amx_tile",)),
     (Feature.BF16_MMA, ("avx512_bf16", "amx_bf16", "bf16")),
     (Feature.FP16_MMA, ("amx_fp16",)),

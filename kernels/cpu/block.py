@@ -5,7 +5,7 @@ from __future__ import annotations
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import PackedUp, quantized_regimes, regimes
+from hal.kernels.cpu.linear import PackedUp, decoded_regimes, quantized_regimes, regimes
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
@@ -27,6 +27,18 @@ def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | No
     return _cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
 
 
+def _rejects_decoded(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
+    return _cannot_alternate(problem) or native.needs_avx512_vbmi(caps, problem)
+
+
+@mlp_block.family(
+    "avx512_decoded",
+    preference=100,
+    regimes=decoded_regimes,
+    batch_invariant=True,
+    rejects=_rejects_decoded,
+    unavailable=native.decoded_unavailable,
+)
 @mlp_block.family(
     "avx512_vnni",
     preference=100,

@@ -11,7 +11,12 @@ import torch  # before the module, which then shares torch's OpenMP threads
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
 from hal.evidence.source import CompiledPart
-from hal.kernels.reference.weight_rows import HasWeights, needs_quantized, needs_unquantized
+from hal.kernels.reference.weight_rows import (
+    HasWeights,
+    needs_codes,
+    needs_floats,
+    needs_unquantized,
+)
 from hal.kernels.torch_native.predicates import HasDType
 from hal.opset.elementwise import Activation
 
@@ -25,7 +30,11 @@ ACTIVATION_CODES = {
     Activation.GELU: 3,
     Activation.RELU: 4,
 }
+# Layouts of codes that are decoded; "-asym" has zero points.
+LAYOUT_CODES = {"int8": 0, "fp8": 1, "int4": 2, "int4-asym": 3}
 COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
+
+_OUTDATED = "the native module was built from older sources; install hal again"
 
 
 @cache
@@ -63,7 +72,7 @@ def quantized_unavailable() -> str | None:
         return reason
     module = load()
     if not hasattr(module, "quantized_linear"):
-        return "the native module was built from older sources; install hal again"
+        return _OUTDATED
     return next(filter(None, (_quantized_smoke_failure(module, group) for group in (0, 32))), None)
 
 
@@ -73,16 +82,42 @@ def _quantized_smoke_failure(module: ModuleType, group_size: int) -> str | None:
     codes, scratch = torch.zeros(512, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
     out = torch.empty(1, 1)
     module.quantize_rows(
-        weight.data_ptr(), 0, 2, 1, codes.data_ptr(), 1, 2, group_size, 0, False, 1
+        weight.data_ptr(), 0, 2, 1, codes.data_ptr(), 1, 2, group_size, False, 0, False, 1
     )
     module.quantized_linear(
         *(x.data_ptr(), 0, 2, 1),
-        *(codes.data_ptr(), 1, 2, group_size, scratch.data_ptr()),
+        *(codes.data_ptr(), 1, 2, group_size, False, scratch.data_ptr()),
         *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
     )
     if abs(out.item() - 15.5) < 0.2:
         return None
     return f"smoke run: 3 * 5 + 1 * 0.5 in codes gave {out.item()}"
+
+
+@cache
+def decoded_unavailable() -> str | None:
+    """The same for the kernels that decode codes."""
+    if reason := unavailable():
+        return reason
+    module = load()
+    if not hasattr(module, "decoded_linear"):
+        return _OUTDATED
+    return next(filter(None, (_decoded_smoke_failure(module, c) for c in LAYOUT_CODES)), None)
+
+
+def _decoded_smoke_failure(module: ModuleType, layout: str) -> str | None:
+    """The same product; e4m3 holds 5 exactly and misses 0.5 by a sixteenth of it."""
+    x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
+    codes, out = torch.zeros(512, dtype=torch.uint8), torch.empty(1, 1)
+    shape = (1, 2, 32 if layout.startswith("int4") else 0, LAYOUT_CODES[layout])
+    module.encode_rows(weight.data_ptr(), 0, 2, 1, codes.data_ptr(), *shape, 0, False, 1)
+    module.decoded_linear(
+        *(x.data_ptr(), 0, 2, 1, codes.data_ptr(), *shape),
+        *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
+    )
+    if abs(out.item() - 15.5) < 0.2:
+        return None
+    return f"smoke run: 3 * 5 + 1 * 0.5 in {layout} gave {out.item()}"
 
 
 def _smoke_failure(module: ModuleType) -> str | None:
@@ -115,7 +150,15 @@ def needs_avx512_vnni(caps: Capabilities, problem: HasWeights) -> str | None:
     reason = needs_avx512_bf16(caps, problem)
     if reason is None and Feature.AVX512_VNNI not in caps.features:
         reason = f"needs {Feature.AVX512_VNNI}; {caps.name} has {caps.feature_names()}"
-    return reason or needs_quantized(caps, problem)
+    return reason or needs_codes(caps, problem)
+
+
+def needs_avx512_vbmi(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that decode a weight's codes to floats; the module has BF16 throughout."""
+    reason = needs_avx512_bf16(caps, problem)
+    if reason is None and Feature.AVX512_VBMI not in caps.features:
+        reason = f"needs {Feature.AVX512_VBMI}; {caps.name} has {caps.feature_names()}"
+    return reason or needs_floats(caps, problem)
 
 
 def needs_cpu(caps: Capabilities, _problem: object) -> str | None:

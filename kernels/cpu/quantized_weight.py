@@ -34,16 +34,16 @@ class QuantizedWeight:
         self.is_gated = is_gated
         self.address = 0
         self.group_size = format.group_size or 0  # 0 is int8 to the native module
+        self.has_zeros = format.has_zeros
         self.scratch: Buffer | None = None
 
     @property
     def num_bytes(self) -> int:
         code_bytes, scale_bytes = self._padded_columns * LANES, 4 * LANES
         if self.group_size:
-            code_bytes, scale_bytes = (
-                code_bytes // 2,
-                64 * -(-self.columns // (2 * self.group_size)),
-            )
+            groups, header_bytes = (4, 192) if self.has_zeros else (2, 64)
+            code_bytes //= 2
+            scale_bytes = header_bytes * -(-self.columns // (groups * self.group_size))
         return -(-self.rows // LANES) * (code_bytes + scale_bytes)
 
     @property
@@ -76,6 +76,7 @@ class QuantizedWeight:
             self.rows,
             self.columns,
             self.group_size,
+            self.has_zeros,
             first_row,
             self.is_gated,
             torch.get_num_threads(),
@@ -107,6 +108,7 @@ class QuantizedWeight:
             self.rows,
             self.columns,
             self.group_size,
+            self.has_zeros,
             as_torch(self.scratch.rows(source.shape[0])).data_ptr(),
             0 if bias is None else bias.data_ptr(),
             target.data_ptr(),
@@ -124,6 +126,7 @@ class QuantizedWeight:
             self.rows,
             self.columns,
             self.group_size,
+            self.has_zeros,
             ids.data_ptr(),
             ids.shape[0],
             out.data_ptr(),

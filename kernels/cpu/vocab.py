@@ -5,7 +5,7 @@ from __future__ import annotations
 from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import quantized_regimes, regimes, stored_weight
+from hal.kernels.cpu.linear import decoded_regimes, quantized_regimes, regimes, stored_weight
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
 from hal.opset.linear import LinearProblem
@@ -26,6 +26,18 @@ def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
     return _only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
 
 
+def _rejects_decoded(caps: Capabilities, problem: VocabProblem) -> str | None:
+    return _only_looked_up(problem) or native.needs_avx512_vbmi(caps, problem)
+
+
+@vocab.family(
+    "avx512_decoded",
+    preference=100,
+    regimes=decoded_regimes,
+    batch_invariant=True,
+    rejects=_rejects_decoded,
+    unavailable=native.decoded_unavailable,
+)
 @vocab.family(
     "avx512_vnni",
     preference=100,

@@ -108,6 +108,8 @@ void linear(const LinearArgs& args);
 //   int4: for every two groups, 2 x 16 scales in bfloat16, then their codes [columns / 8][16 rows][4]
 //         of code + 8, columns 0 to 3 in the low halves and 4 to 7 in the high ones; k is rounded
 //         up to 32
+//   int4 with zero points: for every four groups, 4 x 16 scales, 4 x 16 bytes of zero points, then
+//         their codes in the same way, of code + zero point
 // So a 64-byte load feeds one vpdpbusd of 16 rows, or two.
 // vpdpbusd multiplies unsigned by signed bytes, so the offset of the codes adds offset * sum(x) to
 // each dot: sums start at its negative, which the rounding of x yields on the way.
@@ -115,24 +117,38 @@ struct QuantizedShape {
     int64_t n;
     int64_t k;
     int64_t group;  // columns under one scale in int4: 32, 64 or 128; 0: int8, one scale for a row
+    bool has_zeros = false;
 
     constexpr bool is_int4() const { return group != 0; }
-    constexpr int64_t offset() const { return is_int4() ? 8 : 128; }
+    // What a dot starts with for every unit of sum(x); with zero points it is multiplied by them.
+    constexpr int64_t offset() const { return has_zeros ? 1 : is_int4() ? 8 : 128; }
+    // Groups whose scales (and zero points) stand together, and their bytes.
+    constexpr int64_t header_groups() const { return has_zeros ? 4 : 2; }
+    constexpr int64_t header_bytes() const { return has_zeros ? 192 : 64; }
     // Groups of 4 columns, which is what one lane of vpdpbusd sums.
     constexpr int64_t units() const { return is_int4() ? 8 * ceil_div(k, 32) : ceil_div(k, 4); }
     // Scales of a row, and of a row of x.
     constexpr int64_t groups() const { return is_int4() ? ceil_div(k, group) : 1; }
     constexpr int64_t x_groups() const { return is_int4() ? ceil_div(k, 32) : 1; }
     constexpr int64_t num_strips() const { return ceil_div(n, kLanes); }
-    // Where things stand in a strip, in bytes: the scales of a group, and the codes of an even unit.
+    // Where things stand in a strip, in bytes: the scales of a group, its zero points, and the
+    // codes of an even unit.
+    constexpr int64_t header_at(int64_t index) const {
+        return index / header_groups() * (header_bytes() + 8 * header_groups() * group);
+    }
     constexpr int64_t scales_at(int64_t index) const {
-        return index / 2 * (64 + 16 * group) + index % 2 * 2 * kLanes;
+        return header_at(index) + index % header_groups() * 2 * kLanes;
+    }
+    constexpr int64_t zeros_at(int64_t index) const {
+        return header_at(index) + (2 * header_groups() + index % header_groups()) * kLanes;
     }
     constexpr int64_t codes_at(int64_t unit) const {
-        return is_int4() ? 64 * (unit / (group / 2) + 1) + 32 * unit : 64 * (unit + 1);
+        if (!is_int4()) return 64 * (unit + 1);
+        return header_bytes() * (4 * unit / (header_groups() * group) + 1) + 32 * unit;
     }
     constexpr int64_t strip_bytes() const {
-        return is_int4() ? 64 * ceil_div(groups(), 2) + 32 * units() : codes_at(units());
+        if (!is_int4()) return codes_at(units());
+        return header_bytes() * ceil_div(groups(), header_groups()) + 32 * units();
     }
     // Of x rounded to codes: the codes, and for each group a scale and minus the offset's share.
     constexpr int64_t x_row_bytes() const { return 4 * units() + 8 * x_groups(); }
@@ -180,6 +196,94 @@ struct QuantizedLinearArgs {
     int num_threads;
 };
 void quantized_linear(const QuantizedLinearArgs& args);
+
+// What a weight of codes is stored as where x stays in floats: a byte or half of one for each.
+enum class Codes : int { kInt8 = 0, kFp8 = 1, kInt4 = 2, kInt4Zeros = 3 };
+
+// Geometry of such a weight (hal/weights.py defines its codes): panels of 64 rows, each one linear
+// stream of memory. A panel is, for one group of columns after the other: scales [rows] (float32
+// for bytes, which have one group of all columns, else bfloat16), zero points [rows] in a byte each
+// where there are any, then codes [columns / unit][strips of 16 rows][64 bytes].
+//   bytes: a unit is 4 columns. int8 is stored as a sign and a magnitude, so that both are decoded
+//          alike. In 16 bytes of 4 rows: columns 0 and 1 of each, then 2 and 3 of each.
+//   int4:  a unit is 8 columns. In the 32 bits of a row: even columns in the low word, odd ones in
+//          the high word, of code + 8 or code + zero point.
+// The last panel is only as wide as its strips of rows.
+struct DecodedShape {
+    int64_t n;
+    int64_t k;
+    int64_t group;  // columns under one scale in int4: 32, 64 or 128; else 0
+    Codes codes;
+
+    constexpr bool is_int4() const { return codes == Codes::kInt4 || codes == Codes::kInt4Zeros; }
+    constexpr bool has_zeros() const { return codes == Codes::kInt4Zeros; }
+    constexpr int64_t unit_columns() const { return is_int4() ? 8 : 4; }
+    constexpr int64_t units() const { return ceil_div(k, unit_columns()); }
+    constexpr int64_t padded_columns() const { return units() * unit_columns(); }
+    // Columns of a group, but for the last.
+    constexpr int64_t depth() const { return group != 0 ? group : padded_columns(); }
+    constexpr int64_t groups() const { return ceil_div(k, depth()); }
+    constexpr int64_t num_strips() const { return ceil_div(n, kLanes); }
+    constexpr int64_t num_panels() const { return ceil_div(n, kPanelRows); }
+    constexpr int64_t panel_strips(int64_t panel) const {
+        const int64_t strips = num_strips() - panel * (kPanelRows / kLanes);
+        return strips < kPanelRows / kLanes ? strips : kPanelRows / kLanes;
+    }
+    // Bytes of one strip's scales and zero points in a group, and of all a strip takes.
+    constexpr int64_t header_bytes() const { return !is_int4() ? 64 : has_zeros() ? 48 : 32; }
+    constexpr int64_t strip_bytes() const { return groups() * header_bytes() + 64 * units(); }
+    constexpr int64_t panel_at(int64_t panel) const {
+        return panel * (kPanelRows / kLanes) * strip_bytes();
+    }
+    // From the start of a panel of so many strips to one of its groups, and to the codes in it.
+    constexpr int64_t group_at(int64_t index, int64_t strips) const {
+        return index * strips * (header_bytes() + 64 * (depth() / unit_columns()));
+    }
+    constexpr int64_t codes_at(int64_t index, int64_t strips) const {
+        return group_at(index, strips) + strips * header_bytes();
+    }
+};
+
+// As QuantizeArgs.
+struct EncodeArgs {
+    const void* src;
+    DType src_dtype;
+    int64_t src_stride;
+    int64_t rows;
+    void* dst;
+    DecodedShape shape;
+    int64_t first_row;
+    bool gated;
+    int num_threads;
+};
+int64_t encode_rows(const EncodeArgs& args);
+
+// As QuantizedGatherArgs.
+struct DecodedGatherArgs {
+    const void* weight;
+    DecodedShape shape;
+    const int32_t* ids;
+    int64_t num_ids;
+    void* out;
+    DType out_dtype;
+    int64_t out_stride;
+    int num_threads;
+};
+void gather_decoded_rows(const DecodedGatherArgs& args);
+
+// As LinearArgs: sums of x[m, k] . codes[n, k] in float32 along k, each group's in one chain,
+// scaled and added, whatever m is.
+struct DecodedLinearArgs {
+    const void* x;
+    DType x_dtype;
+    int64_t x_stride;
+    int64_t m;
+    const void* weight;
+    DecodedShape shape;
+    LinearOutput output;
+    int num_threads;
+};
+void decoded_linear(const DecodedLinearArgs& args);
 
 // RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
 // of the sum as stored (rounded to its dtype).
