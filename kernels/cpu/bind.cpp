@@ -91,110 +91,56 @@ void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t
 }
 
 void call_quantized_linear(Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
-                           int64_t n, int64_t k, int64_t group, bool has_zeros, Address scratch,
-                           Address bias, Address out, int out_dtype, int64_t out_stride, int activation,
-                           bool gated, int num_threads) {
+                           int64_t n, int64_t k, int64_t group, bool has_zeros, int codes,
+                           Address scratch, Address bias, Address out, int out_dtype, int64_t out_stride,
+                           int activation, bool gated, int num_threads) {
     nb::gil_scoped_release release;
-    quantized_linear({.x = at(x),
-                      .x_dtype = dtype_of(x_dtype),
-                      .x_stride = x_stride,
-                      .m = m,
-                      .weight = at(weight),
-                      .shape = {n, k, group, has_zeros},
-                      .scratch = at(scratch),
-                      .output = {.n = n,
-                                 .bias = at(bias),
-                                 .bias_dtype = dtype_of(x_dtype),
-                                 .out = at(out),
-                                 .dtype = dtype_of(out_dtype),
-                                 .stride = out_stride,
-                                 .activation = static_cast<Activation>(activation),
-                                 .gated = gated},
-                      .num_threads = num_threads});
+    const auto product = codes == 0 ? quantized_linear : decoded_linear;
+    product({.x = at(x),
+             .x_dtype = dtype_of(x_dtype),
+             .x_stride = x_stride,
+             .m = m,
+             .weight = at(weight),
+             .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
+             .scratch = at(scratch),
+             .output = {.n = n,
+                        .bias = at(bias),
+                        .bias_dtype = dtype_of(x_dtype),
+                        .out = at(out),
+                        .dtype = dtype_of(out_dtype),
+                        .stride = out_stride,
+                        .activation = static_cast<Activation>(activation),
+                        .gated = gated},
+             .num_threads = num_threads});
 }
 
 int64_t call_quantize_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows,
                            Address dst, int64_t n, int64_t k, int64_t group, bool has_zeros,
-                           int64_t first_row, bool gated, int num_threads) {
+                           int codes, int64_t first_row, bool gated, int num_threads) {
     nb::gil_scoped_release release;
     return quantize_rows({.src = at(src),
                           .src_dtype = dtype_of(src_dtype),
                           .src_stride = src_stride,
                           .rows = rows,
                           .dst = at(dst),
-                          .shape = {n, k, group, has_zeros},
+                          .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
                           .first_row = first_row,
                           .gated = gated,
                           .num_threads = num_threads});
 }
 
 void call_gather_quantized_rows(Address weight, int64_t n, int64_t k, int64_t group,
-                                bool has_zeros, Address ids, int64_t num_ids, Address out, int out_dtype, int64_t out_stride,
-                                int num_threads) {
+                                bool has_zeros, int codes, Address ids, int64_t num_ids,
+                                Address out, int out_dtype, int64_t out_stride, int num_threads) {
     nb::gil_scoped_release release;
     gather_quantized_rows({.weight = at(weight),
-                           .shape = {n, k, group, has_zeros},
+                           .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
                            .ids = at<int32_t>(ids),
                            .num_ids = num_ids,
                            .out = at(out),
                            .out_dtype = dtype_of(out_dtype),
                            .out_stride = out_stride,
                            .num_threads = num_threads});
-}
-
-DecodedShape decoded_shape(int64_t n, int64_t k, int64_t group, int codes) {
-    return {n, k, group, static_cast<Codes>(codes)};
-}
-
-int64_t call_encode_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows, Address dst,
-                         int64_t n, int64_t k, int64_t group, int codes, int64_t first_row,
-                         bool gated, int num_threads) {
-    nb::gil_scoped_release release;
-    return encode_rows({.src = at(src),
-                        .src_dtype = dtype_of(src_dtype),
-                        .src_stride = src_stride,
-                        .rows = rows,
-                        .dst = at(dst),
-                        .shape = decoded_shape(n, k, group, codes),
-                        .first_row = first_row,
-                        .gated = gated,
-                        .num_threads = num_threads});
-}
-
-void call_gather_decoded_rows(Address weight, int64_t n, int64_t k, int64_t group, int codes,
-                              Address ids, int64_t num_ids, Address out, int out_dtype,
-                              int64_t out_stride, int num_threads) {
-    nb::gil_scoped_release release;
-    gather_decoded_rows({.weight = at(weight),
-                         .shape = decoded_shape(n, k, group, codes),
-                         .ids = at<int32_t>(ids),
-                         .num_ids = num_ids,
-                         .out = at(out),
-                         .out_dtype = dtype_of(out_dtype),
-                         .out_stride = out_stride,
-                         .num_threads = num_threads});
-}
-
-void call_decoded_linear(Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
-                         int64_t n, int64_t k, int64_t group, int codes, Address bias, Address out,
-                         int out_dtype, int64_t out_stride, int activation, bool gated,
-                         int num_threads) {
-    nb::gil_scoped_release release;
-    decoded_linear({.x = at(x),
-                    .x_dtype = dtype_of(x_dtype),
-                    .x_stride = x_stride,
-                    .m = m,
-                    .weight = at(weight),
-                    .shape = decoded_shape(n, k, group, codes),
-                    .output = {.n = n,
-                               .bias = at(bias),
-                               .bias_dtype = dtype_of(x_dtype),
-                               .out = at(out),
-                               .dtype = dtype_of(out_dtype),
-                               .stride = out_stride,
-                               .activation = static_cast<Activation>(activation),
-                               .gated = gated},
-                    .num_threads = num_threads});
 }
 
 void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_stride,
@@ -345,9 +291,6 @@ NB_MODULE(_C, m) {
     m.def("quantize_rows", &call_quantize_rows);
     m.def("gather_quantized_rows", &call_gather_quantized_rows);
     m.def("quantized_linear", &call_quantized_linear);
-    m.def("encode_rows", &call_encode_rows);
-    m.def("gather_decoded_rows", &call_gather_decoded_rows);
-    m.def("decoded_linear", &call_decoded_linear);
     m.def("norm", &call_norm);
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);

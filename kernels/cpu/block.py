@@ -37,7 +37,7 @@ def _rejects_decoded(caps: Capabilities, problem: MlpBlockProblem) -> str | None
     regimes=decoded_regimes,
     batch_invariant=True,
     rejects=_rejects_decoded,
-    unavailable=native.decoded_unavailable,
+    unavailable=native.quantized_unavailable,
 )
 @mlp_block.family(
     "avx512_vnni",

@@ -8,7 +8,6 @@ from hal.binding import Binder
 from hal.device import Device
 from hal.dtypes import DType
 from hal.kernels.cpu import native
-from hal.kernels.cpu.decoded_weight import DecodedWeight
 from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.kernels.reference.tensors import as_torch
@@ -22,15 +21,14 @@ from hal.weights import LogicalWeight
 
 def stored_weight(
     problem: LinearProblem, binder: Binder, *, is_gated: bool = False
-) -> PackedWeight | QuantizedWeight | DecodedWeight:
+) -> PackedWeight | QuantizedWeight:
     """The layout for the problem's weight, with room declared for what its products need."""
     rows, columns = problem.out_features, problem.in_features
     if problem.weights is None:
         return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated)
-    if problem.weights.keeps_activations:
-        return DecodedWeight(rows, columns, problem.weights, is_gated=is_gated)
     weight = QuantizedWeight(rows, columns, problem.weights, is_gated=is_gated)
-    weight.scratch = binder.arena.buffer("rounded_x", weight.scratch_bytes, DType.UINT8)
+    scratch_bytes = weight.scratch_bytes(problem.dtype)
+    weight.scratch = binder.arena.buffer("rounded_x", scratch_bytes, DType.UINT8)
     return weight
 
 
@@ -55,8 +53,8 @@ def decoded_regimes(_problem: object) -> tuple[Regime, ...]:
     """Of products with decoded codes; src/linear_decoded_avx512.cpp has the limits."""
     return (
         Regime(1, 1, "the weight is one linear stream, its codes decoded in registers"),
-        Regime(2, 8, "the same, each decoded register used by every token"),
-        Regime(9, None, "blocks of codes are decoded to cache, where tiles of 6 tokens pass"),
+        Regime(2, 16, "codes are decoded once, used from registers by every token"),
+        Regime(17, None, "panels of codes stay in L2 while tiles of 16 tokens pass"),
     )
 
 
@@ -66,7 +64,7 @@ def decoded_regimes(_problem: object) -> tuple[Regime, ...]:
     regimes=decoded_regimes,
     batch_invariant=True,
     rejects=native.needs_avx512_vbmi,
-    unavailable=native.decoded_unavailable,
+    unavailable=native.quantized_unavailable,
 )
 @linear.family(
     "avx512_vnni",

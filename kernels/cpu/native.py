@@ -19,6 +19,7 @@ from hal.kernels.reference.weight_rows import (
 )
 from hal.kernels.torch_native.predicates import HasDType
 from hal.opset.elementwise import Activation
+from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 # Codes of src/kernels.h.
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
@@ -30,11 +31,7 @@ ACTIVATION_CODES = {
     Activation.GELU: 3,
     Activation.RELU: 4,
 }
-# Layouts of codes that are decoded; "-asym" has zero points.
-LAYOUT_CODES = {"int8": 0, "fp8": 1, "int4": 2, "int4-asym": 3}
 COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
-
-_OUTDATED = "the native module was built from older sources; install hal again"
 
 
 @cache
@@ -67,57 +64,37 @@ def unavailable() -> str | None:
 
 @cache
 def quantized_unavailable() -> str | None:
-    """The same for the kernels that multiply codes."""
+    """The same for the kernels that multiply weights of codes, whatever their format."""
     if reason := unavailable():
         return reason
     module = load()
     if not hasattr(module, "quantized_linear"):
-        return _OUTDATED
-    return next(filter(None, (_quantized_smoke_failure(module, group) for group in (0, 32))), None)
+        return "the native module was built from older sources; install hal again"
+    failures = (_quantized_smoke_failure(module, format) for format in WEIGHT_FORMATS.values())
+    return next(filter(None, failures), None)
 
 
-def _quantized_smoke_failure(module: ModuleType, group_size: int) -> str | None:
-    """The same product in int8 (group size 0) or int4; codes miss it by a hundredth."""
+def _quantized_smoke_failure(module: ModuleType, format: WeightFormat) -> str | None:
+    """The same product; codes miss it by a hundredth."""
     x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
-    codes, scratch = torch.zeros(512, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
+    codes, scratch = torch.zeros(1024, dtype=torch.uint8), torch.zeros(128, dtype=torch.uint8)
     out = torch.empty(1, 1)
-    module.quantize_rows(
-        weight.data_ptr(), 0, 2, 1, codes.data_ptr(), 1, 2, group_size, False, 0, False, 1
-    )
+    layout = (codes.data_ptr(), 1, 2, format.group_size or 0, format.has_zeros, layout_code(format))
+    module.quantize_rows(weight.data_ptr(), 0, 2, 1, *layout, 0, False, 1)
     module.quantized_linear(
-        *(x.data_ptr(), 0, 2, 1),
-        *(codes.data_ptr(), 1, 2, group_size, False, scratch.data_ptr()),
+        *(x.data_ptr(), 0, 2, 1, *layout, scratch.data_ptr()),
         *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
     )
     if abs(out.item() - 15.5) < 0.2:
         return None
-    return f"smoke run: 3 * 5 + 1 * 0.5 in codes gave {out.item()}"
+    return f"smoke run: 3 * 5 + 1 * 0.5 in codes of {format} gave {out.item()}"
 
 
-@cache
-def decoded_unavailable() -> str | None:
-    """The same for the kernels that decode codes."""
-    if reason := unavailable():
-        return reason
-    module = load()
-    if not hasattr(module, "decoded_linear"):
-        return _OUTDATED
-    return next(filter(None, (_decoded_smoke_failure(module, c) for c in LAYOUT_CODES)), None)
-
-
-def _decoded_smoke_failure(module: ModuleType, layout: str) -> str | None:
-    """The same product; e4m3 holds 5 exactly and misses 0.5 by a sixteenth of it."""
-    x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
-    codes, out = torch.zeros(512, dtype=torch.uint8), torch.empty(1, 1)
-    shape = (1, 2, 32 if layout.startswith("int4") else 0, LAYOUT_CODES[layout])
-    module.encode_rows(weight.data_ptr(), 0, 2, 1, codes.data_ptr(), *shape, 0, False, 1)
-    module.decoded_linear(
-        *(x.data_ptr(), 0, 2, 1, codes.data_ptr(), *shape),
-        *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
-    )
-    if abs(out.item() - 15.5) < 0.2:
-        return None
-    return f"smoke run: 3 * 5 + 1 * 0.5 in {layout} gave {out.item()}"
+def layout_code(format: WeightFormat) -> int:
+    """How its codes are stored: `Codes` of src/kernels.h."""
+    if not format.keeps_activations:
+        return 0
+    return 2 if format.codes is DType.FLOAT8_E4M3FN else 1
 
 
 def _smoke_failure(module: ModuleType) -> str | None:

@@ -36,7 +36,7 @@ def _rejects_decoded(caps: Capabilities, problem: VocabProblem) -> str | None:
     regimes=decoded_regimes,
     batch_invariant=True,
     rejects=_rejects_decoded,
-    unavailable=native.decoded_unavailable,
+    unavailable=native.quantized_unavailable,
 )
 @vocab.family(
     "avx512_vnni",

@@ -1,4 +1,4 @@
-// What stored codes stand for: see DecodedShape.
+// What stored codes stand for: see QuantizedShape.
 //
 // Every code of every format is a bfloat16 exactly: int8 and int4 codes are whole numbers of at most
 // 8 bits, and an e4m3 has fewer bits of exponent and mantissa.
@@ -31,18 +31,25 @@ struct ByteTable {
 constexpr ByteTable byte_table(Codes codes) {
     ByteTable table{};
     for (int i = 0; i < 128; ++i) {
-        const uint16_t bits = bf16_of(codes == Codes::kFp8 ? fp8_magnitude(i) : float(i));
+        const uint16_t bits = bf16_of(codes == Codes::kDecodedFp8 ? fp8_magnitude(i) : float(i));
         table.low[i] = uint8_t(bits & 0xff);
         table.high[i] = uint8_t(bits >> 8);
     }
     return table;
 }
 
-inline constexpr ByteTable kInt8Table = byte_table(Codes::kInt8);
-inline constexpr ByteTable kFp8Table = byte_table(Codes::kFp8);
+inline constexpr ByteTable kInt8Table = byte_table(Codes::kDecoded);
+inline constexpr ByteTable kFp8Table = byte_table(Codes::kDecodedFp8);
 
 inline const ByteTable& table_of(Codes codes) {
-    return codes == Codes::kFp8 ? kFp8Table : kInt8Table;
+    return codes == Codes::kDecodedFp8 ? kFp8Table : kInt8Table;
+}
+
+// Of a sign and a magnitude.
+inline uint16_t bf16_of_code(Codes codes, int code) {
+    const ByteTable& table = table_of(codes);
+    const int high = table.high[code & 0x7f] | (code & 0x80);
+    return uint16_t(high << 8 | table.low[code & 0x7f]);
 }
 
 struct WordTable {

@@ -1,4 +1,4 @@
-// Stored codes to pairs of bfloat16 by look-up in registers: see DecodedShape for the layout.
+// Stored codes to pairs of bfloat16 by look-up in registers: see QuantizedShape for the layout.
 // Scales come later, in float32. Needs VBMI beside what *_avx512.cpp files may use.
 #pragma once
 
@@ -11,10 +11,11 @@ namespace {
 // A sign and a magnitude of 7 bits: the magnitude chooses both bytes of a bfloat16.
 class ByteDecoder {
   public:
-    static constexpr int kPairs = 2;  // in 64 bytes, of each of 16 rows
+    static constexpr int kPairs = 2;  // of columns in 64 bytes, for each of 16 rows
+    static constexpr int kColumns = 2 * kPairs;
     static constexpr bool kHasZeros = false;
 
-    explicit ByteDecoder(const DecodedShape& shape) {
+    explicit ByteDecoder(const QuantizedShape& shape) {
         const ByteTable& table = table_of(shape.codes);
         for (int i = 0; i < 2; ++i) {
             low_[i] = _mm512_load_si512(table.low + 64 * i);
@@ -43,9 +44,10 @@ template <bool kZeros>
 class NibbleDecoder {
   public:
     static constexpr int kPairs = 4;
+    static constexpr int kColumns = 2 * kPairs;
     static constexpr bool kHasZeros = kZeros;
 
-    explicit NibbleDecoder(const DecodedShape&) {
+    explicit NibbleDecoder(const QuantizedShape&) {
         table_ = _mm512_load_si512(kWordTable<kZeros>.words);
     }
     static __m512 scales(const uint8_t* p) { return load(reinterpret_cast<const Bf16*>(p)); }
@@ -66,34 +68,36 @@ class NibbleDecoder {
     __m512i table_;
 };
 
-// One panel of a weight: where the strips of a group find what is theirs.
-struct Panel {
-    const DecodedShape& shape;
+// 16 rows of a weight, group by group.
+struct Strip {
+    const QuantizedShape& shape;
     const uint8_t* begin;
-    int64_t strips;
 
-    Panel(const DecodedShape& shape, const void* weight, int64_t index)
+    Strip(const QuantizedShape& shape, const void* weight, int64_t index)
         : shape(shape),
-          begin(static_cast<const uint8_t*>(weight) + shape.panel_at(index)),
-          strips(shape.panel_strips(index)) {}
+          begin(static_cast<const uint8_t*>(weight) + index * shape.strip_bytes()) {}
 
-    const uint8_t* codes(int64_t group) const { return begin + shape.codes_at(group, strips); }
+    Strip after(int64_t count) const { return {shape, begin, count}; }
+    // Columns from the start of a group to the next.
+    int64_t depth() const { return shape.is_int4() ? shape.group : 4 * shape.units(); }
+    const uint8_t* codes(int64_t group) const {
+        return begin + shape.codes_at(group * (depth() / 4));
+    }
+    // How many times 64 bytes of codes a group has.
     int64_t units(int64_t group) const {
-        const int64_t each = shape.depth() / shape.unit_columns();
-        const int64_t left = shape.units() - group * each;
-        return left < each ? left : each;
+        const int64_t left = 4 * shape.units() - group * depth();
+        return (left < depth() ? left : depth()) / (shape.is_int4() ? 8 : 4);
     }
     template <class Decoder>
-    __m512 scales(int64_t group, int64_t strip) const {
-        const int64_t bytes = shape.is_int4() ? 2 * kLanes : 4 * kLanes;
-        return Decoder::scales(begin + shape.group_at(group, strips) + strip * bytes);
+    __m512 scales(int64_t group) const {
+        return Decoder::scales(begin + (shape.is_int4() ? shape.scales_at(group) : 0));
     }
     // Each row's zero point in both words of its lane.
     template <class Decoder>
-    __m512i zeros(int64_t group, int64_t strip) const {
+    __m512i zeros(int64_t group) const {
         if constexpr (!Decoder::kHasZeros) return _mm512_setzero_si512();
-        const uint8_t* p = begin + shape.group_at(group, strips) + 2 * kLanes * strips;
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + kLanes * strip));
+        const uint8_t* p = begin + shape.zeros_at(group);
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
         const __m512i low = _mm512_cvtepu8_epi32(bytes);
         return _mm512_or_si512(low, _mm512_slli_epi32(low, 16));
     }

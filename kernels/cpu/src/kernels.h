@@ -102,22 +102,28 @@ struct LinearArgs {
 };
 void linear(const LinearArgs& args);
 
+// What reads a weight of codes: products of whole numbers, or those that decode it to floats.
+enum class Codes : int { kDots = 0, kDecoded = 1, kDecodedFp8 = 2 };
+
 // Geometry of a weight of codes (hal/weights.py defines them): strips of 16 rows, each one linear
-// stream of memory in which scales stand right before their codes.
-//   int8: 16 scales in float32, then codes [ceil(k / 4)][16 rows][4] of code + 128
-//   int4: for every two groups, 2 x 16 scales in bfloat16, then their codes [columns / 8][16 rows][4]
-//         of code + 8, columns 0 to 3 in the low halves and 4 to 7 in the high ones; k is rounded
-//         up to 32
-//   int4 with zero points: for every four groups, 4 x 16 scales, 4 x 16 bytes of zero points, then
-//         their codes in the same way, of code + zero point
-// So a 64-byte load feeds one vpdpbusd of 16 rows, or two.
-// vpdpbusd multiplies unsigned by signed bytes, so the offset of the codes adds offset * sum(x) to
-// each dot: sums start at its negative, which the rounding of x yields on the way.
+// stream of memory in which scales stand right before their codes, 64 bytes of codes at a time.
+//   8 bits: 16 scales in float32, then codes of 4 columns in every 64 bytes
+//   4 bits: for every two groups, 2 x 16 scales in bfloat16, then codes of 8 columns in every 64
+//           bytes; k is rounded up to 32. With zero points, for every four groups: 4 x 16 scales,
+//           4 x 16 bytes of zero points, then the codes.
+// Within 64 bytes, for dots: [16 rows][4] of code + 128, which feeds one vpdpbusd of 16 rows; or of
+// code + 8 (or + zero point), columns 0 to 3 in the low halves and 4 to 7 in the high ones, which
+// feeds two. vpdpbusd multiplies unsigned by signed bytes, so the offset of the codes adds offset *
+// sum(x) to each dot: sums start at its negative, which the rounding of x yields on the way.
+// Within 64 bytes, decoded: of 8 bits, a sign and a magnitude in int8 as in fp8, of every 4 rows
+// columns 0 and 1 of each, then 2 and 3 of each; of 4 bits, in the 32 of a row even columns in the
+// low word and odd ones in the high word, of code + 8 or + zero point.
 struct QuantizedShape {
     int64_t n;
     int64_t k;
     int64_t group;  // columns under one scale in int4: 32, 64 or 128; 0: int8, one scale for a row
     bool has_zeros = false;
+    Codes codes = Codes::kDots;
 
     constexpr bool is_int4() const { return group != 0; }
     // What a dot starts with for every unit of sum(x); with zero points it is multiplied by them.
@@ -182,8 +188,9 @@ struct QuantizedGatherArgs {
 };
 void gather_quantized_rows(const QuantizedGatherArgs& args);
 
-// As LinearArgs, x rounded to codes first. Dots are exact, each group's is scaled and added in
-// float32 along k, whatever m is.
+// As LinearArgs, by a weight of codes, each group's dots scaled and added in float32 along k,
+// whatever m is. For dots, x is rounded to codes first and a group's are exact; decoded_linear takes
+// the codes as floats and x as it is, each group's dots in one chain along k.
 struct QuantizedLinearArgs {
     const void* x;
     DType x_dtype;
@@ -191,99 +198,12 @@ struct QuantizedLinearArgs {
     int64_t m;
     const void* weight;
     QuantizedShape shape;
-    void* scratch;  // m rows of x_row_bytes()
+    void* scratch;  // m rows of x_row_bytes(); decoded: of x, padded to 4 * units()
     LinearOutput output;
     int num_threads;
 };
 void quantized_linear(const QuantizedLinearArgs& args);
-
-// What a weight of codes is stored as where x stays in floats: a byte or half of one for each.
-enum class Codes : int { kInt8 = 0, kFp8 = 1, kInt4 = 2, kInt4Zeros = 3 };
-
-// Geometry of such a weight (hal/weights.py defines its codes): panels of 64 rows, each one linear
-// stream of memory. A panel is, for one group of columns after the other: scales [rows] (float32
-// for bytes, which have one group of all columns, else bfloat16), zero points [rows] in a byte each
-// where there are any, then codes [columns / unit][strips of 16 rows][64 bytes].
-//   bytes: a unit is 4 columns. int8 is stored as a sign and a magnitude, so that both are decoded
-//          alike. In 16 bytes of 4 rows: columns 0 and 1 of each, then 2 and 3 of each.
-//   int4:  a unit is 8 columns. In the 32 bits of a row: even columns in the low word, odd ones in
-//          the high word, of code + 8 or code + zero point.
-// The last panel is only as wide as its strips of rows.
-struct DecodedShape {
-    int64_t n;
-    int64_t k;
-    int64_t group;  // columns under one scale in int4: 32, 64 or 128; else 0
-    Codes codes;
-
-    constexpr bool is_int4() const { return codes == Codes::kInt4 || codes == Codes::kInt4Zeros; }
-    constexpr bool has_zeros() const { return codes == Codes::kInt4Zeros; }
-    constexpr int64_t unit_columns() const { return is_int4() ? 8 : 4; }
-    constexpr int64_t units() const { return ceil_div(k, unit_columns()); }
-    constexpr int64_t padded_columns() const { return units() * unit_columns(); }
-    // Columns of a group, but for the last.
-    constexpr int64_t depth() const { return group != 0 ? group : padded_columns(); }
-    constexpr int64_t groups() const { return ceil_div(k, depth()); }
-    constexpr int64_t num_strips() const { return ceil_div(n, kLanes); }
-    constexpr int64_t num_panels() const { return ceil_div(n, kPanelRows); }
-    constexpr int64_t panel_strips(int64_t panel) const {
-        const int64_t strips = num_strips() - panel * (kPanelRows / kLanes);
-        return strips < kPanelRows / kLanes ? strips : kPanelRows / kLanes;
-    }
-    // Bytes of one strip's scales and zero points in a group, and of all a strip takes.
-    constexpr int64_t header_bytes() const { return !is_int4() ? 64 : has_zeros() ? 48 : 32; }
-    constexpr int64_t strip_bytes() const { return groups() * header_bytes() + 64 * units(); }
-    constexpr int64_t panel_at(int64_t panel) const {
-        return panel * (kPanelRows / kLanes) * strip_bytes();
-    }
-    // From the start of a panel of so many strips to one of its groups, and to the codes in it.
-    constexpr int64_t group_at(int64_t index, int64_t strips) const {
-        return index * strips * (header_bytes() + 64 * (depth() / unit_columns()));
-    }
-    constexpr int64_t codes_at(int64_t index, int64_t strips) const {
-        return group_at(index, strips) + strips * header_bytes();
-    }
-};
-
-// As QuantizeArgs.
-struct EncodeArgs {
-    const void* src;
-    DType src_dtype;
-    int64_t src_stride;
-    int64_t rows;
-    void* dst;
-    DecodedShape shape;
-    int64_t first_row;
-    bool gated;
-    int num_threads;
-};
-int64_t encode_rows(const EncodeArgs& args);
-
-// As QuantizedGatherArgs.
-struct DecodedGatherArgs {
-    const void* weight;
-    DecodedShape shape;
-    const int32_t* ids;
-    int64_t num_ids;
-    void* out;
-    DType out_dtype;
-    int64_t out_stride;
-    int num_threads;
-};
-void gather_decoded_rows(const DecodedGatherArgs& args);
-
-// As LinearArgs: sums of x[m, k] . codes[n, k] in float32 along k, each group's in one chain,
-// scaled and added, whatever m is.
-struct DecodedLinearArgs {
-    const void* x;
-    DType x_dtype;
-    int64_t x_stride;
-    int64_t m;
-    const void* weight;
-    DecodedShape shape;
-    LinearOutput output;
-    int num_threads;
-};
-void decoded_linear(const DecodedLinearArgs& args);
+void decoded_linear(const QuantizedLinearArgs& args);
 
 // RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
 // of the sum as stored (rounded to its dtype).

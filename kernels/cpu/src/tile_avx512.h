@@ -29,7 +29,6 @@ struct TileOperands {
     int64_t c_stride;
     bool accumulate;  // start from c instead of zero
     int64_t ahead = kPrefetchBytes;  // bytes from b to what should be prefetched
-    const float* scales = nullptr;   // of the columns of b: c += scales * (a . b), from zero
 };
 
 inline __m512 dot(__m512 acc, __m512i a, __m512i b, const Bf16*) {
@@ -97,11 +96,7 @@ template <class T, int MR, int NV>
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
-            float* c = op.c + m * op.c_stride + v * kLanes;
-            if (op.scales != nullptr) {
-                acc[m][v] = _mm512_fmadd_ps(acc[m][v], load(op.scales + v * kLanes), load(c));
-            }
-            _mm512_storeu_ps(c, acc[m][v]);
+            _mm512_storeu_ps(op.c + m * op.c_stride + v * kLanes, acc[m][v]);
         }
     }
 }
