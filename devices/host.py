@@ -68,6 +68,7 @@ _FEATURE_FLAGS = (
     (Feature.AVX512, ("avx512f",)),
     (Feature.AVX512_BF16, ("avx512_bf16",)),
     (Feature.AVX512_VNNI, ("avx512_vnni",)),
+    (Feature.AVX512_VBMI, ("avx512vbmi",)),
     (Feature.AMX_BF16, ("amx_bf16",)),
     (Feature.AMX_INT8, ("amx_int8",)),
     (Feature.NEON, ("asimd",)),

@@ -9,17 +9,12 @@ from hal.device import Capabilities, Feature
 from hal.dtypes import DType, parse_dtype
 from hal.errors import ConfigError, UnsupportedError
 from hal.memory import MemoryRequest, parse_memory
-from hal.weights import WEIGHT_FORMATS, WeightFormat
+from hal.weights import UNQUANTIZED, WeightFormat, find_format
 
 DEFAULT_MODEL = "hal-tiny"
-UNQUANTIZED = "none"
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_BLOCK_SIZE = 16
-
-
-# The logits decide every token, and int4 costs them more than it saves.
-HEAD_WEIGHTS = WEIGHT_FORMATS["int8"]
 
 _OPTIONAL_COUNTS = ("max_model_len", "max_num_batched_tokens", "block_size", "threads")
 _COUNTS = ("max_num_seqs", *_OPTIONAL_COUNTS)
@@ -69,11 +64,7 @@ class EngineConfig:
                 f"not supported yet: kv_cache_dtype={self.kv_cache_dtype!r}; the KV cache has the "
                 "model's dtype. Leave kv_cache_dtype at 'auto'"
             )
-        if self.quantization not in (UNQUANTIZED, *WEIGHT_FORMATS):
-            known = ", ".join((UNQUANTIZED, *WEIGHT_FORMATS))
-            raise UnsupportedError(
-                f"not supported yet: quantization={self.quantization!r}; choose one of {known}"
-            )
+        find_format(self.quantization)
         for override in self.kernel:
             if override.count("=") != 1:
                 raise ConfigError(f"kernel override {override!r} is not OP=NAME")
@@ -147,7 +138,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
         config=config,
         dtype=dtype,
         weights=weights,
-        head_weights=None if weights is None else HEAD_WEIGHTS,
+        head_weights=None if weights is None else weights.head,
         memory=parse_memory(config.memory),
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -192,15 +183,16 @@ def _auto_dtype(caps: Capabilities, stored: DType) -> tuple[DType, str]:
 
 
 def _resolve_weights(wanted: str, caps: Capabilities) -> tuple[WeightFormat | None, str]:
-    if wanted == UNQUANTIZED:
+    weights = find_format(wanted)
+    if weights is None:
         return None, "weights are stored in dtype"
     if caps.is_accelerator:
         raise UnsupportedError(
             f"not supported yet: quantization={wanted!r} on {caps.name} ({caps.arch}); the kernels "
             f"for it run on CPUs: use --device cpu, or --quantization {UNQUANTIZED}"
         )
-    return WEIGHT_FORMATS[wanted], (
-        f"set by the user; the matrix that makes logits is {HEAD_WEIGHTS.codes}, "
+    return weights, (
+        f"set by the user; the matrix that makes logits is {weights.head}, "
         "those only looked up keep dtype"
     )
 

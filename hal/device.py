@@ -32,6 +32,7 @@ class Feature(StrEnum):
     AVX512 = "avx512"
     AVX512_BF16 = "avx512_bf16"
     AVX512_VNNI = "avx512_vnni"
+    AVX512_VBMI = "avx512_vbmi"
     AMX_BF16 = "amx_bf16"
     AMX_INT8 = "amx_int8"
     NEON = "neon"

@@ -17,6 +17,7 @@ from hal.aliases import ALIASES, BY_NAME, apply_aliases, nearest
 from hal.config import EngineConfig
 from hal.env import flag_value, parse_switch, unknown_names, variable_of
 from hal.errors import ConfigError, HalError, SelectionError
+from hal.weights import FORMAT_NAMES
 
 Convert = Callable[[str], object]
 
@@ -65,9 +66,7 @@ ENGINE_FLAGS = FlagGroup(
             "device", "auto, cpu, one that hal-info lists, or null:PROFILE to pose as it", "NAME"
         ),
         _setting("dtype", "auto, float32, bfloat16 or float16", "TYPE"),
-        _setting(
-            "quantization", "store weights as none, int8, int4, int4-g64 or int4-g128", "FORMAT"
-        ),
+        _setting("quantization", f"store weights as one of {FORMAT_NAMES}", "FORMAT"),
         _setting(
             "memory", "share of the device's memory, a size (24GiB), or reserve:8GiB", "AMOUNT"
         ),

@@ -77,68 +77,68 @@ void call_linear(decltype(LevelKernels::linear) linear,
                  int activation, bool gated, int num_threads) {
     nb::gil_scoped_release release;
     linear({.x = at(x),
-         .x_stride = x_stride,
-         .m = m,
-         .weight = at(weight),
-         .shape = packed_shape(n, k, dtype),
-         .output = {.n = n,
-                    .bias = at(bias),
-                    .bias_dtype = dtype_of(dtype),
-                    .out = at(out),
-                    .dtype = dtype_of(out_dtype),
-                    .stride = out_stride,
-                    .activation = static_cast<Activation>(activation),
-                    .gated = gated},
-         .num_threads = num_threads});
+            .x_stride = x_stride,
+            .m = m,
+            .weight = at(weight),
+            .shape = packed_shape(n, k, dtype),
+            .output = {.n = n,
+                       .bias = at(bias),
+                       .bias_dtype = dtype_of(dtype),
+                       .out = at(out),
+                       .dtype = dtype_of(out_dtype),
+                       .stride = out_stride,
+                       .activation = static_cast<Activation>(activation),
+                       .gated = gated},
+            .num_threads = num_threads});
 }
 
 void call_quantized_linear(decltype(LevelKernels::quantized_linear) quantized_linear,
                            Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
-                           int64_t n, int64_t k, int64_t group, Address scratch, Address bias,
-                           Address out, int out_dtype, int64_t out_stride, int activation,
-                           bool gated, int num_threads) {
+                           int64_t n, int64_t k, int64_t group, bool has_zeros, int codes,
+                           Address scratch, Address bias, Address out, int out_dtype,
+                           int64_t out_stride, int activation, bool gated, int num_threads) {
     nb::gil_scoped_release release;
     quantized_linear({.x = at(x),
-         .x_dtype = dtype_of(x_dtype),
-         .x_stride = x_stride,
-         .m = m,
-         .weight = at(weight),
-         .shape = {n, k, group},
-         .scratch = at(scratch),
-         .output = {.n = n,
-                    .bias = at(bias),
-                    .bias_dtype = dtype_of(x_dtype),
-                    .out = at(out),
-                    .dtype = dtype_of(out_dtype),
-                    .stride = out_stride,
-                    .activation = static_cast<Activation>(activation),
-                    .gated = gated},
-         .num_threads = num_threads});
+                      .x_dtype = dtype_of(x_dtype),
+                      .x_stride = x_stride,
+                      .m = m,
+                      .weight = at(weight),
+                      .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
+                      .scratch = at(scratch),
+                      .output = {.n = n,
+                                 .bias = at(bias),
+                                 .bias_dtype = dtype_of(x_dtype),
+                                 .out = at(out),
+                                 .dtype = dtype_of(out_dtype),
+                                 .stride = out_stride,
+                                 .activation = static_cast<Activation>(activation),
+                                 .gated = gated},
+                      .num_threads = num_threads});
 }
 
 int64_t call_quantize_rows(decltype(LevelKernels::quantize_rows) quantize_rows,
                            Address src, int src_dtype, int64_t src_stride, int64_t rows,
-                           Address dst, int64_t n, int64_t k, int64_t group, int64_t first_row,
-                           bool gated, int num_threads) {
+                           Address dst, int64_t n, int64_t k, int64_t group, bool has_zeros,
+                           int codes, int64_t first_row, bool gated, int num_threads) {
     nb::gil_scoped_release release;
     return quantize_rows({.src = at(src),
                           .src_dtype = dtype_of(src_dtype),
                           .src_stride = src_stride,
                           .rows = rows,
                           .dst = at(dst),
-                          .shape = {n, k, group},
+                          .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
                           .first_row = first_row,
                           .gated = gated,
                           .num_threads = num_threads});
 }
 
 void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) gather_quantized_rows,
-                                Address weight, int64_t n, int64_t k, int64_t group, Address ids,
-                                int64_t num_ids, Address out, int out_dtype, int64_t out_stride,
-                                int num_threads) {
+                                Address weight, int64_t n, int64_t k, int64_t group,
+                                bool has_zeros, int codes, Address ids, int64_t num_ids,
+                                Address out, int out_dtype, int64_t out_stride, int num_threads) {
     nb::gil_scoped_release release;
     gather_quantized_rows({.weight = at(weight),
-                           .shape = {n, k, group},
+                           .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
                            .ids = at<int32_t>(ids),
                            .num_ids = num_ids,
                            .out = at(out),
@@ -285,6 +285,13 @@ void define(nb::module_& m, const char* name, Result (*call)(Kernel, Args...), K
     m.def(name, [call, kernel](Args... args) { return call(kernel, args...); });
 }
 
+#if defined(HAL_HAS_AVX512)
+void any_quantized_linear(const QuantizedLinearArgs& args) {
+    const auto product = args.shape.codes == Codes::kDots ? quantized_linear : decoded_linear;
+    product(args);
+}
+#endif
+
 void define_products(nb::module_& m, const LevelKernels& kernels) {
     define(m, "linear", &call_linear, kernels.linear);
     define(m, "quantize_rows", &call_quantize_rows, kernels.quantize_rows);
@@ -316,7 +323,7 @@ NB_MODULE(_C, m) {
     define_products(m, {.linear = &linear,
                         .quantize_rows = &quantize_rows,
                         .gather_quantized_rows = &gather_quantized_rows,
-                        .quantized_linear = &quantized_linear});
+                        .quantized_linear = &any_quantized_linear});
     m.def("norm", &call_norm);
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);

@@ -10,6 +10,7 @@ from hal.kernels.cpu import native
 from hal.kernels.cpu.linear import (
     PackedUp,
     TileUp,
+    decoded_regimes,
     quantized_regimes,
     quantized_tile_regimes,
     regimes,
@@ -44,6 +45,18 @@ def _rejects_quantized_tiles(caps: Capabilities, problem: MlpBlockProblem) -> st
     return cannot_alternate(problem) or native.needs_amx_int8(caps, problem)
 
 
+def _rejects_decoded(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
+    return cannot_alternate(problem) or native.needs_avx512_vbmi(caps, problem)
+
+
+@mlp_block.family(
+    "avx512_decoded",
+    preference=100,
+    regimes=decoded_regimes,
+    batch_invariant=True,
+    rejects=_rejects_decoded,
+    unavailable=native.decoded_unavailable,
+)
 @mlp_block.family(
     "avx512_vnni",
     preference=100,

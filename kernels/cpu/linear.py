@@ -1,4 +1,4 @@
-"""linear on AVX512-BF16, AVX512-VNNI and AMX: one stored layout from decode to prefill."""
+"""linear on AVX512 and AMX: for each way of storing a weight one layout from decode to prefill."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def stored_weight(
     if problem.weights is None:
         return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated, products=products)
     weight = QuantizedWeight(rows, columns, problem.weights, is_gated=is_gated, products=products)
-    weight.scratch = binder.arena.buffer("rounded_x", weight.scratch_bytes, DType.UINT8)
+    scratch_bytes = weight.scratch_bytes(problem.dtype)
+    weight.scratch = binder.arena.buffer("rounded_x", scratch_bytes, DType.UINT8)
     return weight
 
 
@@ -88,6 +89,23 @@ _MOST = native.MOST_TOKENS_WITHOUT_TILES
 _ON_TILES = Regime(_MOST + 1, None, "AMX, in tiles of 32 tokens by 32 rows of the weight")
 
 
+def decoded_regimes(_problem: object) -> tuple[Regime, ...]:
+    """Of products with decoded codes; src/linear_decoded_avx512.cpp has the limits."""
+    return (
+        Regime(1, 1, "the weight is one linear stream, its codes decoded in registers"),
+        Regime(2, 16, "codes are decoded once, used from registers by every token"),
+        Regime(17, None, "panels of codes stay in L2 while tiles of 16 tokens pass"),
+    )
+
+
+@linear.family(
+    "avx512_decoded",
+    preference=100,
+    regimes=decoded_regimes,
+    batch_invariant=True,
+    rejects=native.needs_avx512_vbmi,
+    unavailable=native.decoded_unavailable,
+)
 @linear.family(
     "avx512_vnni",
     preference=100,

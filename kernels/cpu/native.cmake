@@ -51,6 +51,13 @@ foreach(isa IN ITEMS ${x86_isas} ${arm_isas})
   endif()
 endforeach()
 
+# Codes are looked up with VBMI, which every CPU that has BF16 has as well, but for Cooper Lake: its
+# own file, and its own reason in the kernels' predicate.
+if(HAL_CXX_HAS_AVX512)
+  set_property(SOURCE "${CMAKE_CURRENT_LIST_DIR}/src/linear_decoded_avx512.cpp"
+    APPEND PROPERTY COMPILE_OPTIONS -mavx512vbmi)
+endif()
+
 add_library(hal_cpu_kernels INTERFACE)
 target_compile_features(hal_cpu_kernels INTERFACE cxx_std_20)
 target_compile_definitions(hal_cpu_kernels INTERFACE ${kernel_definitions})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -12,9 +12,15 @@ import torch  # before the module, which then shares torch's OpenMP threads
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
 from hal.evidence.source import CompiledPart
-from hal.kernels.reference.weight_rows import HasWeights, needs_quantized, needs_unquantized
+from hal.kernels.reference.weight_rows import (
+    HasWeights,
+    needs_codes,
+    needs_floats,
+    needs_unquantized,
+)
 from hal.kernels.torch_native.predicates import HasDType
 from hal.opset.elementwise import Activation
+from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 # Codes of src/kernels.h.
 DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
@@ -34,6 +40,11 @@ MOST_TOKENS_WITHOUT_TILES = 8
 
 NOT_BUILT = "the native module is not built ({}); install hal with a C++ compiler"
 OLD_BUILD = "the native module was built from older sources; install hal again"
+
+# What the kernels of an instruction set multiply: dots of codes, codes decoded to floats.
+DOTS = tuple(f for f in WEIGHT_FORMATS.values() if not f.keeps_activations)
+DOTS_WITHOUT_ZEROS = tuple(f for f in DOTS if not f.has_zeros)
+DECODED = tuple(f for f in WEIGHT_FORMATS.values() if f.keeps_activations)
 
 # Gives the native functions that multiply packed weights and codes in a step of so many tokens.
 Products = Callable[[int], ModuleType]
@@ -98,7 +109,18 @@ def quantized_unavailable() -> str | None:
     module = load()
     if not hasattr(module, "quantized_linear"):
         return OLD_BUILD
-    return quantized_smoke_failure(module)
+    return quantized_smoke_failure(module, DOTS)
+
+
+@cache
+def decoded_unavailable() -> str | None:
+    """The same for the kernels that decode codes to floats."""
+    if reason := quantized_unavailable():
+        return reason
+    module = load()
+    if "avx512vbmi" not in module.features():
+        return f"decodes with AVX512-VBMI; this CPU has only {', '.join(module.features())}"
+    return quantized_smoke_failure(module, DECODED)
 
 
 @cache
@@ -114,7 +136,9 @@ def tiles_unavailable() -> str | None:
             "the operating system does not lend this process AMX tiles (Linux 5.16 or newer does); "
             f"it may use {', '.join(module.features())}"
         )
-    return smoke_failure(module, module.amx) or quantized_smoke_failure(module.amx)
+    return smoke_failure(module, module.amx) or quantized_smoke_failure(
+        module.amx, DOTS_WITHOUT_ZEROS
+    )
 
 
 def avx512_products(num_tokens: int) -> ModuleType:
@@ -131,27 +155,32 @@ def products_on_tiles(num_tokens: int) -> ModuleType:
     return tiles
 
 
-def quantized_smoke_failure(products: ModuleType) -> str | None:
-    """The product of the smoke run in int8 and in int4."""
-    return next(filter(None, (_codes_failure(products, group) for group in (0, 32))), None)
+def quantized_smoke_failure(products: ModuleType, formats: Iterable[WeightFormat]) -> str | None:
+    """The product of the smoke run with weights in each format."""
+    return next(filter(None, (_codes_failure(products, format) for format in formats)), None)
 
 
-def _codes_failure(module: ModuleType, group_size: int) -> str | None:
-    """In int8 (group size 0) or int4; codes miss it by a hundredth."""
+def _codes_failure(module: ModuleType, format: WeightFormat) -> str | None:
+    """The same product; codes miss it by a hundredth."""
     x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
-    codes, scratch = torch.zeros(512, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
+    codes, scratch = torch.zeros(1024, dtype=torch.uint8), torch.zeros(128, dtype=torch.uint8)
     out = torch.empty(1, 1)
-    module.quantize_rows(
-        weight.data_ptr(), 0, 2, 1, codes.data_ptr(), 1, 2, group_size, 0, False, 1
-    )
+    layout = (codes.data_ptr(), 1, 2, format.group_size or 0, format.has_zeros, layout_code(format))
+    module.quantize_rows(weight.data_ptr(), 0, 2, 1, *layout, 0, False, 1)
     module.quantized_linear(
-        *(x.data_ptr(), 0, 2, 1),
-        *(codes.data_ptr(), 1, 2, group_size, scratch.data_ptr()),
+        *(x.data_ptr(), 0, 2, 1, *layout, scratch.data_ptr()),
         *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
     )
     if abs(out.item() - 15.5) < 0.2:
         return None
-    return f"smoke run: 3 * 5 + 1 * 0.5 in codes gave {out.item()}"
+    return f"smoke run: 3 * 5 + 1 * 0.5 in codes of {format} gave {out.item()}"
+
+
+def layout_code(format: WeightFormat) -> int:
+    """How its codes are stored: `Codes` of src/kernels.h."""
+    if not format.keeps_activations:
+        return 0
+    return 2 if format.codes is DType.FLOAT8_E4M3FN else 1
 
 
 def smoke_failure(module: ModuleType, products: ModuleType) -> str | None:
@@ -182,7 +211,13 @@ def needs_plain_weights(caps: Capabilities, problem: HasWeights) -> str | None:
 def needs_avx512_vnni(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that store a weight as codes; the module is compiled with BF16 throughout."""
     reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VNNI, caps)
-    return reason or needs_quantized(caps, problem)
+    return reason or needs_codes(caps, problem)
+
+
+def needs_avx512_vbmi(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that decode a weight's codes to floats; the module has BF16 throughout."""
+    reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VBMI, caps)
+    return reason or needs_floats(caps, problem)
 
 
 def needs_amx_bf16(caps: Capabilities, problem: HasWeights) -> str | None:
@@ -196,7 +231,10 @@ def needs_amx_bf16(caps: Capabilities, problem: HasWeights) -> str | None:
 def needs_amx_int8(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that multiply codes on tiles."""
     reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VNNI, caps)
-    return reason or _needs(Feature.AMX_INT8, caps) or needs_quantized(caps, problem)
+    reason = reason or _needs(Feature.AMX_INT8, caps) or needs_codes(caps, problem)
+    if reason is None and problem.weights not in DOTS_WITHOUT_ZEROS:
+        reason = f"has no products with weights in {problem.weights}"
+    return reason
 
 
 def _needs(feature: Feature, caps: Capabilities) -> str | None:

@@ -19,10 +19,6 @@ from hal.opset import linear, mlp_block, vocab
 from hal.opset.block import MlpBlockProblem
 from hal.opset.vocab import VocabProblem
 from hal.select import Regime
-from hal.weights import WEIGHT_FORMATS
-
-# Formats that the portable sources round and multiply.
-_FORMATS = tuple(WEIGHT_FORMATS[name] for name in ("int8", "int4", "int4-g64", "int4-g128"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,7 @@ class Level:
         if problem.dtype not in native.COMPUTED:
             computed = ", ".join(map(str, native.COMPUTED))
             return f"computes in {computed}; the problem is in {problem.dtype}"
-        if problem.weights is not None and problem.weights not in _FORMATS:
+        if problem.weights is not None and problem.weights not in native.DOTS_WITHOUT_ZEROS:
             return f"has no products with weights in {problem.weights}"
         return None
 
@@ -95,7 +91,9 @@ def _unavailable(name: str) -> str | None:
     features = module.features()
     if missing := [need for need in products.needs if need not in features]:
         return f"compiled for {', '.join(missing)}; this CPU has only {', '.join(features)}"
-    return native.smoke_failure(module, products) or native.quantized_smoke_failure(products)
+    return native.smoke_failure(module, products) or native.quantized_smoke_failure(
+        products, native.DOTS_WITHOUT_ZEROS
+    )
 
 
 def _register(level: Level) -> None:

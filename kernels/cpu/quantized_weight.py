@@ -1,4 +1,4 @@
-"""A matrix of codes stored in strips of 16 rows, as the native products on int8 dots read it."""
+"""A matrix of codes stored in strips of 16 rows, as the native products read it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _MOST_COLUMNS = 2**31 // 127**2
 
 
 class QuantizedWeight:
-    """[rows, columns] as QuantizedShape of src/kernels.h lays it out; x is rounded into `scratch`.
+    """[rows, columns] as QuantizedShape of src/kernels.h lays it out.
 
+    x goes through `scratch`, rounded to codes, or in its dtype where the weight's are decoded.
     is_gated, products: as in PackedWeight.
     """
 
@@ -37,13 +38,18 @@ class QuantizedWeight:
         is_gated: bool = False,
         products: native.Products = native.avx512_products,
     ) -> None:
-        assert columns <= _MOST_COLUMNS, f"a dot of {columns} codes may not fit 32 bits"
+        self.is_decoded = format.keeps_activations
+        assert self.is_decoded or columns <= _MOST_COLUMNS, (
+            f"a dot of {columns} codes may not fit 32 bits"
+        )
         self.rows = rows
         self.columns = columns
         self.is_gated = is_gated
         self.products = products
         self.address = 0
         self.group_size = format.group_size or 0  # 0 is int8 to the native module
+        self.has_zeros = format.has_zeros
+        self.codes = native.layout_code(format)
         self.scratch: Buffer | None = None
         self._multiply = native.Repeated(self._product)
 
@@ -51,15 +57,16 @@ class QuantizedWeight:
     def num_bytes(self) -> int:
         code_bytes, scale_bytes = self._padded_columns * LANES, 4 * LANES
         if self.group_size:
-            code_bytes, scale_bytes = (
-                code_bytes // 2,
-                64 * -(-self.columns // (2 * self.group_size)),
-            )
+            groups, header_bytes = (4, 192) if self.has_zeros else (2, 64)
+            code_bytes //= 2
+            scale_bytes = header_bytes * -(-self.columns // (groups * self.group_size))
         return -(-self.rows // LANES) * (code_bytes + scale_bytes)
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Of one token: its codes, and a scale and an offset for each group of them."""
+    def scratch_bytes(self, dtype: DType) -> int:
+        """Of one token in dtype: its codes, and a scale and an offset for each group of them, or
+        where codes are decoded its values in another order."""
+        if self.is_decoded:
+            return dtype.num_bytes(self._padded_columns)
         groups = self._padded_columns // ACTIVATION_GROUP if self.group_size else 1
         return self._padded_columns + 8 * groups
 
@@ -85,10 +92,7 @@ class QuantizedWeight:
             native.TORCH_CODES[values.dtype],
             values.stride(0),
             values.shape[0],
-            self.address,
-            self.rows,
-            self.columns,
-            self.group_size,
+            *self._layout,
             first_row,
             self.is_gated,
             torch.get_num_threads(),
@@ -119,17 +123,14 @@ class QuantizedWeight:
     ) -> Callable[[int], object]:
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
-        assert self.scratch is not None, "no room for rounded x was declared"
+        assert self.scratch is not None, "no room for x was declared"
         return partial(
             self.products(source.shape[0]).quantized_linear,
             source.data_ptr(),
             native.TORCH_CODES[source.dtype],
             source.stride(0),
             source.shape[0],
-            self.address,
-            self.rows,
-            self.columns,
-            self.group_size,
+            *self._layout,
             as_torch(self.scratch.rows(source.shape[0])).data_ptr(),
             0 if bias is None else bias.data_ptr(),
             target.data_ptr(),
@@ -142,10 +143,7 @@ class QuantizedWeight:
     def look_up(self, ids: torch.Tensor, out: torch.Tensor) -> None:
         """out[i] = row ids[i]; NaN where there is no such row."""
         self.products(1).gather_quantized_rows(
-            self.address,
-            self.rows,
-            self.columns,
-            self.group_size,
+            *self._layout,
             ids.data_ptr(),
             ids.shape[0],
             out.data_ptr(),
@@ -153,3 +151,8 @@ class QuantizedWeight:
             out.stride(0),
             torch.get_num_threads(),
         )
+
+    @property
+    def _layout(self) -> tuple[int, ...]:
+        """Where the native module finds the weight, and how it is stored."""
+        return self.address, self.rows, self.columns, self.group_size, self.has_zeros, self.codes

@@ -8,6 +8,7 @@ from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
 from hal.kernels.cpu.linear import (
+    decoded_regimes,
     quantized_regimes,
     quantized_tile_regimes,
     regimes,
@@ -44,6 +45,18 @@ def _rejects_quantized_tiles(caps: Capabilities, problem: VocabProblem) -> str |
     return only_looked_up(problem) or native.needs_amx_int8(caps, problem)
 
 
+def _rejects_decoded(caps: Capabilities, problem: VocabProblem) -> str | None:
+    return only_looked_up(problem) or native.needs_avx512_vbmi(caps, problem)
+
+
+@vocab.family(
+    "avx512_decoded",
+    preference=100,
+    regimes=decoded_regimes,
+    batch_invariant=True,
+    rejects=_rejects_decoded,
+    unavailable=native.decoded_unavailable,
+)
 @vocab.family(
     "avx512_vnni",
     preference=100,

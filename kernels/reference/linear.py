@@ -12,6 +12,7 @@ from hal.kernels.reference.weight_rows import (
     QUANTIZED_COST,
     needs_quantized,
     needs_unquantized,
+    rounds_activations,
     store_rows,
     store_values,
 )
@@ -74,12 +75,16 @@ class ReferenceLinear(RowMajorLinear):
     "reference_quantized",
     preference=0,
     level=Level.REFERENCE,
-    batch_invariant=True,
+    batch_invariant=rounds_activations,
     rejects=needs_quantized,
     cost=QUANTIZED_COST,
 )
 class ReferenceQuantizedLinear(LinearFamily):
-    """Defines the numbers of int8 and int4: codes as hal.weights says, products exact."""
+    """Defines the numbers of every format: codes as hal.weights says, products exact.
+
+    Where x stays in floats it is not batch-invariant: the matrix library chooses another order of
+    summation for other M.
+    """
 
     bias: torch.Tensor | None = None
 

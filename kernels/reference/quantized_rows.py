@@ -1,4 +1,4 @@
-"""Rows as int8 codes under scales, as hal.weights.WeightFormat defines them, and their product."""
+"""Rows as codes under scales, as hal.weights.WeightFormat defines them, and their product."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from hal.weights import SMALLEST, LogicalWeight, WeightFormat
 # Codes and their products are whole numbers: sums of so many are exact in float32.
 _EXACT_COLUMNS = 1024
 _ROWS_AT_ONCE = 1024
+_LARGEST_FP8 = 448.0
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRows:
-    """codes [rows, columns] int8; scales [rows, groups] float32, one per group_size columns."""
+    """codes [rows, columns] int8 or e4m3, zero points taken off already; scales [rows, groups]
+    float32, one per group_size columns."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -48,14 +50,47 @@ def quantize_weight(values: torch.Tensor, format: WeightFormat) -> QuantizedRows
         raise WeightsError(NOT_FINITE.format(int(is_bad.sum())))
     if format.codes is DType.INT8:
         return quantize_activations(rows, format)
+    if format.codes is DType.FLOAT8_E4M3FN:
+        return _to_fp8(rows)
     groups = _grouped(rows, format.group_size)
+    codes, scales = _with_zeros(groups) if format.has_zeros else _symmetric(groups)
+    return QuantizedRows(
+        codes.flatten(1)[:, : rows.shape[1]].to(torch.int8), scales, groups.shape[-1]
+    )
+
+
+def _to_fp8(rows: torch.Tensor) -> QuantizedRows:
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    is_zero = largest <= SMALLEST
+    top = torch.full_like(largest, _LARGEST_FP8)
+    inverse = torch.where(is_zero, 0.0, top / largest)
+    codes = (rows * inverse).clamp(-_LARGEST_FP8, _LARGEST_FP8).to(torch.float8_e4m3fn)
+    return QuantizedRows(codes, torch.where(is_zero, 0.0, largest / top), rows.shape[1])
+
+
+def _symmetric(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes -8 .. 7 of [rows, groups, group_size] and their scales."""
     high, low = groups.amax(dim=-1), groups.amin(dim=-1)
     extreme = torch.where(high >= -low, high, low)
-    is_zero = extreme.abs() <= SMALLEST
-    scales = torch.where(is_zero, 0.0, (extreme / -8.0).bfloat16().float())
-    inverse = torch.where(is_zero, 0.0, 1.0 / scales)
-    codes = torch.round(groups * inverse[..., None]).clamp(-8, 7).flatten(1)[:, : rows.shape[1]]
-    return QuantizedRows(codes.to(torch.int8), scales, groups.shape[-1])
+    scales, inverse = _bfloat16_scales(extreme / -8.0, is_zero=extreme.abs() <= SMALLEST)
+    return torch.round(groups * inverse[..., None]).clamp(-8, 7), scales
+
+
+def _with_zeros(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same from -15 to 15, each group's 16 codes around its zero point."""
+    high, low = groups.amax(dim=-1).clamp(min=0.0), groups.amin(dim=-1).clamp(max=0.0)
+    steps = torch.full_like(high, 15.0)
+    scales, inverse = _bfloat16_scales(high / steps - low / steps, is_zero=high - low <= SMALLEST)
+    zeros = torch.round(-low * inverse).clamp(0, 15)[..., None]
+    return (torch.round(groups * inverse[..., None]) + zeros).clamp(0, 15) - zeros, scales
+
+
+def _bfloat16_scales(
+    exact: torch.Tensor, *, is_zero: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and their inverses, both 0 where all is zero."""
+    scales = torch.where(is_zero, 0.0, exact.bfloat16().float())
+    return scales, torch.where(is_zero, 0.0, 1.0 / scales)
 
 
 def _grouped(x: torch.Tensor, group_size: int | None) -> torch.Tensor:
@@ -79,7 +114,8 @@ class QuantizedMatrix:
         return rows * (columns + 4 * self._scales_shape[1])
 
     def allocate(self, device: Device) -> None:
-        codes = as_torch(device.empty(self._shape, DType.INT8))
+        stored = DType.INT8 if self._format.codes is DType.INT4 else self._format.codes
+        codes = as_torch(device.empty(self._shape, stored))
         scales = as_torch(device.empty(self._scales_shape, DType.FLOAT32))
         self._rows = QuantizedRows(codes, scales, self._group_size)
 
@@ -99,8 +135,12 @@ class QuantizedMatrix:
         return codes * scales.repeat_interleave(self._group_size, dim=1)[:, : codes.shape[1]]
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """x @ self.T in float32: products of codes exact, each group's scaled and summed in
-        float64, so no order of summation shows and every M gives the same bits."""
+        """x @ self.T in float32, each group's products scaled and summed in float64.
+
+        Of two codes they are exact, so no order of summation shows and every M gives the same bits.
+        """
+        if self._format.keeps_activations:
+            return self._multiply_floats(x)
         a, b = quantize_activations(x, self._format), self._rows
         step = min(_EXACT_COLUMNS, a.group_size, b.group_size)
         total = torch.zeros(len(x), self._shape[0], dtype=torch.float64, device=x.device)
@@ -109,4 +149,12 @@ class QuantizedMatrix:
             dots = a.codes[:, columns].float() @ b.codes[:, columns].float().T
             left = a.scales[:, first // a.group_size, None]
             total += dots.double() * (left * b.scales[:, first // b.group_size])
+        return total.float()
+
+    def _multiply_floats(self, x: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(len(x), self._shape[0], dtype=torch.float64, device=x.device)
+        for group in range(self._scales_shape[1]):
+            columns = slice(group * self._group_size, (group + 1) * self._group_size)
+            dots = x[:, columns].double() @ self._rows.codes[:, columns].double().T
+            total += dots * self._rows.scales[:, group].double()
         return total.float()

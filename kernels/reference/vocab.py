@@ -12,6 +12,7 @@ from hal.kernels.reference.weight_rows import (
     QUANTIZED_COST,
     needs_quantized,
     needs_unquantized,
+    rounds_activations,
     store_rows,
 )
 from hal.opset import vocab
@@ -68,7 +69,7 @@ class ReferenceVocab(RowMajorVocab):
     "reference_quantized",
     preference=0,
     level=Level.REFERENCE,
-    batch_invariant=True,
+    batch_invariant=rounds_activations,
     rejects=needs_quantized,
     cost=QUANTIZED_COST,
 )

@@ -35,7 +35,7 @@ def needs_unquantized(_caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that store a weight in the model's dtype."""
     if problem.weights is None:
         return None
-    return f"stores weights in {problem.dtype}; the problem asks for {problem.weights.codes}"
+    return f"stores weights in {problem.dtype}; the problem asks for {problem.weights}"
 
 
 def needs_quantized(_caps: Capabilities, problem: HasWeights) -> str | None:
@@ -43,6 +43,25 @@ def needs_quantized(_caps: Capabilities, problem: HasWeights) -> str | None:
     if problem.weights is not None:
         return None
     return f"stores quantized weights; the problem keeps them in {problem.dtype}"
+
+
+def needs_codes(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families whose products are of codes on both sides."""
+    if problem.weights is not None and problem.weights.keeps_activations:
+        return f"rounds activations to int8; {problem.weights} keeps them in {problem.dtype}"
+    return needs_quantized(caps, problem)
+
+
+def needs_floats(caps: Capabilities, problem: HasWeights) -> str | None:
+    """For families that decode a weight's codes and take activations as they are."""
+    if problem.weights is not None and not problem.weights.keeps_activations:
+        return f"keeps activations in {problem.dtype}; {problem.weights} rounds them to int8"
+    return needs_quantized(caps, problem)
+
+
+def rounds_activations(problem: HasWeights) -> bool:
+    """Whether products are of whole numbers, whose sums no order changes."""
+    return problem.weights is not None and not problem.weights.keeps_activations
 
 
 def store_rows(target: torch.Tensor, first_row: int, weight: LogicalWeight) -> None:

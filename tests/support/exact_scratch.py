@@ -9,8 +9,8 @@ from hal.dtypes import DType
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 
 
-def give_exact_scratch(weight: QuantizedWeight, num_tokens: int) -> None:
-    """A step of `num_tokens` fills it to the last byte; the arena's is as large as any step's."""
-    buffer = Buffer((num_tokens, weight.scratch_bytes), DType.UINT8)
+def give_exact_scratch(weight: QuantizedWeight, num_tokens: int, dtype: DType) -> None:
+    """A step of `num_tokens` in dtype fills it; the arena's is as large as any step's."""
+    buffer = Buffer((num_tokens, weight.scratch_bytes(dtype)), DType.UINT8)
     buffer.place(torch.empty(buffer.shape, dtype=torch.uint8))
     weight.scratch = buffer

@@ -69,6 +69,7 @@ std::vector<std::string> features() {
     if (__builtin_cpu_supports("avx512vl")) found.emplace_back("avx512vl");
     if (__builtin_cpu_supports("avx512dq")) found.emplace_back("avx512dq");
     if (__builtin_cpu_supports("avx512vnni")) found.emplace_back("avx512vnni");
+    if (__builtin_cpu_supports("avx512vbmi")) found.emplace_back("avx512vbmi");
     if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512bf16");
 #if defined(HAL_HAS_AMX)  // a compiler that has the instructions knows their names
     if (__builtin_cpu_supports("amx-tile")) found.emplace_back("amx-tile");

@@ -103,37 +103,59 @@ struct LinearArgs {
 void linear(const LinearArgs& args);
 void linear_amx(const LinearArgs& args);  // bfloat16 only
 
+// What reads a weight of codes: products of whole numbers, or those that decode it to floats.
+enum class Codes : int { kDots = 0, kDecoded = 1, kDecodedFp8 = 2 };
+
 // Geometry of a weight of codes (hal/weights.py defines them): strips of 16 rows, each one linear
-// stream of memory in which scales stand right before their codes.
-//   int8: 16 scales in float32, then codes [ceil(k / 4)][16 rows][4] of code + 128
-//   int4: for every two groups, 2 x 16 scales in bfloat16, then their codes [columns / 8][16 rows][4]
-//         of code + 8, columns 0 to 3 in the low halves and 4 to 7 in the high ones; k is rounded
-//         up to 32
-// So a 64-byte load feeds one vpdpbusd of 16 rows, or two.
-// vpdpbusd multiplies unsigned by signed bytes, so the offset of the codes adds offset * sum(x) to
-// each dot: sums start at its negative, which the rounding of x yields on the way.
+// stream of memory in which scales stand right before their codes, 64 bytes of codes at a time.
+//   8 bits: 16 scales in float32, then codes of 4 columns in every 64 bytes
+//   4 bits: for every two groups, 2 x 16 scales in bfloat16, then codes of 8 columns in every 64
+//           bytes; k is rounded up to 32. With zero points, for every four groups: 4 x 16 scales,
+//           4 x 16 bytes of zero points, then the codes.
+// Within 64 bytes, for dots: [16 rows][4] of code + 128, which feeds one vpdpbusd of 16 rows; or of
+// code + 8 (or + zero point), columns 0 to 3 in the low halves and 4 to 7 in the high ones, which
+// feeds two. vpdpbusd multiplies unsigned by signed bytes, so the offset of the codes adds offset *
+// sum(x) to each dot: sums start at its negative, which the rounding of x yields on the way.
+// Within 64 bytes, decoded: of 8 bits, a sign and a magnitude in int8 as in fp8, of every 4 rows
+// columns 0 and 1 of each, then 2 and 3 of each; of 4 bits, in the 32 of a row even columns in the
+// low word and odd ones in the high word, of code + 8 or + zero point.
 struct QuantizedShape {
     int64_t n;
     int64_t k;
     int64_t group;  // columns under one scale in int4: 32, 64 or 128; 0: int8, one scale for a row
+    bool has_zeros = false;
+    Codes codes = Codes::kDots;
 
     constexpr bool is_int4() const { return group != 0; }
-    constexpr int64_t offset() const { return is_int4() ? 8 : 128; }
+    // What a dot starts with for every unit of sum(x); with zero points it is multiplied by them.
+    constexpr int64_t offset() const { return has_zeros ? 1 : is_int4() ? 8 : 128; }
+    // Groups whose scales (and zero points) stand together, and their bytes.
+    constexpr int64_t header_groups() const { return has_zeros ? 4 : 2; }
+    constexpr int64_t header_bytes() const { return has_zeros ? 192 : 64; }
     // Groups of 4 columns, which is what one lane of vpdpbusd sums.
     constexpr int64_t units() const { return is_int4() ? 8 * ceil_div(k, 32) : ceil_div(k, 4); }
     // Scales of a row, and of a row of x.
     constexpr int64_t groups() const { return is_int4() ? ceil_div(k, group) : 1; }
     constexpr int64_t x_groups() const { return is_int4() ? ceil_div(k, 32) : 1; }
     constexpr int64_t num_strips() const { return ceil_div(n, kLanes); }
-    // Where things stand in a strip, in bytes: the scales of a group, and the codes of an even unit.
+    // Where things stand in a strip, in bytes: the scales of a group, its zero points, and the
+    // codes of an even unit.
+    constexpr int64_t header_at(int64_t index) const {
+        return index / header_groups() * (header_bytes() + 8 * header_groups() * group);
+    }
     constexpr int64_t scales_at(int64_t index) const {
-        return index / 2 * (64 + 16 * group) + index % 2 * 2 * kLanes;
+        return header_at(index) + index % header_groups() * 2 * kLanes;
+    }
+    constexpr int64_t zeros_at(int64_t index) const {
+        return header_at(index) + (2 * header_groups() + index % header_groups()) * kLanes;
     }
     constexpr int64_t codes_at(int64_t unit) const {
-        return is_int4() ? 64 * (unit / (group / 2) + 1) + 32 * unit : 64 * (unit + 1);
+        if (!is_int4()) return 64 * (unit + 1);
+        return header_bytes() * (4 * unit / (header_groups() * group) + 1) + 32 * unit;
     }
     constexpr int64_t strip_bytes() const {
-        return is_int4() ? 64 * ceil_div(groups(), 2) + 32 * units() : codes_at(units());
+        if (!is_int4()) return codes_at(units());
+        return header_bytes() * ceil_div(groups(), header_groups()) + 32 * units();
     }
     // Of x rounded to codes: the codes, and for each group a scale and minus the offset's share.
     constexpr int64_t x_row_bytes() const { return 4 * units() + 8 * x_groups(); }
@@ -167,8 +189,9 @@ struct QuantizedGatherArgs {
 };
 void gather_quantized_rows(const QuantizedGatherArgs& args);
 
-// As LinearArgs, x rounded to codes first. Dots are exact, each group's is scaled and added in
-// float32 along k, whatever m is.
+// As LinearArgs, by a weight of codes, each group's dots scaled and added in float32 along k,
+// whatever m is. For dots, x is rounded to codes first and a group's are exact; decoded_linear takes
+// the codes as floats and x as it is, each group's dots in one chain along k.
 struct QuantizedLinearArgs {
     const void* x;
     DType x_dtype;
@@ -176,12 +199,13 @@ struct QuantizedLinearArgs {
     int64_t m;
     const void* weight;
     QuantizedShape shape;
-    void* scratch;  // m rows of x_row_bytes()
+    void* scratch;  // m rows of x_row_bytes(); decoded: of x, padded to 4 * units()
     LinearOutput output;
     int num_threads;
 };
 void quantized_linear(const QuantizedLinearArgs& args);
 void quantized_linear_amx(const QuantizedLinearArgs& args);
+void decoded_linear(const QuantizedLinearArgs& args);
 
 // RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
 // of the sum as stored (rounded to its dtype).

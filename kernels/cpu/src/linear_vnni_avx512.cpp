@@ -98,6 +98,9 @@ void round_tokens(const QuantizedLinearArgs& args, const Range& tokens) {
 }
 
 inline __m512i broadcast(const int32_t* p) { return _mm512_set1_epi32(*p); }
+inline __m512i bytes16(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 
 // sums[m * 64 + row] of 16 weight rows.
 template <int M>
@@ -122,27 +125,43 @@ template <int M>
     }
 }
 
-template <int M>
+// A dot's share of the codes' offsets: what the rounding of x found, with zero points times those.
+template <bool kZeros>
+inline __m512i first_sum(const int32_t* offset, __m512i zeros) {
+    if constexpr (!kZeros) return broadcast(offset);
+    return _mm512_dpwssd_epi32(_mm512_setzero_si512(), zeros, broadcast(offset));
+}
+
+template <int M, bool kZeros>
 [[gnu::noinline]] void product4(const QuantizedShape& shape, const uint8_t* strip, const Tile& tile,
                                 float* sums) {
     const uint8_t* weight = strip;
     const __m512i low = _mm512_set1_epi8(15);
     const int64_t parts = shape.group / 32;  // of 32 columns in a group
-    const Bf16* scales = nullptr;
+    const uint8_t* header = nullptr;  // scales of a few groups, then their zero points
     const int32_t* x = tile.codes;
     const float* x_scales = tile.scales;
     const int32_t* offsets = tile.offsets;
     __m512 acc[M];
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) acc[m] = _mm512_setzero_ps();
-    for (int64_t i = 0, part = 0; i < shape.x_groups(); ++i) {
-        if (part == 0) {
-            scales = reinterpret_cast<const Bf16*>(weight);
-            weight += 64;
-            _mm_prefetch(reinterpret_cast<const char*>(weight) + kPrefetchBytes, _MM_HINT_T0);
+    constexpr int64_t header_groups = kZeros ? 4 : 2, header_bytes = kZeros ? 192 : 64;
+    for (int64_t i = 0, part = 0, group = 0; i < shape.x_groups(); ++i) {
+        if (part == 0 && group == 0) {
+            header = weight;
+            weight += header_bytes;
+            for (int64_t at = 0; at < header_bytes; at += 64) {
+                _mm_prefetch(reinterpret_cast<const char*>(header) + at + kPrefetchBytes,
+                             _MM_HINT_T0);
+            }
         }
-        const __m512 scale = load(scales + (part < parts ? 0 : kLanes));
-        part = part + 1 == 2 * parts ? 0 : part + 1;
+        const __m512 scale = load(reinterpret_cast<const Bf16*>(header) + group * kLanes);
+        const __m512i zeros = kZeros ? bytes16(header + (2 * header_groups + group) * kLanes)
+                                     : _mm512_setzero_si512();
+        if (++part == parts) {
+            part = 0;
+            group = group + 1 == header_groups ? 0 : group + 1;
+        }
         __m512i codes[8];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
@@ -154,7 +173,7 @@ template <int M>
         }
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
-            __m512i dot = broadcast(offsets + m);
+            __m512i dot = first_sum<kZeros>(offsets + m, zeros);
 #pragma GCC unroll 8
             for (int j = 0; j < 8; ++j) {
                 dot = _mm512_dpbusd_epi32(dot, codes[j], broadcast(x + j * M + m));
@@ -177,8 +196,10 @@ void product(const QuantizedShape& shape, const uint8_t* strip, const Tile& tile
     if constexpr (M > 1) {
         if (tile.size() < M) return product<M - 1>(shape, strip, tile, sums);
     }
-    if (shape.is_int4()) {
-        product4<M>(shape, strip, tile, sums);
+    if (shape.has_zeros) {
+        product4<M, true>(shape, strip, tile, sums);
+    } else if (shape.is_int4()) {
+        product4<M, false>(shape, strip, tile, sums);
     } else {
         product8<M>(shape, strip, tile, sums);
     }

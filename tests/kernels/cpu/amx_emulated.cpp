@@ -27,15 +27,15 @@ void linear_amx(const void* x, int64_t x_stride, int64_t m, const void* weight, 
 }
 
 void quantized_linear_amx(const void* x, int x_dtype, int64_t x_stride, int64_t m,
-                          const void* weight, int64_t n, int64_t k, int64_t group, void* scratch,
-                          const void* bias, void* out, int out_dtype, int64_t out_stride,
-                          int activation, int gated, int num_threads) {
+                          const void* weight, int64_t n, int64_t k, int64_t group, int has_zeros,
+                          int codes, void* scratch, const void* bias, void* out, int out_dtype,
+                          int64_t out_stride, int activation, int gated, int num_threads) {
     hal::cpu::quantized_linear_amx({.x = x,
                                     .x_dtype = DType(x_dtype),
                                     .x_stride = x_stride,
                                     .m = m,
                                     .weight = weight,
-                                    .shape = {n, k, group},
+                                    .shape = {n, k, group, has_zeros != 0, Codes(codes)},
                                     .scratch = scratch,
                                     .output = {.n = n,
                                                .bias = bias,

@@ -74,7 +74,7 @@ class EmulatedTiles(ModuleType):
     def __init__(self, module: ModuleType, library: ctypes.CDLL) -> None:
         super().__init__("emulated.amx")
         self.linear = _function(library.linear_amx, 14)
-        self.quantized_linear = _function(library.quantized_linear_amx, 16)
+        self.quantized_linear = _function(library.quantized_linear_amx, 18)
         self.quantize_rows = module.quantize_rows
 
 
@@ -181,7 +181,7 @@ def product(
     bias = random(weight.rows, seed=9).to(x.dtype) if epilogue.has_bias else None
     weight.products = native.products_on_tiles if on_tiles else native.avx512_products
     if isinstance(weight, QuantizedWeight):
-        give_exact_scratch(weight, len(x))
+        give_exact_scratch(weight, len(x), DType[str(x.dtype)[6:].upper()])
     weight.multiply(x, out[:-1, :columns], bias, epilogue.activation)
     assert out[:, columns:].isnan().all() and out[-1].isnan().all(), "written outside"
     return out[:-1, :columns]

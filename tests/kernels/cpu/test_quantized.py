@@ -54,7 +54,7 @@ def stored(
 
 def product(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
     out = torch.full((x.shape[0], weight.rows + 3), float("nan"))
-    give_exact_scratch(weight, len(x))
+    give_exact_scratch(weight, len(x), DType[str(x.dtype)[6:].upper()])
     weight.multiply(x, out[:, : weight.rows])
     assert out[:, weight.rows :].isnan().all(), "written behind a row"
     return out[:, : weight.rows]
