@@ -144,7 +144,7 @@ class PackedLoad:
 
     def _key_of(self) -> bytes | None:
         """Everything that shapes the bytes; None where a part of it cannot be known."""
-        sources = {weight.module: source_of(weight.module) for weight in self._kept}
+        sources = {name: source_of(name) for name in {weight.module for weight in self._kept}}
         if None in sources.values():
             return None
         try:
