@@ -182,4 +182,4 @@ class PackedLoad:
 def _is_worth_it(kept: Sequence[KeptWeight]) -> bool:
     source_bytes = sum(weight.source_bytes for weight in kept)
     stored_bytes = sum(weight.form.num_bytes for weight in kept)
-    return source_bytes >= LEAST_SOURCE_BYTES and stored_bytes <= MOST_SHARE * source_bytes
+    return source_bytes >= LEAST_SOURCE_BYTES and 0 < stored_bytes <= MOST_SHARE * source_bytes
