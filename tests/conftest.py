@@ -15,8 +15,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Test shapes are tiny: a second thread would only wait, for seconds on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Packed weights of tests stay out of the user's cache; one folder for children as well.
-os.environ["HAL_CACHE_FOLDER"] = tempfile.mkdtemp(prefix="hal-cache-")
+_CACHE = tempfile.TemporaryDirectory(prefix="hal-cache-", ignore_cleanup_errors=True)
+os.environ["HAL_CACHE_FOLDER"] = _CACHE.name
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_unconfigure() -> None:
+    _CACHE.cleanup()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -144,7 +144,7 @@ class PackedLoad:
 
     def _key_of(self) -> bytes | None:
         """Everything that shapes the bytes; None where a part of it cannot be known."""
-        sources = {weight.module: source_of(weight.module) for weight in self._kept}
+        sources = {name: source_of(name) for name in {weight.module for weight in self._kept}}
         if None in sources.values():
             return None
         try:
@@ -182,4 +182,4 @@ class PackedLoad:
 def _is_worth_it(kept: Sequence[KeptWeight]) -> bool:
     source_bytes = sum(weight.source_bytes for weight in kept)
     stored_bytes = sum(weight.form.num_bytes for weight in kept)
-    return source_bytes >= LEAST_SOURCE_BYTES and stored_bytes <= MOST_SHARE * source_bytes
+    return source_bytes >= LEAST_SOURCE_BYTES and 0 < stored_bytes <= MOST_SHARE * source_bytes

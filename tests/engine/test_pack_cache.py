@@ -210,3 +210,9 @@ def test_reading_an_entry_takes_no_memory_beside_the_weights(
         beside = plan.activation_bytes + plan.logits_bytes + plan.kv_bytes
         assert growth < 1.2 * plan.weights_bytes + 4096 * 1024 * 2 + beside
         del built
+
+
+def test_kernels_that_pack_nothing_keep_nothing(tiny_checkpoint: Maker, folder: Path) -> None:
+    built = build(tiny_checkpoint("llama"), device="null")
+    assert built.weights == "made from the checkpoint"
+    assert not folder.exists()

@@ -164,7 +164,7 @@ def zeros_in_the_middle(path: Path) -> None:
 
 def another_entry(path: Path) -> None:
     """A sound entry under a name that is not its own."""
-    Start(path.parent.parent, layout="columns").run()
+    Start(path.parent.parent, layout="swor").run()  # its key is as long
     (other,) = (p for p in path.parent.glob("*.packed") if p != path)
     other.replace(path)
 
