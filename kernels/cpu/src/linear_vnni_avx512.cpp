@@ -5,97 +5,17 @@
 //   more            tiles pass over a panel of 4 strips that stays in L2, beside a block of x
 #include "arena.h"
 #include "epilogue_avx512.h"
-#include "quantize_avx512.h"
+#include "rounded_x_avx512.h"
 #include "threads.h"
 
 namespace hal::cpu {
 namespace {
-
-constexpr int64_t kTileTokens = 16;
 
 // How much of rounded x may stay in L2 beside the panel of the weight.
 constexpr int64_t kBlockBytes = 512 << 10;
 
 // As in tile_avx512.h: beyond the reach of the hardware's prefetchers, which stop at the page.
 constexpr int64_t kPrefetchBytes = 4096;
-
-// The tokens of a tile lie interleaved by 4 columns, as a tile reads them: codes [units][tokens],
-// then scales [x_groups][tokens] and offsets [x_groups][tokens].
-struct Tile {
-    Range tokens;
-    int32_t* codes;
-    float* scales;
-    int32_t* offsets;
-
-    int64_t size() const { return tokens.end - tokens.begin; }
-};
-
-struct Tiling {
-    const QuantizedLinearArgs& args;
-    int64_t count = ceil_div(args.m, kTileTokens);
-
-    Tile tile(int64_t index) const {
-        const QuantizedShape& shape = args.shape;
-        const Range tokens = share(args.m, index, count);
-        const int64_t size = tokens.end - tokens.begin;
-        char* base = static_cast<char*>(args.scratch) + tokens.begin * shape.x_row_bytes();
-        int32_t* codes = reinterpret_cast<int32_t*>(base);
-        float* scales = reinterpret_cast<float*>(codes + shape.units() * size);
-        int32_t* offsets = reinterpret_cast<int32_t*>(scales + shape.x_groups() * size);
-        return {tokens, codes, scales, offsets};
-    }
-    int64_t index_of(int64_t token) const { return ((token + 1) * count - 1) / args.m; }
-};
-
-// Codes of 16 columns of one token; returns their sum.
-int store_codes(int32_t* to, int64_t stride, int64_t units, __m512i codes) {
-    const __m128i bytes = _mm512_cvtepi32_epi8(codes);
-    alignas(16) int32_t lanes[4];
-    _mm_store_si128(reinterpret_cast<__m128i*>(lanes), bytes);
-    for (int64_t i = 0; i < 4 && i < units; ++i) to[i * stride] = lanes[i];
-    return _mm512_reduce_add_epi32(codes);
-}
-
-void round_token8(const FloatRow& row, const QuantizedShape& shape, const Tile& tile, int64_t m) {
-    __m512i largest = _mm512_setzero_si512();
-    for (int64_t k = 0; k < row.columns; k += kLanes) {
-        largest = _mm512_max_epu32(largest, magnitude_bits(row.load16(k)));
-    }
-    const Scale8 scale = scale8(_mm512_reduce_max_epu32(largest));
-    int sum = 0;
-    for (int64_t u = 0; u < shape.units(); u += 4) {
-        const __m512i codes = rounded_codes(row.load16(4 * u), scale.inverse);
-        sum += store_codes(tile.codes + u * tile.size() + m, tile.size(), shape.units() - u, codes);
-    }
-    tile.scales[m] = scale.scale;
-    tile.offsets[m] = -int(shape.offset()) * sum;
-}
-
-void round_token4(const FloatRow& row, const QuantizedShape& shape, const Tile& tile, int64_t m) {
-    const int64_t size = tile.size();
-    for (int64_t group = 0; group < shape.x_groups(); ++group) {
-        const __m512 a = row.load16(32 * group), b = row.load16(32 * group + kLanes);
-        const __m512i largest = _mm512_max_epu32(magnitude_bits(a), magnitude_bits(b));
-        const Scale8 scale = scale8(_mm512_reduce_max_epu32(largest));
-        int32_t* codes = tile.codes + 8 * group * size + m;
-        const int sum = store_codes(codes, size, 4, rounded_codes(a, scale.inverse)) +
-                        store_codes(codes + 4 * size, size, 4, rounded_codes(b, scale.inverse));
-        tile.scales[group * size + m] = scale.scale;
-        tile.offsets[group * size + m] = -int(shape.offset()) * sum;
-    }
-}
-
-void round_tokens(const QuantizedLinearArgs& args, const Range& tokens) {
-    const Tiling tiling{args};
-    const int64_t element = args.x_dtype == DType::kFloat32 ? 4 : 2;
-    for (int64_t token = tokens.begin; token < tokens.end; ++token) {
-        const Tile tile = tiling.tile(tiling.index_of(token));
-        const FloatRow row{static_cast<const char*>(args.x) + token * args.x_stride * element,
-                           args.x_dtype, args.shape.k};
-        const auto round = args.shape.is_int4() ? round_token4 : round_token8;
-        round(row, args.shape, tile, token - tile.tokens.begin);
-    }
-}
 
 inline __m512i broadcast(const int32_t* p) { return _mm512_set1_epi32(*p); }
 inline __m512i bytes16(const uint8_t* p) {
@@ -247,10 +167,10 @@ void quantized_linear(const QuantizedLinearArgs& args) {
             static thread_local Arena arena;
             QuantizedLinearArgs own = args;
             own.scratch = arena.reserve(args.shape.x_row_bytes());
-            round_tokens(own, {0, 1});
+            round_x(own, 0, 1);
             run_share(own, panels);
         } else {
-            round_tokens(args, share(args.m, thread, threads));
+            round_x(args, thread, threads);
 #pragma omp barrier
             run_share(args, panels);
         }
