@@ -1,7 +1,8 @@
-"""The AMX kernels on emulated tiles: compiled here from the sources that the module is built from.
+"""The AMX kernels on emulated tiles, on any CPU with AVX512, twice.
 
-Numbers and the use of the tiles are checked on any CPU with AVX512; that the module holds the real
-instructions is read off its machine code.
+Once their source, compiled here with the tile instructions in plain C++; and once the native
+module's machine code, whose tile instructions this CPU refuses one by one to a handler that does
+them (amx_trap.h).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -69,13 +71,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 class EmulatedModule(ModuleType):
-    """The native module, with its AMX functions from the library."""
+    """The native module, as if this CPU had AMX."""
 
-    def __init__(self, module: ModuleType, library: ctypes.CDLL) -> None:
+    linear_amx: Callable[..., None]
+    quantized_linear_amx: Callable[..., None]
+
+    def __init__(self, module: ModuleType) -> None:
         super().__init__("emulated")
         self._module = module
-        self.linear_amx = _function(library.linear_amx, 14)
-        self.quantized_linear_amx = _function(library.quantized_linear_amx, 16)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._module, name)
@@ -91,22 +94,48 @@ def _function(symbol: Callable[..., None], num_parameters: int) -> Callable[...,
     return symbol
 
 
-@pytest.fixture
+@contextmanager
+def in_place_of_native(module: EmulatedModule) -> Iterator[EmulatedModule]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "load", lambda: module)
+        native.tiles_unavailable.cache_clear()
+        yield module
+    native.tiles_unavailable.cache_clear()
+
+
+def source_module(library: ctypes.CDLL) -> EmulatedModule:
+    module = EmulatedModule(native.load())
+    module.linear_amx = _function(library.linear_amx, 14)
+    module.quantized_linear_amx = _function(library.quantized_linear_amx, 16)
+    return module
+
+
+@pytest.fixture(params=["source", "machine code"])
 def tiles(
+    request: pytest.FixtureRequest, stage: Stage, library: ctypes.CDLL
+) -> Iterator[EmulatedModule]:
+    if request.param == "source":
+        with in_place_of_native(source_module(library)) as module:
+            yield module
+        return
+    if not hasattr(native.load(), "linear_amx"):
+        pytest.skip("the native module is built without AMX")
+    if native.load().has_amx_kernels():
+        pytest.skip("this CPU has AMX: the conformance table runs the machine code")
+    library.begin_trap()
+    with in_place_of_native(EmulatedModule(native.load())) as module:
+        yield module
+    library.end_trap()
+
+
+@pytest.fixture
+def tiles_for_all(
     stage: Stage, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[EmulatedModule]:
-    module = EmulatedModule(native.load(), library)
-    monkeypatch.setattr(native, "load", lambda: module)
-    native.tiles_unavailable.cache_clear()
-    yield module
-    native.tiles_unavailable.cache_clear()
-
-
-@pytest.fixture
-def tiles_for_all(tiles: EmulatedModule, monkeypatch: pytest.MonkeyPatch) -> EmulatedModule:
-    """Also for so few tokens that the kernels for AVX512 would run them."""
+    """The source alone, also for so few tokens that the kernels for AVX512 would run them."""
     monkeypatch.setattr(native, "MOST_TOKENS_WITHOUT_TILES", 0)
-    return tiles
+    with in_place_of_native(source_module(library)) as module:
+        yield module
 
 
 def sapphire_rapids() -> CpuDevice:
@@ -250,7 +279,7 @@ def test_what_follows_the_sums_is_that_of_avx512(
         assert torch.equal(out, expected)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("tiles_for_all")
 @pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
 def test_more_of_x_than_cache_takes_at_once(stage: Stage, format: WeightFormat | None) -> None:
     """Blocks of x, the last of them uneven."""
