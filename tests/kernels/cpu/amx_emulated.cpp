@@ -1,6 +1,7 @@
 // The AMX kernels on emulated tiles, and the tiles alone, for test_amx.py.
 #define HAL_EMULATE_AMX
 #include "../../../kernels/cpu/src/linear_amx.cpp"
+#include "amx_trap.h"
 
 using namespace hal::cpu;
 
@@ -47,6 +48,16 @@ void quantized_linear_amx(const void* x, int x_dtype, int64_t x_stride, int64_t 
                                                .gated = gated != 0},
                                     .num_threads = num_threads});
 }
+
+// From here to the end the native module's tile instructions run on the emulated tiles.
+void begin_trap() {
+    struct sigaction action = {};
+    action.sa_sigaction = on_illegal_instruction;
+    action.sa_flags = SA_SIGINFO;
+    sigaction(SIGILL, &action, &before_trap);
+}
+
+void end_trap() { sigaction(SIGILL, &before_trap, nullptr); }
 
 // sums [16][16] += a [rows][4 units] . b [units][4 columns] in memory of whole tiles.
 void tile_product(int kind, int rows, int units, int columns, const void* a, const void* b,

@@ -1,7 +1,8 @@
-"""The AMX kernels on emulated tiles: compiled here from the sources that the module is built from.
+"""The AMX kernels on emulated tiles, on any CPU with AVX512, twice.
 
-Numbers and the use of the tiles are checked on any CPU with AVX512; that the module holds the real
-instructions is read off its machine code.
+Once their source, compiled here with the tile instructions in plain C++; and once the native
+module's machine code, whose tile instructions this CPU refuses one by one to a handler that does
+them (amx_trap.h).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -38,11 +40,11 @@ from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.opset.linear import LinearProblem
 from hal.select import OPS, Kernel
-from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
+from hal.weights import LogicalWeight, WeightFormat
 
 SOURCE = Path(__file__).with_name("amx_emulated.cpp")
 INSTRUCTIONS = ("f", "bw", "vl", "dq", "bf16", "vnni")
-FORMATS = list(WEIGHT_FORMATS.values())
+FORMATS = native.DOTS_WITHOUT_ZEROS
 # Rows x columns: less than a strip, an odd number of strips, more than one pair of them; a depth of
 # less than a unit, an odd one, one element short of a step, several steps.
 SHAPES = [(1, 3), (16, 8), (100, 72), (130, 77), (48, 31), (70, 1027)]
@@ -79,12 +81,13 @@ class EmulatedTiles(ModuleType):
 
 
 class EmulatedModule(ModuleType):
-    """The native module, with its AMX functions from the library."""
+    """The native module, as if this CPU had AMX."""
 
-    def __init__(self, module: ModuleType, library: ctypes.CDLL) -> None:
+    amx: ModuleType
+
+    def __init__(self, module: ModuleType) -> None:
         super().__init__("emulated")
         self._module = module
-        self.amx = EmulatedTiles(module, library)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._module, name)
@@ -100,22 +103,47 @@ def _function(symbol: Callable[..., None], num_parameters: int) -> Callable[...,
     return symbol
 
 
-@pytest.fixture
+@contextmanager
+def in_place_of_native(module: EmulatedModule) -> Iterator[EmulatedModule]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "load", lambda: module)
+        native.tiles_unavailable.cache_clear()
+        yield module
+    native.tiles_unavailable.cache_clear()
+
+
+def source_module(library: ctypes.CDLL) -> EmulatedModule:
+    module = EmulatedModule(native.load())
+    module.amx = EmulatedTiles(native.load(), library)
+    return module
+
+
+@pytest.fixture(params=["source", "machine code"])
 def tiles(
+    request: pytest.FixtureRequest, stage: Stage, library: ctypes.CDLL
+) -> Iterator[EmulatedModule]:
+    if request.param == "source":
+        with in_place_of_native(source_module(library)) as module:
+            yield module
+        return
+    if not hasattr(native.load(), "amx"):
+        pytest.skip("the native module is built without AMX")
+    if native.load().has_amx_kernels():
+        pytest.skip("this CPU has AMX: the conformance table runs the machine code")
+    library.begin_trap()
+    with in_place_of_native(EmulatedModule(native.load())) as module:
+        yield module
+    library.end_trap()
+
+
+@pytest.fixture
+def tiles_for_all(
     stage: Stage, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[EmulatedModule]:
-    module = EmulatedModule(native.load(), library)
-    monkeypatch.setattr(native, "load", lambda: module)
-    native.tiles_unavailable.cache_clear()
-    yield module
-    native.tiles_unavailable.cache_clear()
-
-
-@pytest.fixture
-def tiles_for_all(tiles: EmulatedModule, monkeypatch: pytest.MonkeyPatch) -> EmulatedModule:
-    """Also for so few tokens that the kernels for AVX512 would run them."""
+    """The source alone, also for so few tokens that the kernels for AVX512 would run them."""
     monkeypatch.setattr(native, "MOST_TOKENS_WITHOUT_TILES", 0)
-    return tiles
+    with in_place_of_native(source_module(library)) as module:
+        yield module
 
 
 def sapphire_rapids() -> CpuDevice:
@@ -218,7 +246,7 @@ def rows_apart(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("tiles_for_all")
-@pytest.mark.parametrize("format", FORMATS, ids=WEIGHT_FORMATS)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_codes_give_the_bits_of_avx512(
     stage: Stage, shape: tuple[int, int], format: WeightFormat
@@ -240,7 +268,7 @@ EPILOGUES = [
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=str)
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=str)
 def test_what_follows_the_sums_is_that_of_avx512(
     stage: Stage, epilogue: Epilogue, format: WeightFormat | None
@@ -259,8 +287,8 @@ def test_what_follows_the_sums_is_that_of_avx512(
         assert torch.equal(out, expected)
 
 
-@pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+@pytest.mark.usefixtures("tiles_for_all")
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=str)
 def test_more_of_x_than_cache_takes_at_once(stage: Stage, format: WeightFormat | None) -> None:
     """Blocks of x, the last of them uneven."""
     values, x = random(20, 9001).bfloat16(), random(100, 9001, seed=1).bfloat16()
@@ -294,7 +322,7 @@ def test_bf16_against_float64(stage: Stage, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.usefixtures("tiles", "one_thread")
-@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=str)
 def test_threads_do_not_change_a_bit(stage: Stage, format: WeightFormat | None) -> None:
     values, x = random(200, 300).bfloat16(), random(100, 300, seed=1).bfloat16()
     weight = packed(values, stage) if format is None else quantized(values, format, stage)
@@ -304,7 +332,7 @@ def test_threads_do_not_change_a_bit(stage: Stage, format: WeightFormat | None) 
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=str)
 def test_a_bad_activation_stays_in_its_row(stage: Stage, format: WeightFormat | None) -> None:
     values, x = random(20, 71).bfloat16(), random(40, 71, seed=1).bfloat16()
     weight = packed(values, stage) if format is None else quantized(values, format, stage)
