@@ -8,15 +8,13 @@
 namespace hal::cpu {
 namespace {
 
-// Tokens and depth of one cache block: 48 x 64 sums (12 KiB), 48 x 256 of x (48 KiB) and 64 x 256
-// of the weight (64 KiB) stay in cache while tiles pass.
+// Tokens and depth of one cache block. 64 units of a panel are 16 KiB: where registers hold the sums
+// of a part of its columns only, the block stays in L1 for the passes over the others, which fetch
+// the next block meanwhile.
 constexpr int64_t kBlockTokens = 48;
-constexpr int64_t kBlockDepth = 256;
+constexpr int64_t kBlockUnits = 64;
+constexpr int64_t kBlockDepth = 2 * kBlockUnits;
 constexpr int kTileRows = 6;
-
-// A single tile streams the weight from memory. Where it does so in several passes over a panel's
-// columns, the block is so shallow that it stays in L1 with the next one, which they prefetch.
-constexpr int64_t kStreamUnits = 32;
 
 // As in tile_avx512.h: beyond the reach of the hardware's prefetchers, which stop at the page.
 constexpr int64_t kPrefetchBytes = 2048;
@@ -158,11 +156,6 @@ inline FloatBlock widened(const Bf16* x, int64_t stride, int64_t rows, int64_t c
     return {to, kBlockDepth};
 }
 
-inline int64_t depth_of(int64_t rows, int64_t step) {
-    const bool is_one_pass = rows == 1 || groups_that_fit(int(rows)) == 4;
-    return rows > kTileRows || is_one_pass ? kBlockDepth : kStreamUnits * step;
-}
-
 template <class T>
 void run_block(const LinearArgs& args, int64_t panel, const Range& tokens) {
     alignas(64) float sums[kBlockTokens * kPanelRows];
@@ -172,9 +165,9 @@ void run_block(const LinearArgs& args, int64_t panel, const Range& tokens) {
     const int64_t width = shape.panel_width(panel), rows = tokens.end - tokens.begin;
     const T* x = static_cast<const T*>(args.x) + tokens.begin * args.x_stride;
     const T* weight = static_cast<const T*>(args.weight) + shape.panel_offset(panel);
-    const int64_t most = depth_of(rows, shape.step());
-    for (int64_t k = 0; k < shape.k; k += most) {
-        const int64_t depth = shape.k - k < most ? shape.k - k : most;
+    for (int64_t k = 0; k < shape.k; k += kBlockUnits * step) {
+        const int64_t left = shape.k - k, most = kBlockUnits * step;
+        const int64_t depth = left < most ? left : most;
         const FloatBlock block = widened(x + k, args.x_stride, rows, depth, memory);
         tile_block<T>({.a = block.values,
                        .a_stride = block.stride,
