@@ -90,7 +90,7 @@ def _unavailable(name: str) -> str | None:
         return f"the native module was compiled without {name}"
     features = module.features()
     if missing := [need for need in products.needs if need not in features]:
-        return f"compiled for {', '.join(missing)}; this CPU has only {', '.join(features)}"
+        return f"needs {', '.join(missing)}, which this CPU lacks; it has {', '.join(features)}"
     return native.smoke_failure(module, products) or native.quantized_smoke_failure(
         products, native.DOTS_WITHOUT_ZEROS
     )

@@ -57,11 +57,16 @@ def test_x86(machine: Machine, flags: str, arch: str, lanes: int, has_bf16: bool
 def test_arm(machine: Machine) -> None:
     machine.write(
         "proc/cpuinfo",
-        "processor\t: 0\nFeatures\t: fp asimd sve bf16 i8mm\nCPU implementer\t: 0x41",
+        "processor\t: 0\nFeatures\t: fp asimd asimddp sve bf16 i8mm\nCPU implementer\t: 0x41",
     )
     caps = host.cpu_capabilities(machine.root)
     assert (caps.vendor, caps.arch, caps.simd_width) == ("arm", "arm_bf16", 4)
-    assert caps.features == {Feature.BF16_MMA, Feature.INT8_MMA}
+    assert caps.features == {
+        Feature.BF16_MMA,
+        Feature.INT8_MMA,
+        Feature.NEON,
+        Feature.DOTPROD,
+    }
 
 
 def test_every_feature_of_a_big_cpu() -> None:

@@ -87,7 +87,10 @@ def test_the_text_has_every_kernel_rule_observed_value_and_flag() -> None:
         "  runs torch [native, evidence: sm_90/linear/torch]: highest preference that accepts it",
         *(
             f"  not {name} (cannot run): runs on CPUs only; this is NVIDIA H100 SXM 80 GB (sm_90)"
-            for name in ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni")
+            for name in (
+                *("amx_bf16", "amx_int8", "avx512_bf16", "avx512_decoded", "avx512_vnni"),
+                *("avx512", "neon_dotprod", "avx2", "neon"),
+            )
         ),
         "  not reference (less preferred): could run; torch is preferred (50 over 0) "
         "-> --kernel linear=reference",

@@ -17,7 +17,7 @@ from hal.errors import SelectionError
 from hal.kernels import register_all
 from hal.opset.linear import LinearProblem
 from hal.select import OPS, Level, SelectionPolicy, Selector
-from hal.weights import WEIGHT_FORMATS
+from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 register_all()
 
@@ -133,30 +133,58 @@ def test_float16_on_a_cpu_is_not_given_to_a_slow_product() -> None:
         assert "8x slower than float32 on a CPU (x86_avx2)" in torch_reason
 
 
+_AVX512 = {Feature.AVX2, Feature.AVX512}
+_AVX512_BF16 = {*_AVX512, Feature.AVX512_BF16}
+# What runs products with codes, and which instructions the faster ones miss.
+_PRODUCTS_OF: tuple[tuple[set[Feature], str, dict[str, str]], ...] = (
+    ({Feature.AMX}, "reference_quantized", {"avx2": "avx2", "neon": "neon"}),
+    ({Feature.AVX2}, "avx2", {"avx512": "avx512", "avx512_vnni": "avx512_bf16"}),
+    (_AVX512, "avx512", {"avx512_vnni": "avx512_bf16"}),
+    (_AVX512_BF16, "avx512", {"avx512_vnni": "avx512_vnni"}),
+    ({*_AVX512_BF16, Feature.AVX512_VNNI}, "avx512_vnni", {}),
+    ({Feature.NEON}, "neon", {"neon_dotprod": "dotprod"}),
+    ({Feature.NEON, Feature.DOTPROD}, "neon_dotprod", {"avx2": "avx2"}),
+)
+
+
 @pytest.mark.parametrize("name", ["int8", "int4", "int4-g64", "int4-g128"])
-def test_quantised_products_fall_to_the_reference_with_the_missing_feature(name: str) -> None:
+@pytest.mark.parametrize(("features", "kernel", "missing"), _PRODUCTS_OF)
+def test_products_with_codes_run_on_the_best_instructions_there_are(
+    features: set[Feature], kernel: str, missing: dict[str, str], name: str
+) -> None:
     problem = LinearProblem(
         in_features=64,
         out_features=48,
         dtype=DType.BFLOAT16,
         weights=WEIGHT_FORMATS[name],
     )
-    has_bf16 = {Feature.AVX2, Feature.AVX512, Feature.AVX512_BF16}
-    for features, missing in (
-        ({Feature.AVX2}, "needs avx512_bf16; an old CPU has avx2"),
-        (has_bf16, "needs avx512_vnni; an old CPU has avx2, avx512, avx512_bf16"),
-    ):
-        caps = dataclasses.replace(OLD_CPU, features=frozenset(features))
-        selection = Selector(caps, is_present=False).select(OPS["linear"], problem)
-        reasons = {r.kernel: r.reason for r in selection.rejected}
-        assert selection.kernel.name == "reference_quantized"
-        assert selection.level is Level.REFERENCE
-        assert reasons["avx512_vnni"] == missing
-    caps = dataclasses.replace(OLD_CPU, features=frozenset(has_bf16 | {Feature.AVX512_VNNI}))
+    caps = dataclasses.replace(OLD_CPU, features=frozenset(features))
     selection = Selector(caps, is_present=False).select(OPS["linear"], problem)
-    assert (selection.kernel.name, selection.level) == ("avx512_vnni", Level.NATIVE)
-    bfloat16 = f"stores weights in bfloat16; the problem asks for {name[:4]}"
-    assert {r.kernel: r.reason for r in selection.rejected}["torch"] == bfloat16
+    is_reference = kernel == "reference_quantized"
+    assert selection.kernel.name == kernel
+    assert selection.level is (Level.REFERENCE if is_reference else Level.NATIVE)
+    reasons = {r.kernel: r.reason for r in selection.rejected}
+    for other, feature in missing.items():
+        assert reasons[other] == f"needs {feature}; an old CPU has {caps.feature_names()}"
+    assert reasons["torch"] == f"stores weights in bfloat16; the problem asks for {name[:4]}"
+
+
+@pytest.mark.parametrize("weights", [None, *WEIGHT_FORMATS.values()])
+def test_a_cpu_without_vectors_runs_everything_on_the_reference_or_torch(
+    weights: WeightFormat | None,
+) -> None:
+    """And every kernel that it cannot run says which instructions are missing."""
+    caps = dataclasses.replace(OLD_CPU, arch="x86", features=frozenset())
+    selector = Selector(caps, is_present=False)
+    problem = LinearProblem(in_features=64, out_features=48, dtype=DType.FLOAT32, weights=weights)
+    selection = selector.select(OPS["linear"], problem)
+    wanted = (
+        ("torch", Level.NATIVE) if weights is None else ("reference_quantized", Level.REFERENCE)
+    )
+    assert (selection.kernel.name, selection.level) == wanted
+    reasons = {r.kernel: r.reason for r in selection.rejected}
+    for name in ("avx512_bf16", "avx512", "avx2", "neon_dotprod", "neon"):
+        assert "an old CPU has none of the known features" in reasons[name]
 
 
 def test_a_kernel_that_cannot_read_the_format_is_refused_with_those_that_can() -> None:

@@ -8,15 +8,16 @@
 namespace hal::cpu {
 namespace {
 
-// Tokens and depth of one cache block: 48 x 64 sums (12 KiB), 48 x 256 of x (48 KiB) and 64 x 256
-// of the weight (32 KiB in bfloat16) stay in cache while tiles pass.
+// Tokens and depth of one cache block. 64 units of a panel are 16 KiB: where registers hold the sums
+// of a part of its columns only, the block stays in L1 for the passes over the others, which fetch
+// the next block meanwhile.
 constexpr int64_t kBlockTokens = 48;
-constexpr int64_t kBlockDepth = 256;
+constexpr int64_t kBlockUnits = 64;
+constexpr int64_t kBlockDepth = 2 * kBlockUnits;
 constexpr int kTileRows = 6;
 
-// How far ahead of a stream of whole panels to prefetch; a narrower stream goes through the panel
-// as many times faster.
-constexpr int64_t kPanelPrefetchBytes = 2048;
+// As in tile_avx512.h: beyond the reach of the hardware's prefetchers, which stop at the page.
+constexpr int64_t kPrefetchBytes = 2048;
 
 template <class T>
 struct TileOperands {
@@ -27,6 +28,7 @@ struct TileOperands {
     int64_t units;
     float* c;
     bool accumulate;  // start from c instead of zero
+    const char* ahead = nullptr;  // what to prefetch, as many bytes as are read of b
 };
 
 template <int MR, int NV>
@@ -62,7 +64,6 @@ inline void add_unit(Floats (&acc)[MR][NV], const float* a, int64_t a_stride, co
 template <class T, int MR, int NV>
 [[gnu::noinline]] void tile(const TileOperands<T>& op) {
     constexpr int64_t step = 4 / sizeof(T);
-    constexpr int64_t ahead = kPanelPrefetchBytes * kPanelRows / (NV * kWidth);
     Floats acc[MR][NV];
 #pragma GCC unroll 6
     for (int m = 0; m < MR; ++m) {
@@ -73,11 +74,11 @@ template <class T, int MR, int NV>
     }
     const float* a = op.a;
     const T* b = op.b;
+    const char* ahead = op.ahead;
     for (int64_t u = 0; u < op.units; ++u, a += step, b += op.b_stride) {
 #pragma GCC unroll 4
-        for (int line = 0; line < NV * kWidth * 4; line += 64) {
-            __builtin_prefetch(reinterpret_cast<const char*>(b) + line + ahead);
-        }
+        for (int line = 0; line < NV * kWidth * 4; line += 64) __builtin_prefetch(ahead + line);
+        ahead += NV * kWidth * 4;
         add_unit<MR, NV>(acc, a, op.a_stride, b);
     }
 #pragma GCC unroll 6
@@ -103,11 +104,15 @@ void tile_panel(TileOperands<T> op, int64_t width) {
     constexpr int64_t step = 4 / sizeof(T);
     constexpr int64_t wide = groups_that_fit(MR) * kLanes;
     int64_t first = 0;
+    op.ahead = reinterpret_cast<const char*>(op.b) +
+               (wide == width ? kPrefetchBytes : op.units * width * 4);
     for (; first + wide <= width; first += wide, op.b += wide * step, op.c += wide) {
         tile<T, MR, wide / kWidth>(op);
+        op.ahead += op.units * wide * 4;
     }
     for (; first < width; first += kLanes, op.b += kLanes * step, op.c += kLanes) {
         tile<T, MR, kParts>(op);
+        op.ahead += op.units * kLanes * 4;
     }
 }
 
@@ -160,8 +165,9 @@ void run_block(const LinearArgs& args, int64_t panel, const Range& tokens) {
     const int64_t width = shape.panel_width(panel), rows = tokens.end - tokens.begin;
     const T* x = static_cast<const T*>(args.x) + tokens.begin * args.x_stride;
     const T* weight = static_cast<const T*>(args.weight) + shape.panel_offset(panel);
-    for (int64_t k = 0; k < shape.k; k += kBlockDepth) {
-        const int64_t depth = shape.k - k < kBlockDepth ? shape.k - k : kBlockDepth;
+    for (int64_t k = 0; k < shape.k; k += kBlockUnits * step) {
+        const int64_t left = shape.k - k, most = kBlockUnits * step;
+        const int64_t depth = left < most ? left : most;
         const FloatBlock block = widened(x + k, args.x_stride, rows, depth, memory);
         tile_block<T>({.a = block.values,
                        .a_stride = block.stride,

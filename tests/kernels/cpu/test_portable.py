@@ -1,0 +1,183 @@
+"""The families of every portable level: the same layouts and codes as the others, one answer each.
+
+What they compute is checked in C++ too (tests/kernels/native), also where this CPU cannot run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+import hal
+import hal.kernels
+from hal.conformance.stage import Stage
+from hal.devices.cpu import CpuDevice
+from hal.dtypes import DType
+from hal.errors import WeightsError
+from hal.kernels.cpu import native, portable
+from hal.kernels.cpu.linear import stored_weight
+from hal.kernels.cpu.packed_weight import PackedWeight
+from hal.kernels.cpu.portable import LEVELS, Level
+from hal.kernels.cpu.quantized_weight import QuantizedWeight
+from hal.kernels.reference.quantized_rows import QuantizedMatrix
+from hal.opset import linear, mlp_block, vocab
+from hal.opset.linear import LinearProblem
+from hal.sampling_params import SamplingParams
+from hal.select import Op
+from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
+
+LEVEL_NAMES = [level.name for level in LEVELS]
+SMALL = LinearProblem(in_features=8, out_features=8, dtype=DType.FLOAT32)
+
+
+@pytest.fixture(params=LEVELS, ids=LEVEL_NAMES)
+def level(request: pytest.FixtureRequest) -> Level:
+    """A level that this CPU runs, or a skip with the reason."""
+    found: Level = request.param
+    if reason := found.rejects(CpuDevice().capabilities, SMALL) or found.unavailable():
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture
+def stage() -> Stage:
+    hal.kernels.register_all()
+    return Stage(CpuDevice(), seed=20)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def stored(
+    values: torch.Tensor, format: WeightFormat | None, level: Level, stage: Stage
+) -> PackedWeight | QuantizedWeight:
+    problem = LinearProblem(
+        in_features=values.shape[1],
+        out_features=values.shape[0],
+        dtype=DType.FLOAT32,
+        weights=format,
+    )
+    weight = stored_weight(problem, stage.binder, level.products)
+    stage.binder.arena.allocate(stage.device)
+    weight.allocate(stage.device)
+    weight.load(0, LogicalWeight(values=values, dtype=DType.FLOAT32))
+    return weight
+
+
+def product(x: torch.Tensor, weight: PackedWeight | QuantizedWeight) -> torch.Tensor:
+    out = torch.full((x.shape[0], weight.rows), float("nan"))
+    weight.multiply(x, out)
+    return out
+
+
+@pytest.mark.parametrize("format", [None, *WEIGHT_FORMATS.values()])
+@pytest.mark.usefixtures("one_thread")
+def test_neither_batch_nor_threads_change_a_bit(
+    level: Level, stage: Stage, format: WeightFormat | None
+) -> None:
+    x, weight = random(100, 300), stored(random(200, 300), format, level, stage)
+    alone = product(x, weight)
+    for num_tokens in (1, 2, 3, 5, 9, 50):
+        assert torch.equal(product(x[:num_tokens], weight), alone[:num_tokens]), num_tokens
+    torch.set_num_threads(2)
+    assert torch.equal(product(x, weight), alone)
+    assert torch.equal(product(x[:1], weight), alone[:1])
+
+
+@pytest.mark.parametrize("format", WEIGHT_FORMATS.values(), ids=WEIGHT_FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_codes_are_the_definitions(
+    level: Level, stage: Stage, format: WeightFormat, dtype: torch.dtype
+) -> None:
+    """From every dtype of a checkpoint; loaded in slices that start and end anywhere."""
+    values = random(100, 41).to(dtype)
+    weight = stored(values.float(), format, level, stage)
+    for first, last in ((37, 100), (0, 16), (16, 37)):
+        part = LogicalWeight(values=values[first:last], dtype=DType[str(dtype)[6:].upper()])
+        weight.load(first, part)
+    reference = QuantizedMatrix(100, 41, format)
+    reference.allocate(stage.device)
+    reference.load(0, LogicalWeight(values=values.float(), dtype=DType.FLOAT32))
+    ids = torch.tensor([99, 0, 15, 16, 37, 63, 64], dtype=torch.int32)
+    out = torch.empty(len(ids), 41)
+    weight.look_up(ids, out)
+    assert torch.equal(out, reference.look_up(ids))
+
+
+@pytest.mark.parametrize("format", WEIGHT_FORMATS.values(), ids=WEIGHT_FORMATS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_stays_in_its_row_of_x_and_out_of_weights(
+    level: Level, stage: Stage, format: WeightFormat, bad: float
+) -> None:
+    x, values = random(20, 70), random(20, 70)
+    weight = stored(values, format, level, stage)
+    clean = product(x, weight)
+    x[3, 69] = bad
+    out = product(x, weight)
+    assert out[3].isnan().all()
+    others = [row for row in range(20) if row != 3]
+    assert torch.equal(out[others], clean[others])
+    values[7, 69] = bad
+    with pytest.raises(WeightsError, match="1 rows of a weight hold NaN or infinity"):
+        stored(values, format, level, stage)
+
+
+@pytest.mark.parametrize("op", [linear, vocab, mlp_block], ids=lambda op: op.name)
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_every_level_has_its_own_family(op: Op, level: Level) -> None:
+    hal.kernels.register_all()
+    traits = op.kernels[level.name].traits
+    assert traits.preference == level.preference < op.kernels["avx512_bf16"].traits.preference
+    assert traits.is_batch_invariant(None)
+
+
+def test_a_model_runs_on_a_level_alone(level: Level) -> None:
+    """With the reference's text: the codes and their sums are the same, and little else differs."""
+    ours = [f"{op}={level.name}" for op in ("linear", "vocab", "mlp_block")]
+    reference = ["linear=reference_quantized", "vocab=reference_quantized", "mlp_block=composed"]
+    texts = []
+    for kernel in (ours, reference):
+        with hal.LLM(quantization="int4", kernel=tuple(kernel), dtype="float32") as llm:
+            params = SamplingParams(temperature=0, max_tokens=16)
+            (answer,) = llm.generate(["Once upon a time there was"], params)
+            texts.append(answer.outputs[0].text)
+    assert texts[0] == texts[1]
+    assert len(texts[0].split()) > 5
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_formats_that_the_sources_do_not_know_are_refused(level: Level) -> None:
+    caps = replace(CpuDevice().capabilities, features=frozenset({level.feature}))
+    odd = replace(SMALL, weights=WeightFormat(codes=DType.INT4, group_size=16))
+    assert level.rejects(caps, SMALL) is None
+    assert "has no products with weights in " in (level.rejects(caps, odd) or "")
+    half = replace(SMALL, dtype=DType.FLOAT16)
+    assert "the problem is in float16" in (level.rejects(caps, half) or "")
+
+
+def unavailable(monkeypatch: pytest.MonkeyPatch, load: Callable[[], ModuleType]) -> str:
+    monkeypatch.setattr(native, "load", load)
+    return portable._unavailable.__wrapped__("avx2") or ""
+
+
+class OtherModule(ModuleType):
+    """Built for AVX2, loaded on a CPU that has none."""
+
+    avx2 = SimpleNamespace(needs=["avx2", "fma"])
+
+    def features(self) -> list[str]:
+        return ["fma"]
+
+
+def test_why_a_present_cpu_cannot_run_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> ModuleType:
+        raise ImportError("no module named _C")
+
+    assert "not built (no module named _C)" in unavailable(monkeypatch, missing)
+    assert "compiled without avx2" in unavailable(monkeypatch, lambda: ModuleType("_C"))
+    assert "needs avx2, which this CPU" in unavailable(monkeypatch, lambda: OtherModule("_C"))
