@@ -86,6 +86,8 @@ def test_the_text_has_every_kernel_rule_observed_value_and_flag() -> None:
         "linear: in_features 64, out_features 32, bfloat16, has_bias  (3 x)",
         "  runs torch [native, evidence: sm_90/linear/torch]: highest preference that accepts it",
         "  not avx512_bf16 (cannot run): runs on CPUs only; this is NVIDIA H100 SXM 80 GB (sm_90)",
+        "  not avx512_decoded (cannot run): runs on CPUs only; this is NVIDIA H100 SXM 80 GB "
+        "(sm_90)",
         "  not avx512_vnni (cannot run): runs on CPUs only; this is NVIDIA H100 SXM 80 GB (sm_90)",
         "  not reference (less preferred): could run; torch is preferred (50 over 0) "
         "-> --kernel linear=reference",

@@ -133,7 +133,7 @@ def test_float16_on_a_cpu_is_not_given_to_a_slow_product() -> None:
         assert "8x slower than float32 on a CPU (x86_avx2)" in torch_reason
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "int4-g64", "int4-g128"])
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
 def test_quantised_products_fall_to_the_reference_with_the_missing_feature(name: str) -> None:
     problem = LinearProblem(
         in_features=64,
@@ -141,21 +141,26 @@ def test_quantised_products_fall_to_the_reference_with_the_missing_feature(name:
         dtype=DType.BFLOAT16,
         weights=WEIGHT_FORMATS[name],
     )
+    needed, kernel = (
+        (Feature.AVX512_VBMI, "avx512_decoded")
+        if WEIGHT_FORMATS[name].keeps_activations
+        else (Feature.AVX512_VNNI, "avx512_vnni")
+    )
     has_bf16 = {Feature.AVX2, Feature.AVX512, Feature.AVX512_BF16}
     for features, missing in (
         ({Feature.AVX2}, "needs avx512_bf16; an old CPU has avx2"),
-        (has_bf16, "needs avx512_vnni; an old CPU has avx2, avx512, avx512_bf16"),
+        (has_bf16, f"needs {needed}; an old CPU has avx2, avx512, avx512_bf16"),
     ):
         caps = dataclasses.replace(OLD_CPU, features=frozenset(features))
         selection = Selector(caps, is_present=False).select(OPS["linear"], problem)
         reasons = {r.kernel: r.reason for r in selection.rejected}
         assert selection.kernel.name == "reference_quantized"
         assert selection.level is Level.REFERENCE
-        assert reasons["avx512_vnni"] == missing
-    caps = dataclasses.replace(OLD_CPU, features=frozenset(has_bf16 | {Feature.AVX512_VNNI}))
+        assert reasons[kernel] == missing
+    caps = dataclasses.replace(OLD_CPU, features=frozenset(has_bf16 | {needed}))
     selection = Selector(caps, is_present=False).select(OPS["linear"], problem)
-    assert (selection.kernel.name, selection.level) == ("avx512_vnni", Level.NATIVE)
-    bfloat16 = f"stores weights in bfloat16; the problem asks for {name[:4]}"
+    assert (selection.kernel.name, selection.level) == (kernel, Level.NATIVE)
+    bfloat16 = f"stores weights in bfloat16; the problem asks for {name}"
     assert {r.kernel: r.reason for r in selection.rejected}["torch"] == bfloat16
 
 
