@@ -223,8 +223,10 @@ class QuantizedMlpBlockCase(Case):
             out = guarded(stage, (num_tokens, p.hidden_size), self.dtype)
             block(x.device[:num_tokens], out.out)
             error = relative_l2(out.read(stage), expected[:num_tokens])
-            limits = LIMITS if p.weights.keeps_activations else _BLOCK_LIMITS
-            yield Check(f"out, T={num_tokens}", error, limits[self.dtype])
+            limit = _BLOCK_LIMITS[self.dtype]
+            if p.weights.keeps_activations:
+                limit = 2 * LIMITS[self.dtype]  # of rounding to dtype in the middle and at the end
+            yield Check(f"out, T={num_tokens}", error, limit)
             yield out.check(stage)
 
 

@@ -135,9 +135,11 @@ def test_float16_on_a_cpu_is_not_given_to_a_slow_product() -> None:
 
 _AVX512 = {Feature.AVX2, Feature.AVX512}
 _AVX512_BF16 = {*_AVX512, Feature.AVX512_BF16}
+# Formats that every level multiplies.
+_PORTABLE = ("int8", "int4", "int4-g64", "int4-g128")
 # What runs products with codes, and which instructions the faster ones miss.
 _PRODUCTS_OF: tuple[tuple[set[Feature], str, dict[str, str]], ...] = (
-    ({Feature.AMX}, "reference_quantized", {"avx2": "avx2", "neon": "neon"}),
+    ({Feature.AMX_INT8}, "reference_quantized", {"avx2": "avx2", "neon": "neon"}),
     ({Feature.AVX2}, "avx2", {"avx512": "avx512", "avx512_vnni": "avx512_bf16"}),
     (_AVX512, "avx512", {"avx512_vnni": "avx512_bf16"}),
     (_AVX512_BF16, "avx512", {"avx512_vnni": "avx512_vnni"}),
@@ -147,7 +149,7 @@ _PRODUCTS_OF: tuple[tuple[set[Feature], str, dict[str, str]], ...] = (
 )
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "int4-g64", "int4-g128"])
+@pytest.mark.parametrize("name", _PORTABLE)
 @pytest.mark.parametrize(("features", "kernel", "missing"), _PRODUCTS_OF)
 def test_products_with_codes_run_on_the_best_instructions_there_are(
     features: set[Feature], kernel: str, missing: dict[str, str], name: str
@@ -166,7 +168,7 @@ def test_products_with_codes_run_on_the_best_instructions_there_are(
     reasons = {r.kernel: r.reason for r in selection.rejected}
     for other, feature in missing.items():
         assert reasons[other] == f"needs {feature}; an old CPU has {caps.feature_names()}"
-    assert reasons["torch"] == f"stores weights in bfloat16; the problem asks for {name[:4]}"
+    assert reasons["torch"] == f"stores weights in bfloat16; the problem asks for {name}"
 
 
 @pytest.mark.parametrize("weights", [None, *WEIGHT_FORMATS.values()])
@@ -185,6 +187,34 @@ def test_a_cpu_without_vectors_runs_everything_on_the_reference_or_torch(
     reasons = {r.kernel: r.reason for r in selection.rejected}
     for name in ("avx512_bf16", "avx512", "avx2", "neon_dotprod", "neon"):
         assert "an old CPU has none of the known features" in reasons[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(WEIGHT_FORMATS) - set(_PORTABLE)))
+def test_other_formats_fall_to_the_reference_with_the_missing_feature(name: str) -> None:
+    problem = LinearProblem(
+        in_features=64, out_features=48, dtype=DType.BFLOAT16, weights=WEIGHT_FORMATS[name]
+    )
+    needed, kernel = (
+        (Feature.AVX512_VBMI, "avx512_decoded")
+        if WEIGHT_FORMATS[name].keeps_activations
+        else (Feature.AVX512_VNNI, "avx512_vnni")
+    )
+    has_bf16 = {Feature.AVX2, Feature.AVX512, Feature.AVX512_BF16}
+    for features, missing in (
+        ({Feature.AVX2}, "needs avx512_bf16; an old CPU has avx2"),
+        (has_bf16, f"needs {needed}; an old CPU has avx2, avx512, avx512_bf16"),
+    ):
+        caps = dataclasses.replace(OLD_CPU, features=frozenset(features))
+        selection = Selector(caps, is_present=False).select(OPS["linear"], problem)
+        reasons = {r.kernel: r.reason for r in selection.rejected}
+        assert selection.kernel.name == "reference_quantized"
+        assert selection.level is Level.REFERENCE
+        assert reasons[kernel] == missing
+    caps = dataclasses.replace(OLD_CPU, features=frozenset(has_bf16 | {needed}))
+    selection = Selector(caps, is_present=False).select(OPS["linear"], problem)
+    assert (selection.kernel.name, selection.level) == (kernel, Level.NATIVE)
+    bfloat16 = f"stores weights in bfloat16; the problem asks for {name}"
+    assert {r.kernel: r.reason for r in selection.rejected}["torch"] == bfloat16
 
 
 def test_a_kernel_that_cannot_read_the_format_is_refused_with_those_that_can() -> None:

@@ -83,7 +83,7 @@ class EmulatedTiles(ModuleType):
 class EmulatedModule(ModuleType):
     """The native module, as if this CPU had AMX."""
 
-    amx: ModuleType
+    amx: EmulatedTiles
 
     def __init__(self, module: ModuleType) -> None:
         super().__init__("emulated")

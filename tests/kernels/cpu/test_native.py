@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from types import ModuleType
 
 import pytest
@@ -79,7 +80,7 @@ class WrongModule(OldModule):
 
 @pytest.mark.parametrize(
     ("module", "said"),
-    [(OldModule("_C"), "built from older sources"), (WrongModule("_C"), "in codes gave")],
+    [(OldModule("_C"), "built from older sources"), (WrongModule("_C"), "in codes of int8 gave")],
 )
 def test_a_module_without_working_codes_is_a_reason(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, said: str
@@ -99,6 +100,9 @@ def test_needs_both_sets_of_instructions_and_a_format() -> None:
     assert "needs avx512_vnni; a server CPU" in (native.needs_avx512_vnni(CAPS, int8) or "")
     plain = replace(int8, weights=None)
     assert "keeps them in bfloat16" in (native.needs_avx512_vnni(vnni, plain) or "")
+    kept = replace(int8, weights=WEIGHT_FORMATS["int8-a16"])
+    said = native.needs_avx512_vnni(vnni, kept) or ""
+    assert said == "rounds activations to int8; int8-a16 keeps them in bfloat16"
     assert native.needs_plain_weights(vnni, plain) is None
     assert "asks for int8" in (native.needs_plain_weights(vnni, int8) or "")
 
@@ -119,3 +123,39 @@ def test_arguments_are_prepared_again_only_when_one_is_another_object() -> None:
     call(x, scale)
     assert [seen is x for seen, _ in prepared] == [True, False, True]
     assert threads == 4 * [torch.get_num_threads()]
+
+
+def test_decoding_needs_its_own_instructions_and_a_format_that_keeps_activations() -> None:
+    vbmi = replace(CAPS, features=CAPS.features | {Feature.AVX512_VBMI})
+    fp8 = LinearProblem(
+        in_features=8, out_features=8, dtype=DType.BFLOAT16, weights=WEIGHT_FORMATS["fp8"]
+    )
+    assert native.needs_avx512_vbmi(vbmi, fp8) is None
+    assert "needs avx512_vbmi; a server CPU" in (native.needs_avx512_vbmi(CAPS, fp8) or "")
+    rounded = replace(fp8, weights=WEIGHT_FORMATS["int4-asym"])
+    said = native.needs_avx512_vbmi(vbmi, rounded) or ""
+    assert said == "keeps activations in bfloat16; int4-asym rounds them to int8"
+    plain = replace(fp8, weights=None)
+    assert "keeps them in bfloat16" in (native.needs_avx512_vbmi(vbmi, plain) or "")
+
+
+def test_a_layout_that_decodes_wrongly_is_a_reason_with_its_format(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if native.decoded_unavailable() is not None:
+        pytest.skip("no native module, or a CPU without VBMI")
+    assert native.decoded_unavailable.__wrapped__() is None
+    monkeypatch.setattr(native, "load", lambda: Swapped("_C"))
+    assert "in codes of int8-a16 gave" in (native.decoded_unavailable.__wrapped__() or "")
+
+
+class Swapped(ModuleType):
+    """Reads int8 as fp8 where it decodes, and the other way round."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(import_module("hal.kernels.cpu._C"), name)
+
+    def quantized_linear(self, *arguments: int) -> None:
+        codes = {0: 0, 1: 2, 2: 1}[arguments[9]]
+        module = import_module("hal.kernels.cpu._C")
+        module.quantized_linear(*arguments[:9], codes, *arguments[10:])
