@@ -99,7 +99,7 @@ ENGINE_FLAGS = FlagGroup(
             convert=None,
         ),
         _setting("threads", "CPU threads", "N", int),
-        _setting("kv-cache-dtype", "auto: as the model", "TYPE"),
+        _setting("kv-cache-dtype", "auto: as the model; int8 on CPUs: half of that", "TYPE"),
     ),
 )
 

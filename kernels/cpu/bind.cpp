@@ -199,22 +199,22 @@ void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int6
 }
 
 void call_write_kv(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
-                   Address kv, int64_t num_kv_heads, int64_t block_size, int64_t head_dim,
-                   Address slot_mapping, int dtype, int num_threads) {
+                   Address kv, int kv_dtype, int64_t num_kv_heads, int64_t block_size,
+                   int64_t head_dim, Address slot_mapping, int dtype, int num_threads) {
     nb::gil_scoped_release release;
     write_kv({.qkv = at(qkv),
               .qkv_stride = qkv_stride,
               .num_tokens = num_tokens,
               .num_heads = num_heads,
               .kv = at(kv),
-              .kv_shape = {num_kv_heads, block_size, head_dim},
+              .kv_shape = {num_kv_heads, block_size, head_dim, dtype_of(kv_dtype)},
               .slot_mapping = at<int64_t>(slot_mapping),
               .dtype = dtype_of(dtype),
               .num_threads = num_threads});
 }
 
-void call_attention(Address q, int64_t q_stride, Address kv, int64_t num_kv_heads,
-                    int64_t block_size, int64_t head_dim, Address out, int64_t out_stride,
+void call_attention(Address q, int64_t q_stride, Address kv, int kv_dtype,
+                    int64_t num_kv_heads, int64_t block_size, int64_t head_dim, Address out, int64_t out_stride,
                     Address cu_seqlens_q, Address seq_lens, Address block_table,
                     int64_t block_table_stride, int64_t num_seqs, int64_t num_heads, float scale,
                     float softcap, int64_t window, int dtype, int num_threads) {
@@ -222,7 +222,7 @@ void call_attention(Address q, int64_t q_stride, Address kv, int64_t num_kv_head
     attention({.q = at(q),
                .q_stride = q_stride,
                .kv = at(kv),
-               .kv_shape = {num_kv_heads, block_size, head_dim},
+               .kv_shape = {num_kv_heads, block_size, head_dim, dtype_of(kv_dtype)},
                .out = at(out),
                .out_stride = out_stride,
                .cu_seqlens_q = at<int32_t>(cu_seqlens_q),

@@ -15,7 +15,7 @@ inline float to_float(const PackArgs& args, int64_t index) {
         case DType::kBfloat16:
             return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(
                 int(uint32_t(static_cast<const Bf16*>(args.src)[index].bits) << 16))));
-        case DType::kFloat16:
+        default:
             break;
     }
     const uint16_t half = static_cast<const uint16_t*>(args.src)[index];
