@@ -14,6 +14,7 @@ from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 DEFAULT_MODEL = "hal-tiny"
 UNQUANTIZED = "none"
+AUTO = "auto"
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_BLOCK_SIZE = 16
@@ -22,6 +23,7 @@ DEFAULT_BLOCK_SIZE = 16
 # The logits decide every token, and int4 costs them more than it saves.
 HEAD_WEIGHTS = WEIGHT_FORMATS["int8"]
 
+_FLOATS = (DType.FLOAT32.label, DType.BFLOAT16.label, DType.FLOAT16.label)
 _OPTIONAL_COUNTS = ("max_model_len", "max_num_batched_tokens", "block_size", "threads")
 _COUNTS = ("max_num_seqs", *_OPTIONAL_COUNTS)
 
@@ -48,7 +50,7 @@ class EngineConfig:
     enforce_eager: bool = False
     prefix_caching: bool = True
     chunked_prefill: bool = True
-    kv_cache_dtype: str = "auto"
+    kv_cache_dtype: str = AUTO
     seed: int = 0
     chat_template: Path | None = None
     offline: bool = False
@@ -64,6 +66,11 @@ class EngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}")
+        if self.kv_cache_dtype not in (AUTO, *_FLOATS, *KV_FORMATS):
+            raise UnsupportedError(
+                f"not supported yet: kv_cache_dtype={self.kv_cache_dtype!r}; choose {AUTO}, the "
+                f"model's dtype, or {', '.join(KV_FORMATS)}"
+            )
         if self.quantization not in (UNQUANTIZED, *WEIGHT_FORMATS):
             known = ", ".join((UNQUANTIZED, *WEIGHT_FORMATS))
             raise UnsupportedError(
@@ -163,7 +170,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
 def _resolve_dtype(wanted: str, caps: Capabilities, stored: DType) -> tuple[DType, str]:
     if wanted != "auto":
         dtype = parse_dtype(wanted)
-        if dtype not in (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16):
+        if dtype.label not in _FLOATS:
             raise ConfigError(
                 f"dtype {dtype} cannot hold activations; choose float32, bfloat16 or float16"
             )
@@ -206,7 +213,7 @@ def _resolve_weights(wanted: str, caps: Capabilities) -> tuple[WeightFormat | No
 
 
 def _resolve_kv(wanted: str, caps: Capabilities, dtype: DType) -> tuple[DType | None, str]:
-    if wanted == "auto":
+    if wanted == AUTO:
         return None, "as the model"
     if wanted == str(dtype):
         return None, "set by the user; the model's own"
