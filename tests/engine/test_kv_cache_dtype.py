@@ -127,5 +127,7 @@ def test_explain_names_the_dtype(tiny_checkpoint: Maker, device_name: str) -> No
 
 
 def test_an_accelerator_is_refused(tiny_checkpoint: Maker) -> None:
-    with pytest.raises(UnsupportedError, match="not supported yet: kv_cache_dtype='int8' on .*--dev"):
+    with pytest.raises(
+        UnsupportedError, match="not supported yet: kv_cache_dtype='int8' on .*--dev"
+    ):
         build(tiny_checkpoint("llama"), "null:mi300x")

@@ -195,7 +195,9 @@ def test_threads_do_not_change_a_bit(stage: Stage, cache: DType | str) -> None:
 
 @pytest.mark.parametrize("cache", CACHES, ids=str)
 @pytest.mark.parametrize("group", [3, 9])
-def test_a_query_of_nan_fails_its_own_row_only(stage: Stage, group: int, cache: DType | str) -> None:
+def test_a_query_of_nan_fails_its_own_row_only(
+    stage: Stage, group: int, cache: DType | str
+) -> None:
     """A NaN must reach the logits, where it fails its request; its neighbours must not notice."""
     problem = with_cache(replace(PLAIN, num_heads=group, num_kv_heads=1), cache)
     scene = Scene(stage, problem, [70, 70])
