@@ -17,7 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,7 @@ from hal.devices.cpu import CpuDevice
 from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.attention import NativeAttention
+from hal.kv import KV_FORMATS
 from hal.opset.attention import AttentionMeta, AttentionProblem, AttentionSpec
 from hal.select import Selector
 
@@ -55,12 +56,13 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """num_seqs sequences of seq_len tokens, the last q_len of them new."""
+    """num_seqs sequences of seq_len tokens, the last q_len of them new; kv: auto or int8."""
 
     heads: Heads
     num_seqs: int
     q_len: int
     seq_len: int
+    kv: str = "auto"
 
     @property
     def is_decode(self) -> bool:
@@ -68,7 +70,8 @@ class Case:
 
     def __str__(self) -> str:
         kind = "decode" if self.is_decode else "prefill"
-        return f"{kind} {self.heads} batch {self.num_seqs} context {self.seq_len}"
+        cache = "" if self.kv == "auto" else f" kv {self.kv}"
+        return f"{kind} {self.heads} batch {self.num_seqs} context {self.seq_len}{cache}"
 
     @property
     def num_layers(self) -> int:
@@ -76,8 +79,9 @@ class Case:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of K and V of one layer that must be read."""
-        return 2 * 2 * self.num_seqs * self.seq_len * self.heads.num_kv_heads * self.heads.head_dim
+        """Bytes of K and V of one layer that must be read, scales included."""
+        head_bytes = self.heads.head_dim + 2 if self.kv == "int8" else 2 * self.heads.head_dim
+        return 2 * head_bytes * self.num_seqs * self.seq_len * self.heads.num_kv_heads
 
     @property
     def flops(self) -> int:
@@ -106,9 +110,9 @@ DECODES = tuple((batch, seq_len) for batch in (1, 8) for seq_len in (512, 2048, 
 PREFILLS = (1024, 4096)
 
 
-def cases() -> list[Case]:
-    decodes = [Case(heads, b, 1, n) for heads in SHAPES for b, n in DECODES]
-    return decodes + [Case(heads, 1, n, n) for heads in SHAPES for n in PREFILLS]
+def cases(kv: str) -> list[Case]:
+    decodes = [Case(heads, b, 1, n, kv) for heads in SHAPES for b, n in DECODES]
+    return decodes + [Case(heads, 1, n, n, kv) for heads in SHAPES for n in PREFILLS]
 
 
 class Scene:
@@ -123,21 +127,29 @@ class Scene:
             head_dim=h.head_dim,
             dtype=DType.BFLOAT16,
             block_size=BLOCK_SIZE,
-            spec=AttentionSpec(scale=h.head_dim**-0.5),
+            spec=AttentionSpec(scale=h.head_dim**-0.5, kv_dtype=KV_FORMATS.get(case.kv)),
         )
         binder = Binder(Selector(device.capabilities), Arena(case.num_seqs * case.q_len), device)
         self.family = NativeAttention(problem, binder)
         blocks = case.num_seqs * -(-case.seq_len // BLOCK_SIZE)
         # One cache cut up, because a real one is many huge pages large.
-        pool = device.empty(self.family.kv_shape(case.num_layers * blocks), DType.BFLOAT16)
+        pool = device.empty(self.family.kv_shape(case.num_layers * blocks), problem.kv_dtype)
         assert isinstance(pool, torch.Tensor)
         self._kv = pool.split(blocks)
         num_tokens = case.num_seqs * case.q_len
         self._qkv = torch.randn(num_tokens, problem.qkv_width).to(torch.bfloat16)
         self.out = torch.empty(num_tokens, h.num_heads * h.head_dim, dtype=torch.bfloat16)
-        self.family.plan(_meta(case, blocks))
-        self.family.write_kv(self._qkv, pool)  # its first sight of the cache
-        pool.normal_()
+        meta = _meta(case, blocks)
+        self._fill(pool, meta)
+        self.family.plan(meta)
+
+    def _fill(self, pool: torch.Tensor, meta: AttentionMeta) -> None:
+        """Every slot through the family: codes need scales that fit them."""
+        rows = torch.randn(16 * BLOCK_SIZE, self.family.problem.qkv_width).to(torch.bfloat16)
+        for first in range(0, len(pool) * BLOCK_SIZE, len(rows)):
+            slots = torch.arange(first, min(first + len(rows), len(pool) * BLOCK_SIZE))
+            self.family.plan(replace(meta, slot_mapping_device=slots))
+            self.family.write_kv(rows[: len(slots)], pool)
 
     def run(self) -> None:
         for cache in self._kv:
@@ -270,7 +282,7 @@ def show(row: Row) -> str:
     of_peak = "" if share is None else f" = {share:.0%} of read bandwidth"
     wall, cpu = row.wall_ms, row.cpu_ms
     return (
-        f"{row.case:40} {row.build:8} cpu {cpu.lowest:9.3f} ms (median {cpu.median:.3f}), wall "
+        f"{row.case:48} {row.build:8} cpu {cpu.lowest:9.3f} ms (median {cpu.median:.3f}), wall "
         f"{wall.lowest:.3f} ({wall.median:.3f}): {row.best_rate:7.2f} {unit}{of_peak}"
     )
 
@@ -280,6 +292,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=3.0, help="per case")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--kv", default="auto,int8", help="caches: auto (bfloat16), int8")
     parser.add_argument("--build", action="append", default=[], help="NAME=PATH of another build")
     parser.add_argument("--out", type=Path, default=record.RESULTS / "cpu_attention.json")
     options = parser.parse_args()
@@ -288,7 +301,7 @@ def main() -> int:
     builds = [*map(load_build, options.build), Build("current", native.load())]
     header, ceiling = record.header("cpu_attention"), Ceiling(options.threads)
     measured = []
-    for case in cases():
+    for case in (case for kv in options.kv.split(",") for case in cases(kv)):
         if options.only in str(case):
             ceiling.measure()
             measured.append((case, measure(case, builds, options.seconds)))

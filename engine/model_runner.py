@@ -74,7 +74,7 @@ class ModelRunner:
         self._block_table = np.zeros((config.max_num_seqs, max_blocks), dtype=np.int32)
         self._num_blocks = num_blocks
         self._kv_caches = tuple(
-            device.empty(family.kv_shape(num_blocks), self._config.dtype)
+            device.empty(family.kv_shape(num_blocks), family.problem.kv_dtype)
             for family in self._decoder.attention_families
         )
 

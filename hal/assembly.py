@@ -72,6 +72,7 @@ def assemble(
         max_model_len=resolved.max_model_len,
         weights=resolved.weights,
         head_weights=resolved.head_weights,
+        kv_dtype=resolved.kv_dtype,
     )
     decoder = MODELS[model.model_type](Builder(model, options, binder, collective))
     _check_block_size(decoder, resolved.block_size)

@@ -8,14 +8,17 @@ from pathlib import Path
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType, parse_dtype
 from hal.errors import ConfigError, UnsupportedError
+from hal.kv import KV_FORMATS
 from hal.memory import MemoryRequest, parse_memory
 from hal.weights import UNQUANTIZED, WeightFormat, find_format
 
 DEFAULT_MODEL = "hal-tiny"
+AUTO = "auto"
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_BLOCK_SIZE = 16
 
+_FLOATS = (DType.FLOAT32.label, DType.BFLOAT16.label, DType.FLOAT16.label)
 _OPTIONAL_COUNTS = ("max_model_len", "max_num_batched_tokens", "block_size", "threads")
 _COUNTS = ("max_num_seqs", *_OPTIONAL_COUNTS)
 
@@ -28,6 +31,7 @@ class EngineConfig:
     kernel: overrides "OP=NAME", e.g. "linear=torch".
     quantization: how weights are stored, rounded while they are loaded; see hal.weights.
     cache: keep packed and quantised weights on disk, and start from them next time.
+    kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
     """
 
     model: str = DEFAULT_MODEL
@@ -42,7 +46,7 @@ class EngineConfig:
     enforce_eager: bool = False
     prefix_caching: bool = True
     chunked_prefill: bool = True
-    kv_cache_dtype: str = "auto"
+    kv_cache_dtype: str = AUTO
     seed: int = 0
     chat_template: Path | None = None
     offline: bool = False
@@ -59,10 +63,10 @@ class EngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}")
-        if self.kv_cache_dtype != "auto":
+        if self.kv_cache_dtype not in (AUTO, *_FLOATS, *KV_FORMATS):
             raise UnsupportedError(
-                f"not supported yet: kv_cache_dtype={self.kv_cache_dtype!r}; the KV cache has the "
-                "model's dtype. Leave kv_cache_dtype at 'auto'"
+                f"not supported yet: kv_cache_dtype={self.kv_cache_dtype!r}; choose {AUTO}, the "
+                f"model's dtype, or {', '.join(KV_FORMATS)}"
             )
         find_format(self.quantization)
         for override in self.kernel:
@@ -102,12 +106,14 @@ class ResolvedConfig:
     """Every setting filled in; `choices` says why. Logged once, shown by explain().
 
     weights, head_weights: of the layers' matrices and of the one that makes logits; None: in dtype
+    kv_dtype: of the KV cache; None: in dtype
     """
 
     config: EngineConfig
     dtype: DType
     weights: WeightFormat | None
     head_weights: WeightFormat | None
+    kv_dtype: DType | None
     memory: MemoryRequest
     max_model_len: int
     max_num_seqs: int
@@ -126,9 +132,11 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
     max_batched, batched_reason = _resolve_batched_tokens(config, max_model_len)
     use_graphs, graphs_reason = _resolve_graphs(config, caps)
     weights, weights_reason = _resolve_weights(config.quantization, caps)
+    kv_dtype, kv_reason = _resolve_kv(config.kv_cache_dtype, caps, dtype)
     choices = (
         Choice("dtype", str(dtype), dtype_reason),
         Choice("quantization", config.quantization, weights_reason),
+        Choice("kv_cache_dtype", str(kv_dtype or dtype), kv_reason),
         Choice("max_model_len", str(max_model_len), len_reason),
         Choice("max_num_batched_tokens", str(max_batched), batched_reason),
         Choice("block_size", *_resolve_block_size(config)),
@@ -139,6 +147,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
         dtype=dtype,
         weights=weights,
         head_weights=None if weights is None else weights.head,
+        kv_dtype=kv_dtype,
         memory=parse_memory(config.memory),
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -154,7 +163,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
 def _resolve_dtype(wanted: str, caps: Capabilities, stored: DType) -> tuple[DType, str]:
     if wanted != "auto":
         dtype = parse_dtype(wanted)
-        if dtype not in (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16):
+        if dtype.label not in _FLOATS:
             raise ConfigError(
                 f"dtype {dtype} cannot hold activations; choose float32, bfloat16 or float16"
             )
@@ -195,6 +204,24 @@ def _resolve_weights(wanted: str, caps: Capabilities) -> tuple[WeightFormat | No
         f"set by the user; the matrix that makes logits is {weights.head}, "
         "those only looked up keep dtype"
     )
+
+
+def _resolve_kv(wanted: str, caps: Capabilities, dtype: DType) -> tuple[DType | None, str]:
+    if wanted == AUTO:
+        return None, "as the model"
+    if wanted == str(dtype):
+        return None, "set by the user; the model's own"
+    if wanted not in KV_FORMATS:
+        raise UnsupportedError(
+            f"not supported yet: kv_cache_dtype={wanted!r} for a model in {dtype}; choose auto, "
+            f"{dtype} or {', '.join(KV_FORMATS)}"
+        )
+    if caps.is_accelerator:
+        raise UnsupportedError(
+            f"not supported yet: kv_cache_dtype={wanted!r} on {caps.name} ({caps.arch}); the "
+            "kernels for it run on CPUs: use --device cpu, or leave --kv-cache-dtype at auto"
+        )
+    return KV_FORMATS[wanted], "set by the user; a scale for each token and head"
 
 
 def _resolve_max_model_len(config: EngineConfig, model: ModelLimits) -> tuple[int, str]:

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from hal.dtypes import DType
 
+# What --kv-cache-dtype takes beside "auto" and the name of the model's own dtype.
+KV_FORMATS = {"int8": DType.INT8}
+
 
 class KVKind(StrEnum):
     """What a layer remembers. Only FULL and SLIDING have kernels today."""
@@ -21,7 +24,14 @@ class KVKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVSpec:
-    """One layer's cache: keys and values of num_kv_heads heads; window in tokens, SLIDING only."""
+    """One layer's cache: keys and values of num_kv_heads heads; window in tokens, SLIDING only.
+
+    dtype INT8: symmetric codes. A token has one scale for each head's keys (rotated, as they would
+    be stored) and one for its values: scale = max|x| / 127 rounded to bfloat16, code =
+    x * (1 / scale), both in float32, rounded to nearest even and held to -127 .. 127. A largest
+    magnitude of up to hal.weights.SMALLEST counts as zero. One that is not finite makes the scale
+    NaN, so that it shows in every result that reads the token and fails that request alone.
+    """
 
     kind: KVKind
     num_kv_heads: int
@@ -31,8 +41,10 @@ class KVSpec:
 
     @property
     def bytes_per_token(self) -> int:
-        """Key and value bytes of one token in one layer: 2 x kv heads x head_dim x element."""
-        return self.dtype.num_bytes(2 * self.num_kv_heads * self.head_dim)
+        """Key and value bytes of one token in one layer: 2 x kv heads x head_dim x element, and
+        a scale in bfloat16 beside each head's codes."""
+        scale = DType.BFLOAT16.num_bytes(1) if self.dtype is DType.INT8 else 0
+        return 2 * self.num_kv_heads * (self.dtype.num_bytes(self.head_dim) + scale)
 
 
 @dataclass(frozen=True, slots=True)

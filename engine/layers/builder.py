@@ -54,6 +54,7 @@ class BuildOptions:
     """Choices made before layers are built.
 
     weights: of the layers' matrices; head_weights: of the matrix that makes logits. None: in dtype.
+    kv_dtype: of the KV cache; None: dtype
     """
 
     dtype: DType
@@ -61,6 +62,7 @@ class BuildOptions:
     max_model_len: int
     weights: WeightFormat | None = None
     head_weights: WeightFormat | None = None
+    kv_dtype: DType | None = None
 
 
 class RmsNorm:
@@ -256,6 +258,7 @@ class Builder:
                 spec=AttentionSpec(
                     scale=config.head_dim**-0.5,
                     window=config.windows[layer],
+                    kv_dtype=self.options.kv_dtype,
                 ),
             ),
             rope=RopeProblem(

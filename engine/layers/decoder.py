@@ -127,6 +127,6 @@ def _kv_spec(build: Builder, layer: int) -> KVSpec:
         kind=KVKind.FULL if window is None else KVKind.SLIDING,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        dtype=build.options.dtype,
+        dtype=build.options.kv_dtype or build.options.dtype,
         window=window,
     )

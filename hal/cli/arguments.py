@@ -105,7 +105,7 @@ ENGINE_FLAGS = FlagGroup(
             sets=False,
             field="cache",
         ),
-        _setting("kv-cache-dtype", "auto: as the model", "TYPE"),
+        _setting("kv-cache-dtype", "auto: as the model; int8 on CPUs: half of that", "TYPE"),
     ),
 )
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hal import opset
 from hal.assembly import Assembled, assemble, make_selector
 from hal.binding import Binder, Buffer
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.conformance.model_run import ModelStep, Part, StepOutput
-from hal.conformance.stage import host_dtype
+from hal.conformance.stage import poison
 from hal.conformance.tiny_models import MAX_POSITIONS, TinyModel
 from hal.device import Device
 from hal.engine.batch import Batch, SamplingBatch
@@ -34,7 +33,7 @@ from hal.tensor import Tensor
 
 MAX_ROWS = 128  # tokens of one step, all of which are sampled
 NUM_BLOCKS = 96
-BLOCK_SIZE = 8
+BLOCK_SIZE = 16
 _NUM_SLOTS = 8  # of sequences; behind them a slot for every other sampled row
 
 
@@ -72,9 +71,9 @@ class EngineModel:
     def poison(self) -> None:
         families = self._assembled.decoder.attention_families
         for family, kv in zip(families, self.kv_caches(), strict=True):
-            dtype = family.problem.dtype
+            dtype = family.problem.kv_dtype
             problem = GatherProblem(width=kv.shape[-1], dtype=dtype)
-            values = torch.full(tuple(kv.shape), float("nan"), dtype=host_dtype(dtype))
+            values = poison(tuple(kv.shape), dtype)
             self._assembled.binder.bind(opset.store, problem)(values, kv)
 
     def submit(self, step: ModelStep) -> StepOutput:

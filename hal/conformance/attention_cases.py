@@ -1,4 +1,9 @@
-"""attention: every geometry a scheduler makes, over caches full of traps."""
+"""attention: every geometry a scheduler makes, over caches full of traps.
+
+Codes of a quantised cache are whole numbers that hal.kv.KVSpec defines to the last bit, so the
+oracle takes them as that says, in float32 numpy; everything after is float64 over what they mean,
+and meets the limits of its dtype with no room for a code.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from hal.conformance import oracle
 from hal.conformance.case import Case, Check, equal, guarded
@@ -65,15 +72,24 @@ class _Run:
 
     def write_step(self) -> Check:
         """The new tokens; exactly their slots may change."""
-        before = self.stage.read(self.cache.kv)
         self.cache.plan(self.steps, list(range(len(self.steps))))
-        self.family.write_kv(self._place(self._new_rows(range(len(self.steps)))), self.cache.kv)
-        after = self.stage.read(self.cache.kv)
-        is_same = (before == after) | (np.isnan(before) & np.isnan(after))
+        rows = self._place(self._new_rows(range(len(self.steps))))
+        changed = self._changed_by(rows, self.cache.kv)
         p = self.problem
-        wanted = sum(s.q_len for s in self.steps) * 2 * p.num_kv_heads * p.head_dim
-        changed = int(np.count_nonzero(~is_same))
-        return Check("elements of the cache written", float(abs(changed - wanted)), 0.0)
+        row_bytes = p.head_dim
+        if p.kv_dtype is DType.INT8:
+            # A code may be the one that was there, but not also the one that is elsewhere.
+            changed |= self._changed_by(rows, self.cache.blank())
+            row_bytes += 2
+        wanted = sum(s.q_len for s in self.steps) * 2 * p.num_kv_heads * row_bytes
+        written = int(np.count_nonzero(changed))
+        return Check("elements of the cache written", float(abs(written - wanted)), 0.0)
+
+    def _changed_by(self, rows: Tensor, kv: Tensor) -> NDArray[np.bool_]:
+        before = self.stage.read(kv)
+        self.family.write_kv(rows, kv)
+        after = self.stage.read(kv)
+        return np.asarray(~((before == after) | (np.isnan(before) & np.isnan(after))))
 
     def poison_unseen(self) -> None:
         """Blocks behind the window of a sequence's first new token may have been freed."""
@@ -113,6 +129,8 @@ class _Run:
             q = heads[s.seq_len - s.q_len :, : p.num_heads]
             k = heads[:, p.num_heads : p.num_heads + p.num_kv_heads]
             v = heads[:, p.num_heads + p.num_kv_heads :]
+            if p.kv_dtype is DType.INT8:
+                k, v = stored_codes(k), stored_codes(v)
             results.append(oracle.attend(q, k, v, p.spec).reshape(s.q_len, -1))
         return np.concatenate(results)
 
@@ -187,13 +205,26 @@ _TABLE = (
 )
 
 
+def stored_codes(x: Float64) -> Float64:
+    """What a cache of codes holds of x [..., head_dim], row by row."""
+    result = np.empty_like(x)
+    for index in np.ndindex(x.shape[:-1]):
+        row = x[index].astype(np.float32)
+        exact = torch.tensor(abs(row).max() / np.float32(127))
+        scale = np.float32(exact.bfloat16().item())
+        codes = np.rint(row * (np.float32(1) / scale)).clip(-127, 127)
+        result[index] = codes.astype(np.float64) * scale
+    return result
+
+
 def attention_cases() -> Iterator[AttentionCase]:
     for dtype in LIMITS:
         for row in _TABLE:
-            yield _case(row, dtype)
+            yield _case(row, dtype, None)
+            yield _case(row, dtype, DType.INT8)
 
 
-def _case(row: _Row, dtype: DType) -> AttentionCase:
+def _case(row: _Row, dtype: DType, kv_dtype: DType | None) -> AttentionCase:
     scale = row.head_dim**-0.5 if row.scale is None else row.scale
     problem = AttentionProblem(
         num_heads=row.num_heads,
@@ -201,8 +232,7 @@ def _case(row: _Row, dtype: DType) -> AttentionCase:
         head_dim=row.head_dim,
         dtype=dtype,
         block_size=row.block_size,
-        spec=AttentionSpec(scale=scale, window=row.window, softcap=row.softcap),
+        spec=AttentionSpec(scale=scale, window=row.window, softcap=row.softcap, kv_dtype=kv_dtype),
     )
-    return AttentionCase(
-        op="attention", name=row.name, problem=problem, dtype=dtype, steps=row.steps
-    )
+    name = row.name if kv_dtype is None else f"{row.name}-kv-{kv_dtype}"
+    return AttentionCase(op="attention", name=name, problem=problem, dtype=dtype, steps=row.steps)

@@ -180,7 +180,7 @@ def _attention_block(
         num_kv_heads=2,
         head_dim=32,
         dtype=dtype,
-        block_size=8,
+        block_size=16,
         spec=AttentionSpec(scale=32**-0.5, window=window),
     )
     rope = RopeProblem(

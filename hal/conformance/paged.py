@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hal.conformance.stage import Stage
 from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem
+from hal.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,12 @@ class PagedCache:
         self.poison_block = free.pop()
         self.tables = [[free.pop() for _ in range(n)] for n in num_blocks]
         self._free = free
-        self.kv = stage.poisoned(family.kv_shape(self.total_blocks), p.dtype)
+        self._shape, self._dtype = family.kv_shape(self.total_blocks), p.kv_dtype
+        self.kv = stage.poisoned(self._shape, self._dtype)
+
+    def blank(self) -> Tensor:
+        """A cache of the same shape, full of zeros."""
+        return self._stage.place(np.zeros(self._shape), self._dtype).device
 
     def plan(self, steps: list[SequenceStep], seqs: list[int]) -> None:
         """Plan a step of these sequences."""

@@ -54,8 +54,9 @@ class Stage:
         return Value(rounded.double().numpy(), self._upload(rounded, dtype))
 
     def poisoned(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
-        """Memory full of NaN: whatever is not written, or read too early, shows."""
-        return self._upload(torch.full(shape, float("nan"), dtype=host_dtype(dtype)), dtype)
+        """Memory full of NaN: whatever is not written, or read too early, shows. In codes every
+        bit is set, which is NaN as well to whoever reads a scale there."""
+        return self._upload(poison(shape, dtype), dtype)
 
     def indices(self, values: NDArray[Any]) -> Tensor:
         """Integers on the device, in the dtype given."""
@@ -76,6 +77,12 @@ class Stage:
         problem = GatherProblem(width=values.shape[-1], dtype=dtype)
         self.binder.bind(store, problem)(values, x)
         return x
+
+
+def poison(shape: tuple[int, ...], dtype: DType) -> torch.Tensor:
+    """What `Stage.poisoned` puts on the device."""
+    is_codes = dtype is DType.INT8
+    return torch.full(shape, -1 if is_codes else float("nan"), dtype=host_dtype(dtype))
 
 
 def host_dtype(dtype: DType) -> torch.dtype:

@@ -17,11 +17,15 @@ from hal.tensor import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """The scalars of one attention. window: a token sees itself and window - 1 before it."""
+    """The scalars of one attention. window: a token sees itself and window - 1 before it.
+
+    kv_dtype: INT8 for a cache of codes, as hal.kv.KVSpec defines them; None: the problem's dtype.
+    """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
+    kv_dtype: DType | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,11 @@ class AttentionProblem:
     @property
     def qkv_width(self) -> int:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def kv_dtype(self) -> DType:
+        """What the cache is allocated in."""
+        return self.spec.kv_dtype or self.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +110,7 @@ class AttentionFamily(ABC):
 
     @abstractmethod
     def kv_shape(self, num_blocks: int) -> tuple[int, ...]:
-        """Shape of one layer's cache in problem.dtype."""
+        """Shape of one layer's cache in problem.kv_dtype, scales included."""
 
     @abstractmethod
     def plan(self, meta: AttentionMeta) -> None:
@@ -109,13 +118,17 @@ class AttentionFamily(ABC):
 
     @abstractmethod
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
-        """Store keys and values of qkv [T, qkv_width] (rotated) at the planned slots of `kv`."""
+        """Store keys and values of qkv [T, qkv_width] (rotated) at the planned slots of `kv`.
+
+        As codes where it holds those.
+        """
 
     @abstractmethod
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
         """Attention of the planned step; out [T, num_heads * head_dim].
 
-        Reads the queries of qkv [T, qkv_width], and keys and values from `kv` only.
+        Reads the queries of qkv [T, qkv_width], and keys and values from `kv` only. Codes of a
+        quantised cache are exact; nothing else is rounded further than its dtype asks.
         Accumulates in float32. Source: online softmax (Milakov and Gimelshein 2018).
         """
 

@@ -8,7 +8,7 @@ from hal.device import Feature
 from hal.dtypes import DType
 from hal.planning.quantization import planned_scheme
 from hal.planning.settings import PlanSettings
-from hal.planning.sizing import Basis, Sized, Sizer
+from hal.planning.sizing import Basis, Sized, Sizer, can_cache
 from hal.planning.target import SLOW_LINK_BYTES_PER_S, PlanDevice
 
 
@@ -32,7 +32,7 @@ def _not_yet(sizer: Sizer, settings: PlanSettings, device: PlanDevice) -> Iterat
     scheme = planned_scheme(settings.quantization)
     if scheme is not None and sizer.basis(settings, device) is not Basis.ENGINE:
         yield f"not supported yet: --quantization {settings.quantization} ({scheme.describe()})"
-    if settings.kv != "auto":
+    if not can_cache(settings.kv, device):
         scales = ", a 16-bit scale for each head and token" if settings.kv == "int8" else ""
         yield f"not supported yet: a KV cache in {settings.kv} (8 bit{scales})"
     if not device.kind:

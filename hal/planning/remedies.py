@@ -10,7 +10,7 @@ from hal.memory import memory_budget, size_argument
 from hal.planning.quantization import NO_QUANTIZATION
 from hal.planning.search import fits, largest, longest_context, smallest_tp
 from hal.planning.settings import PlanSettings
-from hal.planning.sizing import Sizer
+from hal.planning.sizing import Sizer, can_cache
 from hal.planning.target import PlanDevice, absent, larger_profiles
 
 
@@ -72,7 +72,8 @@ class Remedies:
     def _kv(self, base: PlanSettings) -> Iterator[Remedy]:
         if base.kv != "auto":
             return
-        for kv in ("fp8", "int8"):
+        # What runs today first; of the others, that which needs no scales.
+        for kv in sorted(("fp8", "int8"), key=lambda kv: not can_cache(kv, self.device)):
             changed = replace(base, kv=kv)
             if self._fits(changed):
                 yield Remedy(text=f"--kv {kv}", settings=changed)

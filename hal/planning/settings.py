@@ -75,12 +75,13 @@ class PlanSettings:
         """Tokens of a usual sequence where the longest has `length`."""
         return self.typical or max(1, length // 4)
 
-    def engine_config(self, quantization: str) -> EngineConfig:
-        """The start-up settings that this asks about, weights stored so; raises ConfigError."""
+    def engine_config(self, quantization: str, kv: str) -> EngineConfig:
+        """The start-up settings that this asks about, stored so; raises ConfigError."""
         return EngineConfig(
             model=self.model,
             dtype=self.dtype,
             quantization=quantization,
+            kv_cache_dtype=kv,
             kernel=tuple(self.kernel),
             strict=self.strict,
             deterministic=self.deterministic,

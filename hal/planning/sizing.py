@@ -18,11 +18,11 @@ from hal.assembly import (
     selection_policy,
 )
 from hal.collective import SingleRank
-from hal.config import ResolvedConfig, resolve
+from hal.config import AUTO, ResolvedConfig, resolve
 from hal.dtypes import DType
 from hal.engine.model_config import ModelConfig
 from hal.errors import ConfigError, SelectionError
-from hal.kv import peak_blocks
+from hal.kv import KV_FORMATS, peak_blocks
 from hal.memory import PlanInputs, memory_budget
 from hal.planning.model import PlannedModel
 from hal.planning.parallel import COLLECTIVE_BYTES
@@ -81,7 +81,7 @@ class Sizer:
 
     def basis(self, settings: PlanSettings, device: PlanDevice) -> Basis:
         """ENGINE for what this version could start on such a device."""
-        is_plain = settings.kv == "auto" and _can_store(settings.quantization, device)
+        is_plain = can_cache(settings.kv, device) and _can_store(settings.quantization, device)
         is_known = self.model.engine is not None and bool(device.kind)
         one_rank = settings.tp in (None, 1)
         return Basis.ENGINE if is_known and is_plain and one_rank else Basis.CONFIG
@@ -94,8 +94,11 @@ class Sizer:
         """
         engine, basis = self.model.engine, self.basis(settings, device)
         # A format that start-up would refuse is planned from the shapes.
-        stored = settings.quantization if basis is Basis.ENGINE else NO_QUANTIZATION
-        config = settings.engine_config(stored)
+        is_engine = basis is Basis.ENGINE
+        config = settings.engine_config(
+            settings.quantization if is_engine else NO_QUANTIZATION,
+            settings.kv if is_engine else AUTO,
+        )
         resolved = resolve(config, device.capabilities, self.model.limits)
         if engine is not None and basis is Basis.ENGINE:
             return self._engine(engine, settings, device, resolved, is_exact)
@@ -119,6 +122,11 @@ class Sizer:
         inputs = replace(inputs, min_num_seqs=settings.concurrency or 1)
         pool = KVPool(inputs.kv_bytes_per_block, engine.windows[0])
         return Sized(basis=Basis.ENGINE, inputs=inputs, resolved=resolved, pools=(pool,))
+
+
+def can_cache(kv: str, device: PlanDevice) -> bool:
+    """Whether this version could start with such a KV cache on such a device."""
+    return kv == AUTO or (kv in KV_FORMATS and not device.capabilities.is_accelerator)
 
 
 def _can_store(quantization: str, device: PlanDevice) -> bool:
@@ -171,7 +179,7 @@ def scheme_of(model: PlannedModel, settings: PlanSettings) -> Scheme | None:
 def kv_token_bytes(layers: KVLayers, tp: int, dtype: DType, kv: str) -> int:
     """One token in one layer on one rank; int8 adds a 16-bit scale a head for keys and values."""
     elements = layers.elements_per_token(tp)
-    if kv == "auto":
+    if kv == AUTO:
         return dtype.num_bytes(elements)
     sides = 2 if layers.value_dim else 1
     return elements + (2 * sides * layers.rank_heads(tp) if kv == "int8" else 0)

@@ -2,6 +2,7 @@
 
 from hal.kernels.cpu import (
     attention,
+    attention_block,
     block,
     elementwise,
     indexing,
@@ -16,6 +17,7 @@ from hal.kernels.cpu.native import compiled_part
 
 __all__ = [
     "attention",
+    "attention_block",
     "block",
     "compiled_part",
     "elementwise",

@@ -23,7 +23,7 @@ from hal.opset.elementwise import Activation
 from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 # Codes of src/kernels.h.
-DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2}
+DTYPE_CODES = {DType.FLOAT32: 0, DType.BFLOAT16: 1, DType.FLOAT16: 2, DType.INT8: 3}
 TORCH_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NO_ACTIVATION = 0
 ACTIVATION_CODES = {

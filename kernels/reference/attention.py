@@ -7,11 +7,28 @@ import torch
 from numpy.typing import NDArray
 
 from hal.binding import Binder
+from hal.device import Capabilities
+from hal.dtypes import DType
+from hal.kernels.reference.kv_codes import SCALE_BYTES, from_codes, to_codes
 from hal.kernels.reference.tensors import as_torch, widen
 from hal.opset import attention
 from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem
 from hal.select import Level
 from hal.tensor import Tensor
+
+
+def needs_plain_cache(_caps: Capabilities, problem: AttentionProblem) -> str | None:
+    """For families whose cache holds keys and values in the model's dtype."""
+    if problem.kv_dtype is problem.dtype:
+        return None
+    return f"keeps keys and values in {problem.dtype}; the problem asks for {problem.kv_dtype}"
+
+
+def needs_codes(_caps: Capabilities, problem: AttentionProblem) -> str | None:
+    """For families whose cache holds codes under scales."""
+    if problem.kv_dtype is DType.INT8:
+        return None
+    return f"keeps keys and values as codes; the problem keeps them in {problem.kv_dtype}"
 
 
 class PagedAttention(AttentionFamily):
@@ -43,20 +60,32 @@ class PagedAttention(AttentionFamily):
         shape = (-1, self.problem.num_kv_heads, self.problem.head_dim)
         for side, columns in enumerate(self._sides):
             by_slot = cache[:, side].transpose(1, 2)  # [num_blocks, block_size, heads, head_dim]
-            rows = as_torch(qkv)[:, columns]
-            by_slot[self._write_blocks, self._write_offsets] = rows.view(shape)
+            rows = as_torch(qkv)[:, columns].view(shape)
+            by_slot[self._write_blocks, self._write_offsets] = self._stored(rows)
+
+    def _stored(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [T, num_kv_heads, head_dim] as the cache holds them."""
+        return rows
 
     def copy_blocks(self, kv: Tensor, pairs: NDArray[np.int32]) -> None:
-        cache = as_torch(kv)
-        index = torch.from_numpy(pairs.astype(np.int64)).to(cache.device)
-        cache[index[:, 1]] = cache[index[:, 0]]
+        copy_blocks(as_torch(kv), pairs)
+
+
+def copy_blocks(cache: torch.Tensor, pairs: NDArray[np.int32]) -> None:
+    """As AttentionFamily.copy_blocks, for any layout whose first dimension is the block."""
+    index = torch.from_numpy(pairs.astype(np.int64)).to(cache.device)
+    cache[index[:, 1]] = cache[index[:, 0]]
+
+
+_COST = "gathers and widens every context, one sequence after another, full score matrices"
 
 
 @attention.family(
     "reference",
     preference=0,
     level=Level.REFERENCE,
-    cost="gathers and widens every context, one sequence after another, full score matrices",
+    cost=_COST,
+    rejects=needs_plain_cache,
 )
 class ReferenceAttention(PagedAttention):
     """Full score matrices in float32.
@@ -93,8 +122,37 @@ class ReferenceAttention(PagedAttention):
         num_blocks = -(-positions.stop // self.problem.block_size)
         blocks = as_torch(self._meta.block_table_device)[seq, :num_blocks]
         stored = cache.index_select(0, blocks)  # [n, 2, kv_heads, block_size, head_dim]
-        rows = widen(stored.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, positions])
+        rows = self._widened(stored.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, positions])
         return rows[0], rows[1]
+
+    def _widened(self, stored: torch.Tensor) -> torch.Tensor:
+        """Rows [..., head_dim] of the cache in float32."""
+        return widen(stored)
+
+
+@attention.family(
+    "reference_quantized",
+    preference=0,
+    level=Level.REFERENCE,
+    cost=_COST,
+    rejects=needs_codes,
+)
+class ReferenceQuantizedAttention(ReferenceAttention):
+    """The same on codes, each head's scale right behind them."""
+
+    @property
+    def kv_layout(self) -> str:
+        return "[num_blocks, 2 (keys, values), num_kv_heads, block_size, head_dim codes + scale]"
+
+    def kv_shape(self, num_blocks: int) -> tuple[int, ...]:
+        *rows, head_dim = super().kv_shape(num_blocks)
+        return (*rows, head_dim + SCALE_BYTES)
+
+    def _stored(self, rows: torch.Tensor) -> torch.Tensor:
+        return to_codes(rows)
+
+    def _widened(self, stored: torch.Tensor) -> torch.Tensor:
+        return from_codes(stored)
 
 
 def first_visible(context_before: int, window: int | None) -> int:

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from hal.device import Capabilities
-from hal.kernels.reference.attention import PagedAttention, first_visible, visible_keys
+from hal.kernels.reference.attention import (
+    PagedAttention,
+    first_visible,
+    needs_plain_cache,
+    visible_keys,
+)
 from hal.kernels.reference.tensors import as_torch
 from hal.kernels.torch_native.predicates import UPCAST_COST, needs_fast_product, product_level
 from hal.opset import attention
@@ -27,7 +32,7 @@ _MAX_GROUP_ROWS = 1 << 17
 def _rejects(caps: Capabilities, problem: AttentionProblem) -> str | None:
     if problem.spec.softcap is not None:
         return f"scaled_dot_product_attention has no softcap; softcap is {problem.spec.softcap:g}"
-    return needs_fast_product(caps, problem)
+    return needs_plain_cache(caps, problem) or needs_fast_product(caps, problem)
 
 
 def _regimes(_problem: AttentionProblem) -> tuple[Regime, ...]:

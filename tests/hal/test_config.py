@@ -144,6 +144,7 @@ def test_every_choice_shows_the_value_that_is_used() -> None:
     assert shown == {
         "dtype": str(config.dtype),
         "quantization": "none",
+        "kv_cache_dtype": str(config.dtype),
         "max_model_len": str(config.max_model_len),
         "max_num_batched_tokens": str(config.max_num_batched_tokens),
         "block_size": str(config.block_size),
@@ -179,8 +180,20 @@ def test_max_num_seqs_has_no_automatic_value() -> None:
 
 
 def test_a_cache_dtype_that_is_not_honoured_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="not supported yet: kv_cache_dtype='fp8'"):
+    with pytest.raises(UnsupportedError, match="kv_cache_dtype='fp8'; choose auto, .* int8"):
         EngineConfig(kv_cache_dtype="fp8")
+    with pytest.raises(UnsupportedError, match="'float32' for a model in bfloat16; choose auto"):
+        resolved(kv_cache_dtype="float32")
+    with pytest.raises(UnsupportedError, match="'int8' on a card .*: use --device cpu, or leave"):
+        resolved(CARD, kv_cache_dtype="int8")
+
+
+def test_the_cache_keeps_the_models_dtype_unless_codes_are_asked_for() -> None:
+    assert resolved().kv_dtype is None
+    assert resolved(kv_cache_dtype="bfloat16").kv_dtype is None
+    assert resolved(kv_cache_dtype="int8").kv_dtype is DType.INT8
+    shown = {c.name: c.value for c in resolved(kv_cache_dtype="int8").choices}
+    assert shown["kv_cache_dtype"] == "int8"
 
 
 def test_kernel_overrides_are_read_once_per_op() -> None:

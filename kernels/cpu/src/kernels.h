@@ -10,7 +10,7 @@ struct Bf16 {
     uint16_t bits;
 };
 
-enum class DType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+enum class DType : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
 enum class Activation : int { kNone = 0, kSilu = 1, kGeluTanh = 2, kGelu = 3, kRelu = 4 };
 
@@ -242,16 +242,28 @@ struct ActivationArgs {
 };
 void activate(const ActivationArgs& args);
 
-// A paged cache: [num_blocks, 2, num_kv_heads, block_size, head_dim]; plane 0 is K, plane 1 is V.
+// A paged cache [num_blocks][num_kv_heads][block_size / 16] of strips. A strip is what one KV head
+// keeps of 16 tokens, one linear stream of memory in the order in which attention multiplies it:
+//   K [head_dim / step][16 tokens][step], V [16 / step][head_dim][step], where step elements fill a
+//   dword; of codes (hal/kv.py defines them) then 16 scales of K and 16 of V, in bfloat16.
+// So a 64-byte load of either feeds one product of 16 lanes, whatever the type. K holds code + 128,
+// because vpdpbusd multiplies unsigned by signed bytes.
 struct KvShape {
     int64_t num_kv_heads;
-    int64_t block_size;
-    int64_t head_dim;
+    int64_t block_size;  // a multiple of 16
+    int64_t head_dim;    // a multiple of step()
+    DType dtype;         // kInt8: codes
 
-    constexpr int64_t plane() const { return num_kv_heads * block_size * head_dim; }
-    // Element index of K at (block, head, offset); V lies plane() further.
-    constexpr int64_t index(int64_t block, int64_t head, int64_t offset) const {
-        return 2 * block * plane() + (head * block_size + offset) * head_dim;
+    constexpr int64_t step() const {
+        return dtype == DType::kInt8 ? 4 : dtype == DType::kBfloat16 ? 2 : 1;
+    }
+    constexpr int64_t side_bytes() const { return 4 * kLanes / step() * head_dim; }
+    constexpr int64_t scales_bytes() const { return dtype == DType::kInt8 ? 4 * kLanes : 0; }
+    constexpr int64_t strip_bytes() const { return 2 * side_bytes() + scales_bytes(); }
+    // Where the strip with token `offset` of a block begins, in bytes.
+    constexpr int64_t strip(int64_t block, int64_t head, int64_t offset) const {
+        const int64_t first = (block * num_kv_heads + head) * (block_size / kLanes);
+        return (first + offset / kLanes) * strip_bytes();
     }
 };
 
@@ -275,7 +287,8 @@ struct RopeArgs {
 };
 void qk_norm_rope(const RopeArgs& args);
 
-// Copies the k and v heads of qkv rows to the cache at slot_mapping (block * block_size + offset).
+// Stores the k and v heads of qkv rows in the cache at slot_mapping (block * block_size + offset),
+// rounded to codes where it holds those.
 struct WriteKvArgs {
     const void* qkv;
     int64_t qkv_stride;
@@ -289,8 +302,12 @@ struct WriteKvArgs {
 };
 void write_kv(const WriteKvArgs& args);
 
+// Both at once, a token at a time; `rope` and `write` are of the same rows.
+void rope_and_write_kv(const RopeArgs& rope, const WriteKvArgs& write);
+
 // Causal attention of the new tokens of each sequence (prefill, chunk or decode alike) over its
-// paged cache, which already holds them.
+// paged cache, which already holds them. Over codes, queries and softmax weights are rounded to 16
+// bits, so that products are whole numbers.
 struct AttentionArgs {
     const void* q;  // [num_tokens, num_heads, head_dim], tokens q_stride apart
     int64_t q_stride;
@@ -307,7 +324,7 @@ struct AttentionArgs {
     float scale;
     float softcap;   // 0: none
     int64_t window;  // 0: none; else a query sees itself and window - 1 tokens before it
-    DType dtype;
+    DType dtype;     // of q and out
     int num_threads;
 };
 void attention(const AttentionArgs& args);

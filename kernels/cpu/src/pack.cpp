@@ -36,7 +36,7 @@ inline float to_float(const PackArgs& args, int64_t index) {
             return static_cast<const float*>(args.src)[index];
         case DType::kBfloat16:
             return as_float(uint32_t(static_cast<const Bf16*>(args.src)[index].bits) << 16);
-        case DType::kFloat16:
+        default:
             break;
     }
     return from_half(static_cast<const uint16_t*>(args.src)[index]);

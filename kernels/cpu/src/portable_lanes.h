@@ -52,10 +52,9 @@ inline Floats load(const void* p, DType dtype, int64_t index, int64_t count) {
             return load(static_cast<const float*>(p) + index, count);
         case DType::kBfloat16:
             return load(static_cast<const Bf16*>(p) + index, count);
-        case DType::kFloat16:
-            break;
+        default:
+            return load_half(static_cast<const uint16_t*>(p) + index, count);
     }
-    return load_half(static_cast<const uint16_t*>(p) + index, count);
 }
 
 template <class T>

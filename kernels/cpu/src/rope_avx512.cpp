@@ -1,4 +1,4 @@
-#include "simd_avx512.h"
+#include "kv_strips_avx512.h"
 
 namespace hal::cpu {
 namespace {
@@ -62,20 +62,35 @@ void rope_token(const RopeArgs& args, int64_t token) {
     }
 }
 
+void rope_any(const RopeArgs& args, int64_t token) {
+    if (args.rotary_dim == 0 && args.q_norm == nullptr) return;
+    if (args.dtype == DType::kBfloat16) {
+        rope_token<Bf16>(args, token);
+    } else {
+        rope_token<float>(args, token);
+    }
+}
+
 void write_token(const WriteKvArgs& args, int64_t token) {
     const KvShape& shape = args.kv_shape;
-    const int64_t element_bytes = args.dtype == DType::kBfloat16 ? 2 : 4;
-    const int64_t head_bytes = shape.head_dim * element_bytes;
+    const int64_t head_bytes = shape.head_dim * (args.dtype == DType::kBfloat16 ? 2 : 4);
     const int64_t block = args.slot_mapping[token] / shape.block_size;
     const int64_t offset = args.slot_mapping[token] % shape.block_size;
-    const char* row = static_cast<const char*>(args.qkv) + token * args.qkv_stride * element_bytes;
-    const char* k = row + args.num_heads * head_bytes;
+    const int64_t row_bytes = head_bytes / shape.head_dim * args.qkv_stride;
+    const char* k = static_cast<const char*>(args.qkv) + token * row_bytes +
+                    args.num_heads * head_bytes;
     const char* v = k + shape.num_kv_heads * head_bytes;
-    for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-        char* to = static_cast<char*>(args.kv) + shape.index(block, head, offset) * element_bytes;
-        __builtin_memcpy(to, k + head * head_bytes, size_t(head_bytes));
-        __builtin_memcpy(to + shape.plane() * element_bytes, v + head * head_bytes,
-                         size_t(head_bytes));
+    for (int64_t head = 0; head < shape.num_kv_heads; ++head, k += head_bytes, v += head_bytes) {
+        char* strip = static_cast<char*>(args.kv) + shape.strip(block, head, offset);
+        const int64_t place = offset % kLanes;
+        if (shape.dtype == DType::kInt8) {
+            write_codes(shape, strip, place, {k, args.dtype, shape.head_dim},
+                        {v, args.dtype, shape.head_dim});
+        } else if (shape.dtype == DType::kBfloat16) {
+            write_elements<Bf16>(shape, strip, place, k, v);
+        } else {
+            write_elements<float>(shape, strip, place, k, v);
+        }
     }
 }
 
@@ -85,13 +100,7 @@ void qk_norm_rope(const RopeArgs& args) {
     const int64_t heads = args.num_heads + args.num_kv_heads;
     const bool parallel = args.num_tokens * heads * args.head_dim >= kParallelElements;
 #pragma omp parallel for num_threads(args.num_threads) schedule(static) if (parallel)
-    for (int64_t token = 0; token < args.num_tokens; ++token) {
-        if (args.dtype == DType::kBfloat16) {
-            rope_token<Bf16>(args, token);
-        } else {
-            rope_token<float>(args, token);
-        }
-    }
+    for (int64_t token = 0; token < args.num_tokens; ++token) rope_any(args, token);
 }
 
 void write_kv(const WriteKvArgs& args) {
@@ -100,6 +109,16 @@ void write_kv(const WriteKvArgs& args) {
     const bool parallel = elements >= kParallelElements;
 #pragma omp parallel for num_threads(args.num_threads) schedule(static) if (parallel)
     for (int64_t token = 0; token < args.num_tokens; ++token) write_token(args, token);
+}
+
+void rope_and_write_kv(const RopeArgs& rope, const WriteKvArgs& write) {
+    const int64_t heads = rope.num_heads + 2 * rope.num_kv_heads;
+    const bool parallel = rope.num_tokens * heads * rope.head_dim >= kParallelElements;
+#pragma omp parallel for num_threads(rope.num_threads) schedule(static) if (parallel)
+    for (int64_t token = 0; token < rope.num_tokens; ++token) {
+        rope_any(rope, token);
+        write_token(write, token);
+    }
 }
 
 }  // namespace hal::cpu
