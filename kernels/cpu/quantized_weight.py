@@ -57,9 +57,8 @@ class QuantizedWeight:
     def num_bytes(self) -> int:
         code_bytes, scale_bytes = self._padded_columns * LANES, 4 * LANES
         if self.group_size:
-            groups, header_bytes = (4, 192) if self.has_zeros else (2, 64)
             code_bytes //= 2
-            scale_bytes = header_bytes * -(-self.columns // (groups * self.group_size))
+            scale_bytes = (192 if self.has_zeros else 64) * -(-self.columns // self._run_columns)
         return -(-self.rows // LANES) * (code_bytes + scale_bytes)
 
     def scratch_bytes(self, dtype: DType) -> int:
@@ -71,6 +70,11 @@ class QuantizedWeight:
         return self._padded_columns + 8 * groups
 
     @property
+    def _run_columns(self) -> int:
+        """Columns behind one run of scales."""
+        return (4 if self.has_zeros else 2) * self.group_size or _UNIT
+
+    @property
     def _padded_columns(self) -> int:
         unit = ACTIVATION_GROUP if self.group_size else _UNIT
         return -(-self.columns // unit) * unit
@@ -79,7 +83,7 @@ class QuantizedWeight:
         self._memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
         self.address = self._memory.data_ptr()
         native.load().advise_huge_pages(self.address, self.num_bytes)
-        if self.rows % LANES or self.columns % (2 * self.group_size or _UNIT):
+        if self.rows % LANES or self.columns % self._run_columns:
             self._memory.zero_()  # nothing reads the padding, but equal weights are equal bytes
 
     def load(self, first_row: int, weight: LogicalWeight) -> None:
