@@ -61,7 +61,7 @@ class QuantizedWeight:
         self._memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
         self.address = self._memory.data_ptr()
         native.load().advise_huge_pages(self.address, self.num_bytes)
-        if self.rows % LANES or self.columns % (2 * self.group_size or _UNIT):
+        if self.rows % LANES or self.columns % (4 * self.group_size or _UNIT):
             self._memory.zero_()  # nothing reads the padding, but equal weights are equal bytes
 
     def load(self, first_row: int, weight: LogicalWeight) -> None:
