@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hal import weights
+from hal.env import CACHE_FOLDER
 from hal.evidence.source import hash_of_file, source_of
 from hal.memory import format_bytes
 from hal.opset.stored import StoredForm
@@ -94,7 +95,7 @@ class PackedLoad:
             with self._entry as entry:
                 entry.read(self._cache.num_threads, advance)
         except (UnusableEntry, OSError) as error:
-            self._fault = str(error)
+            self._fault = _reason(error)
             self._clear()
             return False
         self._folder.touch(self._path)
@@ -124,10 +125,10 @@ class PackedLoad:
     def _find(self, key: bytes) -> OpenEntry | None:
         try:
             return OpenEntry(self._path, key, self._parts)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (UnusableEntry, OSError) as error:
-            self._fault = str(error)
+            self._fault = _reason(error)
             return None
 
     def _write(self, key: bytes) -> str:
@@ -139,7 +140,9 @@ class PackedLoad:
                 return "the checkpoint's files changed while they were loaded"
             write_entry(self._path, key, self._parts, self._cache.num_threads)
         except (NoRoom, OSError) as error:
-            return str(error)
+            return (
+                f"{_reason(error)}. Set {CACHE_FOLDER} to a folder on another disk, or --no-cache"
+            )
         return ""
 
     def _key_of(self) -> bytes | None:
@@ -177,6 +180,11 @@ class PackedLoad:
 
     def _report(self, level: int, what: str) -> None:
         _logger.log(level, "%s, %s in %.1f s", what, format_bytes(self.num_bytes), self._seconds)
+
+
+def _reason(error: Exception) -> str:
+    """The system's words alone: the line has the path already."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _is_worth_it(kept: Sequence[KeptWeight]) -> bool:

@@ -106,8 +106,7 @@ def _identity(status: os.stat_result) -> list[int]:
 def _content_hash(fd: int, size: int, num_threads: int) -> str:
     """sha256 over the sha256 of each piece."""
     total = hashlib.sha256(f"{size} ".encode())
-    for digest in in_threads(_hash_piece, _pieces(fd, size), num_threads):
-        total.update(digest)
+    in_threads(_hash_piece, _pieces(fd, size), num_threads, total.update)
     return total.hexdigest()
 
 

@@ -60,17 +60,14 @@ class OpenEntry:
         """Fill the parts; raises UnusableEntry or OSError, and leaves them undefined then."""
         fd = self._file.fileno()
 
-        def fill(index: int) -> int | None:
+        def fill(index: int) -> int:
             chunk = self._chunks[index]
-            if not read_exactly(fd, chunk.memory, chunk.offset):
-                return None
-            return zlib.crc32(chunk.memory)
-
-        found = in_threads(fill, range(len(self._chunks)), num_threads)
-        for index, checksum in enumerate(found):
-            if checksum != self._checksums[index]:
+            is_whole = read_exactly(fd, chunk.memory, chunk.offset)
+            if not is_whole or zlib.crc32(chunk.memory) != self._checksums[index]:
                 raise UnusableEntry(f"chunk {index + 1} of {len(self._chunks)} is damaged")
-            advance(self._chunks[index].memory.nbytes)
+            return chunk.memory.nbytes
+
+        in_threads(fill, range(len(self._chunks)), num_threads, advance)
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +90,8 @@ def write_entry(path: Path, key: bytes, parts: Sequence[memoryview], num_threads
             return zlib.crc32(chunk.memory)
 
         chunks = _chunks(parts, _data_offset(key, parts))
-        checksums = list(in_threads(put, chunks, num_threads))
+        checksums: list[int] = []
+        in_threads(put, chunks, num_threads, checksums.append)
         write_exactly(fd, memoryview(_header(key, checksums)), 0)
 
     replace_file(path, write)

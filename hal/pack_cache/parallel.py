@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,13 +13,20 @@ _R = TypeVar("_R")
 _MOST_THREADS = 8  # more saturate no disk, and reading from memory is done by then
 
 
-def in_threads(work: Callable[[_T], _R], items: Iterable[_T], num_threads: int) -> Iterator[_R]:
-    """work(item) of each, in order; the first error is raised and ends the others early."""
+def in_threads(
+    work: Callable[[_T], _R], items: Iterable[_T], num_threads: int, take: Callable[[_R], None]
+) -> None:
+    """take(work(item)) of each, in order, taken in this thread; raises the first error.
+
+    Not a generator: whatever is raised, no thread is at work any more when this returns, so that
+    memory and file may be used for something else.
+    """
     pool = ThreadPoolExecutor(max(1, min(num_threads, _MOST_THREADS)))
     try:
-        yield from pool.map(work, items)
+        for result in pool.map(work, items):
+            take(result)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def read_exactly(fd: int, target: memoryview, offset: int) -> bool:

@@ -21,6 +21,7 @@ from hal.errors import WeightsError
 from hal.pack_cache import cache as pack_cache
 from hal.pack_cache import checkpoint_hash
 from hal.sampling_params import SamplingParams
+from hal.weights import WEIGHT_FORMATS
 
 Maker = Callable[..., Path]
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2}
@@ -79,7 +80,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line for line in lines if "packed weights" in line]
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "int4-g128"])
+@pytest.mark.parametrize("quantization", WEIGHT_FORMATS)
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
 def test_a_second_start_has_the_same_bytes_and_tokens(
     tiny_checkpoint: Maker,

@@ -22,6 +22,7 @@ import pytest
 import hal.kernels.reference.linear  # noqa: F401  the module that the weights here claim
 from hal.opset.stored import StoredForm
 from hal.pack_cache import KeptWeight, PackCache, checkpoint_hash, entry, folder, parallel
+from hal.pack_cache.cache import PackedLoad
 
 SIZES = (5 << 20, 3, 1 << 20, 70001)
 CONTENT = tuple(bytes([i + 1]) * size for i, size in enumerate(SIZES))
@@ -207,6 +208,34 @@ def test_a_damaged_entry_is_made_again(
     assert Start(tmp_path).run()
 
 
+def test_nothing_reads_on_after_a_damaged_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that still fills memory would overwrite what is loaded there instead."""
+    Start(tmp_path).run()
+    (path,) = entries(tmp_path)
+    flip(header_bytes())(path)
+    original = parallel.read_exactly
+    at_work: list[int] = []
+
+    def slow(fd: int, target: memoryview, offset: int) -> bool:
+        if offset <= header_bytes():
+            return original(fd, target, offset)
+        at_work.append(offset)
+        time.sleep(0.05)
+        at_work.remove(offset)
+        return original(fd, target, offset)
+
+    def check(load: PackedLoad) -> None:
+        assert at_work == []
+        clear(load)
+
+    clear = PackedLoad._clear
+    monkeypatch.setattr(entry, "read_exactly", slow)
+    monkeypatch.setattr(PackedLoad, "_clear", check)
+    assert not Start(tmp_path).run()
+
+
 @pytest.mark.parametrize("at", range(0, 4096, 97))
 def test_no_byte_of_the_header_is_unchecked(tmp_path: Path, at: int) -> None:
     """Only the padding behind it may change."""
@@ -252,7 +281,8 @@ def test_a_folder_that_cannot_be_made(
     start.cache.folder = tmp_path / place
     assert not start.run()
     line = only_line(caplog, logging.WARNING)
-    assert f"not kept in {tmp_path / place}: [Errno" in line
+    assert line.startswith(f"packed weights are not kept in {tmp_path / place}: ")
+    assert line.endswith("Set HAL_CACHE_FOLDER to a folder on another disk, or --no-cache")
 
 
 def test_a_read_only_folder_is_still_read(

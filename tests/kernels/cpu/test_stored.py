@@ -18,7 +18,7 @@ from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
 
 FORMATS = [None, *WEIGHT_FORMATS.values()]
-SHAPES = [(1, 3), (64, 128), (96, 33), (70, 1027)]
+SHAPES = [(1, 3), (64, 64), (64, 128), (96, 33), (70, 1027)]
 
 
 def linear(rows: int, columns: int, weights: WeightFormat | None, stage: Stage) -> PackedLinear:
