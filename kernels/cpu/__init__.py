@@ -1,6 +1,7 @@
 """CPU kernels: Python wrappers of the native module."""
 
 from hal.kernels.cpu import (
+    amx,
     attention,
     block,
     elementwise,
@@ -14,6 +15,7 @@ from hal.kernels.cpu import (
 from hal.kernels.cpu.native import compiled_part
 
 __all__ = [
+    "amx",
     "attention",
     "block",
     "compiled_part",

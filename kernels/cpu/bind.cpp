@@ -301,7 +301,10 @@ NB_MODULE(_C, m) {
     m.def("sample", &call_sample);
 #endif
 #if defined(HAL_HAS_AMX)
-    m.def("linear_amx", &call_linear<linear_amx>);
-    m.def("quantized_linear_amx", &call_quantized_linear<quantized_linear_amx>);
+    nb::module_ amx = m.def_submodule("amx");
+    amx.def("linear", &call_linear<linear_amx>);
+    amx.def("quantize_rows", &call_quantize_rows);
+    amx.def("gather_quantized_rows", &call_gather_quantized_rows);
+    amx.def("quantized_linear", &call_quantized_linear<quantized_linear_amx>);
 #endif
 }

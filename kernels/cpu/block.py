@@ -7,21 +7,14 @@ from typing import ClassVar
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import (
-    PackedUp,
-    TileUp,
-    quantized_regimes,
-    quantized_tile_regimes,
-    regimes,
-    tile_regimes,
-)
+from hal.kernels.cpu.linear import PackedUp, quantized_regimes, regimes
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
 from hal.tensor import Tensor
 
 
-def _cannot_alternate(problem: MlpBlockProblem) -> str | None:
+def cannot_alternate(problem: MlpBlockProblem) -> str | None:
     size = problem.intermediate_size
     if problem.is_gated and size % 16 != 0:
         return f"alternates gate and up every 16 rows; intermediate_size is {size}"
@@ -29,19 +22,11 @@ def _cannot_alternate(problem: MlpBlockProblem) -> str | None:
 
 
 def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_plain_weights(caps, problem)
+    return cannot_alternate(problem) or native.needs_plain_weights(caps, problem)
 
 
 def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
-
-
-def _rejects_tiles(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_amx_bf16(caps, problem)
-
-
-def _rejects_quantized_tiles(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return _cannot_alternate(problem) or native.needs_amx_int8(caps, problem)
+    return cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
 
 
 @mlp_block.family(
@@ -89,25 +74,3 @@ class FusedMlpBlock(MlpBlock):
         activated = self._activated_buffer.rows(x.shape[0])
         self.up(x, activated)
         self.down(activated, out)
-
-
-@mlp_block.family(
-    "amx_int8",
-    preference=110,
-    regimes=quantized_tile_regimes,
-    batch_invariant=True,
-    rejects=_rejects_quantized_tiles,
-    unavailable=native.tiles_unavailable,
-)
-@mlp_block.family(
-    "amx_bf16",
-    preference=110,
-    regimes=tile_regimes,
-    batch_invariant=False,
-    rejects=_rejects_tiles,
-    unavailable=native.tiles_unavailable,
-)
-class TileMlpBlock(FusedMlpBlock):
-    """The same on AMX tiles; the second product is selected as every other."""
-
-    up_family = TileUp

@@ -1,8 +1,8 @@
-"""linear on AVX512-BF16, AVX512-VNNI and AMX: one stored layout from decode to prefill."""
+"""linear on AVX512-BF16 and AVX512-VNNI: one stored layout from decode to prefill."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from types import ModuleType
 
 import torch
 
@@ -22,15 +22,17 @@ from hal.weights import LogicalWeight
 
 
 def stored_weight(
-    problem: LinearProblem, binder: Binder, *, is_gated: bool = False, uses_tiles: bool = False
+    problem: LinearProblem,
+    binder: Binder,
+    products: native.Products = native.load,
+    *,
+    is_gated: bool = False,
 ) -> PackedWeight | QuantizedWeight:
     """The layout for the problem's weight, with room declared for what its products need."""
     rows, columns = problem.out_features, problem.in_features
     if problem.weights is None:
-        return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated, uses_tiles=uses_tiles)
-    weight = QuantizedWeight(
-        rows, columns, problem.weights, is_gated=is_gated, uses_tiles=uses_tiles
-    )
+        return PackedWeight(rows, columns, problem.dtype, is_gated=is_gated, products=products)
+    weight = QuantizedWeight(rows, columns, problem.weights, is_gated=is_gated, products=products)
     weight.scratch = binder.arena.buffer("rounded_x", weight.scratch_bytes, DType.UINT8)
     return weight
 
@@ -50,28 +52,6 @@ def quantized_regimes(_problem: object) -> tuple[Regime, ...]:
         Regime(2, 16, "codes are unpacked once, used from registers by every token"),
         Regime(17, None, "panels of the weight stay in L2 while tiles of 16 tokens pass"),
     )
-
-
-def tile_regimes(_problem: object) -> tuple[Regime, ...]:
-    """As `regimes`, with tiles for more than a few tokens; src/linear_amx.cpp has the sizes."""
-    return (
-        Regime(1, 6, "each panel of the weight is read once and reused from registers"),
-        Regime(7, _MOST, "blocks of the weight stay in cache while tiles of 6 tokens pass"),
-        _ON_TILES,
-    )
-
-
-def quantized_tile_regimes(_problem: object) -> tuple[Regime, ...]:
-    """As `quantized_regimes`, with tiles for more than a few tokens."""
-    return (
-        Regime(1, 1, "the weight is one linear stream"),
-        Regime(2, _MOST, "codes are unpacked once, used from registers by every token"),
-        _ON_TILES,
-    )
-
-
-_MOST = native.MOST_TOKENS_WITHOUT_TILES
-_ON_TILES = Regime(_MOST + 1, None, "AMX, in tiles of 32 tokens by 32 rows of the weight")
 
 
 @linear.family(
@@ -96,11 +76,14 @@ class PackedLinear(LinearFamily):
     In bfloat16, M up to 6 cost the same read; sums of codes are whole numbers.
     """
 
-    uses_tiles: ClassVar[bool] = False
+    @staticmethod
+    def products() -> ModuleType:
+        """The functions of the instruction set that multiplies it."""
+        return native.load()
 
     def __init__(self, problem: LinearProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
-        self._weight = stored_weight(problem, binder, uses_tiles=self.uses_tiles)
+        self._weight = stored_weight(problem, binder, self.products)
         self._bias: torch.Tensor | None = None
         self._activation = native.NO_ACTIVATION
 
@@ -128,32 +111,6 @@ class PackedLinear(LinearFamily):
         self._weight.multiply(x, out, self._bias, self._activation)
 
 
-@linear.family(
-    "amx_int8",
-    preference=110,
-    regimes=quantized_tile_regimes,
-    batch_invariant=True,
-    rejects=native.needs_amx_int8,
-    unavailable=native.tiles_unavailable,
-)
-@linear.family(
-    "amx_bf16",
-    preference=110,
-    regimes=tile_regimes,
-    batch_invariant=False,
-    rejects=native.needs_amx_bf16,
-    unavailable=native.tiles_unavailable,
-)
-class TileLinear(PackedLinear):
-    """The same weight, multiplied on AMX tiles where tokens are many enough to fill them.
-
-    Sums of codes are those of `avx512_vnni` to the bit. Tiles add bfloat16 in an order of their
-    own, so a token's bits change where the tiles begin: not batch-invariant.
-    """
-
-    uses_tiles = True
-
-
 class PackedUp(PackedLinear):
     """The first product of an MLP with its activation: out [M, intermediate_size].
 
@@ -165,10 +122,4 @@ class PackedUp(PackedLinear):
     ) -> None:
         super().__init__(problem, binder)
         self._activation = native.ACTIVATION_CODES[activation]
-        self._weight = stored_weight(problem, binder, is_gated=is_gated, uses_tiles=self.uses_tiles)
-
-
-class TileUp(PackedUp):
-    """The same on AMX tiles."""
-
-    uses_tiles = True
+        self._weight = stored_weight(problem, binder, self.products, is_gated=is_gated)

@@ -28,9 +28,11 @@ ACTIVATION_CODES = {
 }
 COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
 
-# A tile product takes a step for each token that it holds, so few tokens leave most of it idle,
-# and then the weight's bytes are what takes the time.
-MOST_TOKENS_WITHOUT_TILES = 8
+NOT_BUILT = "the native module is not built ({}); install hal with a C++ compiler"
+OLD_BUILD = "the native module was built from older sources; install hal again"
+
+# Gives the functions of one instruction set that multiply packed weights and codes.
+Products = Callable[[], ModuleType]
 
 
 @cache
@@ -55,10 +57,10 @@ def unavailable() -> str | None:
     try:
         module = load()
     except ImportError as error:
-        return f"the native module is not built ({error}); install hal with a C++ compiler"
+        return NOT_BUILT.format(error)
     if not module.has_avx512_bf16_kernels():
         return f"compiled without AVX512, or this CPU has only {', '.join(module.features())}"
-    return _smoke_failure(module)
+    return smoke_failure(module, module)
 
 
 @cache
@@ -68,43 +70,24 @@ def quantized_unavailable() -> str | None:
         return reason
     module = load()
     if not hasattr(module, "quantized_linear"):
-        return "the native module was built from older sources; install hal again"
-    return next(filter(None, (_quantized_smoke_failure(module, group) for group in (0, 32))), None)
+        return OLD_BUILD
+    return quantized_smoke_failure(module)
 
 
-@cache
-def tiles_unavailable() -> str | None:
-    """The same for the kernels that multiply on AMX tiles, in bfloat16 and in codes."""
-    if reason := quantized_unavailable():
-        return reason
-    module = load()
-    if not hasattr(module, "linear_amx"):
-        return "the native module was built by a compiler without AMX, or from older sources"
-    if not module.has_amx_kernels():
-        return (
-            "the operating system does not lend this process AMX tiles (Linux 5.16 or newer does); "
-            f"it may use {', '.join(module.features())}"
-        )
-    failures = (_quantized_smoke_failure(module, group, "_amx") for group in (0, 32))
-    return _smoke_failure(module, "_amx") or next(filter(None, failures), None)
+def quantized_smoke_failure(products: ModuleType) -> str | None:
+    """The product of the smoke run in int8 and in int4."""
+    return next(filter(None, (_codes_failure(products, group) for group in (0, 32))), None)
 
 
-def product(name: str, num_tokens: int, *, uses_tiles: bool) -> Callable[..., None]:
-    """The native function of this name for a step of `num_tokens`."""
-    on_tiles = uses_tiles and num_tokens > MOST_TOKENS_WITHOUT_TILES
-    function: Callable[..., None] = getattr(load(), f"{name}_amx" if on_tiles else name)
-    return function
-
-
-def _quantized_smoke_failure(module: ModuleType, group_size: int, suffix: str = "") -> str | None:
-    """The same product in int8 (group size 0) or int4; codes miss it by a hundredth."""
+def _codes_failure(module: ModuleType, group_size: int) -> str | None:
+    """In int8 (group size 0) or int4; codes miss it by a hundredth."""
     x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
     codes, scratch = torch.zeros(512, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
     out = torch.empty(1, 1)
     module.quantize_rows(
         weight.data_ptr(), 0, 2, 1, codes.data_ptr(), 1, 2, group_size, 0, False, 1
     )
-    getattr(module, f"quantized_linear{suffix}")(
+    module.quantized_linear(
         *(x.data_ptr(), 0, 2, 1),
         *(codes.data_ptr(), 1, 2, group_size, scratch.data_ptr()),
         *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
@@ -114,13 +97,13 @@ def _quantized_smoke_failure(module: ModuleType, group_size: int, suffix: str = 
     return f"smoke run: 3 * 5 + 1 * 0.5 in codes gave {out.item()}"
 
 
-def _smoke_failure(module: ModuleType, suffix: str = "") -> str | None:
+def smoke_failure(module: ModuleType, products: ModuleType) -> str | None:
     """Multiply 3 by 5 through the real path: catches a broken build before a model does."""
     x = torch.tensor([[3.0, 1.0]], dtype=torch.bfloat16)
     weight = torch.tensor([[5.0, 0.5]], dtype=torch.bfloat16)
     packed, out = torch.zeros(32, dtype=torch.bfloat16), torch.empty(1, 1)
     module.pack_rows(weight.data_ptr(), 1, 2, 1, packed.data_ptr(), 1, 2, 1, 0, False, 1)
-    getattr(module, f"linear{suffix}")(
+    products.linear(
         x.data_ptr(), 2, 1, packed.data_ptr(), 1, 2, 1, 0, out.data_ptr(), 0, 1, 0, False, 1
     )
     return None if out.item() == 15.5 else f"smoke run: 3 * 5 + 1 * 0.5 gave {out.item()}"
@@ -141,32 +124,16 @@ def needs_plain_weights(caps: Capabilities, problem: HasWeights) -> str | None:
 
 def needs_avx512_vnni(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that store a weight as codes; the module is compiled with BF16 throughout."""
-    reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VNNI, caps)
+    reason = needs_avx512_bf16(caps, problem)
+    if reason is None and Feature.AVX512_VNNI not in caps.features:
+        reason = f"needs {Feature.AVX512_VNNI}; {caps.name} has {caps.feature_names()}"
     return reason or needs_quantized(caps, problem)
-
-
-def needs_amx_bf16(caps: Capabilities, problem: HasWeights) -> str | None:
-    """For families that multiply a weight in bfloat16 on tiles."""
-    reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AMX_BF16, caps)
-    if reason is None and problem.dtype is not DType.BFLOAT16:
-        reason = f"multiplies in {DType.BFLOAT16}; the problem is in {problem.dtype}"
-    return reason or needs_unquantized(caps, problem)
-
-
-def needs_amx_int8(caps: Capabilities, problem: HasWeights) -> str | None:
-    """For families that multiply codes on tiles."""
-    reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VNNI, caps)
-    return reason or _needs(Feature.AMX_INT8, caps) or needs_quantized(caps, problem)
-
-
-def _needs(feature: Feature, caps: Capabilities) -> str | None:
-    if feature in caps.features:
-        return None
-    return f"needs {feature}; {caps.name} has {caps.feature_names()}"
 
 
 def needs_cpu(caps: Capabilities, _problem: object) -> str | None:
     """The same for problems whose dtype is fixed."""
     if caps.vendor == "null" or caps.is_accelerator:
         return f"runs on CPUs only; this is {caps.name} ({caps.arch})"
-    return _needs(Feature.AVX512_BF16, caps)
+    if Feature.AVX512_BF16 not in caps.features:
+        return f"needs {Feature.AVX512_BF16}; {caps.name} has {caps.feature_names()}"
+    return None

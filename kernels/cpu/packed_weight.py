@@ -20,7 +20,8 @@ class PackedWeight:
 
     is_gated: logical rows are a gate half, then an up half, and are stored alternating every 16,
     so that a product can finish activation(gate) * up in registers; rows is a multiple of 32.
-    uses_tiles: more than native.MOST_TOKENS_WITHOUT_TILES are multiplied on AMX, in bfloat16.
+
+    products: the instruction set that multiplies it.
 
     Source: interleaving rows for the dot-product instruction, as oneDNN and ik_llama.cpp do.
     """
@@ -32,14 +33,14 @@ class PackedWeight:
         dtype: DType,
         *,
         is_gated: bool = False,
-        uses_tiles: bool = False,
+        products: native.Products = native.load,
     ) -> None:
         self.rows = rows
         self.columns = columns
         self.dtype = dtype
         self.code = native.DTYPE_CODES[dtype]
         self.is_gated = is_gated
-        self.uses_tiles = uses_tiles
+        self._products = products
         self.address = 0
         step = 2 if dtype is DType.BFLOAT16 else 1
         self._num_elements = -(-rows // LANES) * LANES * -(-columns // step) * step
@@ -92,7 +93,7 @@ class PackedWeight:
         """
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
-        native.product("linear", source.shape[0], uses_tiles=self.uses_tiles)(
+        self._products().linear(
             source.data_ptr(),
             source.stride(0),
             source.shape[0],

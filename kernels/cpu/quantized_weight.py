@@ -22,7 +22,7 @@ _MOST_COLUMNS = 2**31 // 127**2
 class QuantizedWeight:
     """[rows, columns] as QuantizedShape of src/kernels.h lays it out; x is rounded into `scratch`.
 
-    is_gated, uses_tiles: as in PackedWeight.
+    is_gated, products: as in PackedWeight.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class QuantizedWeight:
         format: WeightFormat,
         *,
         is_gated: bool = False,
-        uses_tiles: bool = False,
+        products: native.Products = native.load,
     ) -> None:
         assert columns <= _MOST_COLUMNS, f"a dot of {columns} codes may not fit 32 bits"
         self.rows = rows
         self.columns = columns
         self.is_gated = is_gated
-        self.uses_tiles = uses_tiles
+        self._products = products
         self.address = 0
         self.group_size = format.group_size or 0  # 0 is int8 to the native module
         self.scratch: Buffer | None = None
@@ -74,7 +74,7 @@ class QuantizedWeight:
         values = readable(weight)
         assert values.shape[1] == self.columns, f"{tuple(values.shape)}, {self.columns} columns"
         assert 0 <= first_row <= self.rows - values.shape[0], f"{first_row} + {values.shape[0]}"
-        num_bad = native.load().quantize_rows(
+        num_bad = self._products().quantize_rows(
             values.data_ptr(),
             native.TORCH_CODES[values.dtype],
             values.stride(0),
@@ -105,7 +105,7 @@ class QuantizedWeight:
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         assert self.scratch is not None, "no room for rounded x was declared"
-        native.product("quantized_linear", source.shape[0], uses_tiles=self.uses_tiles)(
+        self._products().quantized_linear(
             source.data_ptr(),
             native.TORCH_CODES[source.dtype],
             source.stride(0),
@@ -126,7 +126,7 @@ class QuantizedWeight:
 
     def look_up(self, ids: torch.Tensor, out: torch.Tensor) -> None:
         """out[i] = row ids[i]; NaN where there is no such row."""
-        native.load().gather_quantized_rows(
+        self._products().gather_quantized_rows(
             self.address,
             self.rows,
             self.columns,

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from types import ModuleType
 
 from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import (
-    quantized_regimes,
-    quantized_tile_regimes,
-    regimes,
-    stored_weight,
-    tile_regimes,
-)
+from hal.kernels.cpu.linear import quantized_regimes, regimes, stored_weight
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
 from hal.opset.linear import LinearProblem
@@ -22,24 +16,16 @@ from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
 
-def _only_looked_up(problem: VocabProblem) -> str | None:
+def only_looked_up(problem: VocabProblem) -> str | None:
     return None if problem.makes_logits else "packs for products; this matrix is only looked up"
 
 
 def _rejects(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_plain_weights(caps, problem)
+    return only_looked_up(problem) or native.needs_plain_weights(caps, problem)
 
 
 def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
-
-
-def _rejects_tiles(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_amx_bf16(caps, problem)
-
-
-def _rejects_quantized_tiles(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return _only_looked_up(problem) or native.needs_amx_int8(caps, problem)
+    return only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
 
 
 @vocab.family(
@@ -61,7 +47,10 @@ def _rejects_quantized_tiles(caps: Capabilities, problem: VocabProblem) -> str |
 class PackedVocab(VocabFamily):
     """Logits leave the float32 sums unrounded."""
 
-    uses_tiles: ClassVar[bool] = False
+    @staticmethod
+    def products() -> ModuleType:
+        """The functions of the instruction set that multiplies it."""
+        return native.load()
 
     def __init__(self, problem: VocabProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
@@ -71,7 +60,7 @@ class PackedVocab(VocabFamily):
             dtype=problem.dtype,
             weights=problem.weights,
         )
-        self._weight = stored_weight(product, binder, uses_tiles=self.uses_tiles)
+        self._weight = stored_weight(product, binder, self.products)
 
     @property
     def num_bytes(self) -> int:
@@ -88,25 +77,3 @@ class PackedVocab(VocabFamily):
 
     def logits(self, x: Tensor, out: Tensor) -> None:
         self._weight.multiply(x, out)
-
-
-@vocab.family(
-    "amx_int8",
-    preference=110,
-    regimes=quantized_tile_regimes,
-    batch_invariant=True,
-    rejects=_rejects_quantized_tiles,
-    unavailable=native.tiles_unavailable,
-)
-@vocab.family(
-    "amx_bf16",
-    preference=110,
-    regimes=tile_regimes,
-    batch_invariant=False,
-    rejects=_rejects_tiles,
-    unavailable=native.tiles_unavailable,
-)
-class TileVocab(PackedVocab):
-    """The same, logits of many tokens on AMX tiles."""
-
-    uses_tiles = True

@@ -101,7 +101,7 @@ struct LinearArgs {
     int num_threads;
 };
 void linear(const LinearArgs& args);
-void linear_amx(const LinearArgs& args);  // bfloat16 only
+void linear_amx(const LinearArgs& args);  // bfloat16; few tokens by linear()
 
 // Geometry of a weight of codes (hal/weights.py defines them): strips of 16 rows, each one linear
 // stream of memory in which scales stand right before their codes.
@@ -181,7 +181,7 @@ struct QuantizedLinearArgs {
     int num_threads;
 };
 void quantized_linear(const QuantizedLinearArgs& args);
-void quantized_linear_amx(const QuantizedLinearArgs& args);
+void quantized_linear_amx(const QuantizedLinearArgs& args);  // few tokens by quantized_linear()
 
 // RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
 // of the sum as stored (rounded to its dtype).

@@ -34,12 +34,13 @@ from hal.device import Feature
 from hal.devices import host
 from hal.devices.cpu import CpuDevice
 from hal.dtypes import DType
-from hal.kernels.cpu import native
+from hal.kernels.cpu import amx, native
 from hal.kernels.cpu.linear import stored_weight
 from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.opset.linear import LinearProblem
-from hal.select import OPS, Kernel
+from hal.profiles import find_profile
+from hal.select import OPS, Kernel, SelectionPolicy, Selector
 from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
 
 SOURCE = Path(__file__).with_name("amx_emulated.cpp")
@@ -73,18 +74,37 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 class EmulatedModule(ModuleType):
     """The native module, as if this CPU had AMX."""
 
-    linear_amx: Callable[..., None]
-    quantized_linear_amx: Callable[..., None]
-
     def __init__(self, module: ModuleType) -> None:
         super().__init__("emulated")
         self._module = module
+        self.amx: ModuleType = module.amx
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._module, name)
 
     def has_amx_kernels(self) -> bool:
         return True
+
+
+class Source(ModuleType):
+    """The products compiled from source, more than `few` tokens on tiles."""
+
+    def __init__(self, library: ctypes.CDLL, few: int) -> None:
+        super().__init__("source")
+        self._linear = _function(library.linear_on_tiles, 14)
+        self._quantized_linear = _function(library.quantized_linear_on_tiles, 16)
+        self._few = few
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(native.load(), name)
+
+    def linear(self, *arguments: int) -> None:
+        run = self._linear if arguments[2] > self._few else native.load().linear
+        run(*arguments)
+
+    def quantized_linear(self, *arguments: int) -> None:
+        run = self._quantized_linear if arguments[3] > self._few else native.load().quantized_linear
+        run(*arguments)
 
 
 def _function(symbol: Callable[..., None], num_parameters: int) -> Callable[..., None]:
@@ -98,43 +118,45 @@ def _function(symbol: Callable[..., None], num_parameters: int) -> Callable[...,
 def in_place_of_native(module: EmulatedModule) -> Iterator[EmulatedModule]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "load", lambda: module)
-        native.tiles_unavailable.cache_clear()
+        amx.unavailable.cache_clear()
         yield module
-    native.tiles_unavailable.cache_clear()
+    amx.unavailable.cache_clear()
 
 
-def source_module(library: ctypes.CDLL) -> EmulatedModule:
-    module = EmulatedModule(native.load())
-    module.linear_amx = _function(library.linear_amx, 14)
-    module.quantized_linear_amx = _function(library.quantized_linear_amx, 16)
-    return module
+@pytest.fixture
+def module(stage: Stage) -> EmulatedModule:
+    if not hasattr(native.load(), "amx"):
+        pytest.skip("the native module is built by a compiler without AMX")
+    return EmulatedModule(native.load())
 
 
-@pytest.fixture(params=["source", "machine code"])
-def tiles(
-    request: pytest.FixtureRequest, stage: Stage, library: ctypes.CDLL
-) -> Iterator[EmulatedModule]:
-    if request.param == "source":
-        with in_place_of_native(source_module(library)) as module:
-            yield module
-        return
-    if not hasattr(native.load(), "linear_amx"):
-        pytest.skip("the native module is built without AMX")
+@pytest.fixture
+def machine_code(module: EmulatedModule, library: ctypes.CDLL) -> Iterator[EmulatedModule]:
     if native.load().has_amx_kernels():
         pytest.skip("this CPU has AMX: the conformance table runs the machine code")
     library.begin_trap()
-    with in_place_of_native(EmulatedModule(native.load())) as module:
+    with in_place_of_native(module):
         yield module
     library.end_trap()
 
 
-@pytest.fixture
-def tiles_for_all(
-    stage: Stage, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=["source", "machine code"])
+def tiles(
+    request: pytest.FixtureRequest, module: EmulatedModule, library: ctypes.CDLL
 ) -> Iterator[EmulatedModule]:
+    if request.param == "source":
+        module.amx = Source(library, few=8)
+        with in_place_of_native(module):
+            yield module
+    else:
+        yield request.getfixturevalue("machine_code")
+
+
+@pytest.fixture
+def tiles_for_all(module: EmulatedModule, library: ctypes.CDLL) -> Iterator[EmulatedModule]:
     """The source alone, also for so few tokens that the kernels for AVX512 would run them."""
-    monkeypatch.setattr(native, "MOST_TOKENS_WITHOUT_TILES", 0)
-    with in_place_of_native(source_module(library)) as module:
+    module.amx = Source(library, few=0)
+    with in_place_of_native(module):
         yield module
 
 
@@ -171,6 +193,61 @@ def test_every_kernel_was_among_them() -> None:
         assert any(kernel in row.values for row in AMX_ROWS), f"{kernel.op} {kernel.name}"
 
 
+ZEN4 = frozenset({Feature.AVX512, Feature.AVX512_BF16, Feature.AVX512_VNNI})
+XEON = ZEN4 | {Feature.AMX_BF16, Feature.AMX_INT8}
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype", "format", "bf16", "int8"),
+    [
+        (ZEN4, DType.BFLOAT16, None, "needs amx_bf16; a CPU has avx512", "stores quantized"),
+        (ZEN4, DType.BFLOAT16, "int8", "needs amx_bf16", "needs amx_int8; a CPU has avx512"),
+        (XEON, DType.BFLOAT16, None, "", "stores quantized weights; the problem keeps them"),
+        (XEON, DType.BFLOAT16, "int4", "the problem asks for int4", ""),
+        (XEON, DType.FLOAT32, None, "multiplies in bfloat16; the problem is in float32", "keeps"),
+        (XEON, DType.FLOAT32, "int8", "multiplies in bfloat16", ""),
+        (frozenset(), DType.BFLOAT16, "int8", "needs avx512_bf16", "needs avx512_bf16"),
+    ],
+)
+def test_reasons(
+    features: frozenset[Feature], dtype: DType, format: str | None, bf16: str, int8: str
+) -> None:
+    """Of absent CPUs as well."""
+    caps = replace(host.cpu_capabilities(), name="a CPU", features=features)
+    weights = WEIGHT_FORMATS[format] if format else None
+    problem = LinearProblem(in_features=8, out_features=8, dtype=dtype, weights=weights)
+    for said, rejects in ((bf16, amx.needs_amx_bf16), (int8, amx.needs_amx_int8)):
+        reason = rejects(caps, problem)
+        assert (reason is None) == (said == "") and said in (reason or "")
+
+
+@pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT32])
+@pytest.mark.parametrize("format", [None, "int8", "int4"])
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_what_a_cpu_with_amx_would_choose(
+    dtype: DType, format: str | None, is_deterministic: bool
+) -> None:
+    """bfloat16 on tiles is not batch-invariant; codes on tiles are."""
+    weights = WEIGHT_FORMATS[format] if format else None
+    problem = LinearProblem(in_features=8, out_features=8, dtype=dtype, weights=weights)
+    caps = find_profile("amx").capabilities()
+    policy = SelectionPolicy(deterministic=is_deterministic)
+    selection = Selector(caps, policy, is_present=False).select(OPS["linear"], problem)
+    on_tiles = dtype is DType.BFLOAT16 and not is_deterministic
+    plain = "amx_bf16" if on_tiles else "avx512_bf16"
+    assert selection.kernel.name == ("amx_int8" if format else plain)
+
+
+def test_tiles_that_are_not_lent_are_a_reason(module: EmulatedModule) -> None:
+    module.has_amx_kernels = lambda: False  # type: ignore[method-assign]
+    with in_place_of_native(module):
+        assert "does not lend this process AMX tiles" in (amx.unavailable() or "")
+        del module.amx
+        module._module = ModuleType("old")
+        amx.unavailable.cache_clear()
+        assert "a compiler without AMX" in (amx.unavailable() or "")
+
+
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
@@ -199,7 +276,7 @@ def product(
     columns = weight.rows // 2 if epilogue.is_gated else weight.rows
     out = torch.full((x.shape[0] + 1, columns + 3), float("nan"), dtype=out_dtype)
     bias = random(weight.rows, seed=9).to(x.dtype) if epilogue.has_bias else None
-    weight.uses_tiles = on_tiles
+    weight._products = amx.products if on_tiles else native.load
     if isinstance(weight, QuantizedWeight):
         give_exact_scratch(weight, len(x))
     weight.multiply(x, out[:-1, :columns], bias, epilogue.activation)
@@ -334,28 +411,35 @@ def test_a_bad_activation_stays_in_its_row(stage: Stage, format: WeightFormat | 
     assert not out[[3, 20]].isfinite().any()
 
 
-@pytest.mark.parametrize("num_tokens", [8, 9])
-def test_few_tokens_run_without_tiles(tiles: EmulatedModule, stage: Stage, num_tokens: int) -> None:
-    calls: list[int] = []
-    tiles.linear_amx = lambda *arguments: calls.append(arguments[2])
-    x = random(num_tokens, 8).bfloat16()
-    weight = packed(random(16, 8).bfloat16(), stage)
-    weight.uses_tiles = True
-    weight.multiply(x, torch.empty(num_tokens, 16, dtype=torch.bfloat16))
-    assert calls == ([9] if num_tokens == 9 else [])
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=[*WEIGHT_FORMATS, "bf16"])
+@pytest.mark.usefixtures("machine_code")
+def test_few_tokens_run_without_tiles(
+    stage: Stage, library: ctypes.CDLL, format: WeightFormat | None
+) -> None:
+    values, x = random(16, 8).bfloat16(), random(9, 8, seed=1).bfloat16()
+    weight = packed(values, stage) if format is None else quantized(values, format, stage)
+    product(x[:8], weight, Epilogue(), on_tiles=True)
+    assert library.end_trap() == 0
+    library.begin_trap()
+    product(x, weight, Epilogue(), on_tiles=True)
+    assert library.end_trap() > 0
+    library.begin_trap()
 
 
-def test_the_smoke_run_finds_wrong_tiles(tiles: EmulatedModule) -> None:
-    assert native.tiles_unavailable() is None
-    tiles.quantized_linear_amx = lambda *arguments: None
-    native.tiles_unavailable.cache_clear()
-    assert "in codes gave" in (native.tiles_unavailable() or "")
+def test_the_smoke_run_finds_wrong_tiles(
+    tiles: EmulatedModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert amx.unavailable() is None
+    for name, said in (("quantized_linear", "in codes"), ("linear", "smoke run: 15.5 on tiles")):
+        monkeypatch.setattr(tiles.amx, name, lambda *arguments: None)
+        amx.unavailable.cache_clear()
+        assert said in (amx.unavailable() or "")
 
 
 @pytest.mark.parametrize("instruction", ["ldtilecfg", "tdpbf16ps", "tdpbsud", "tilerelease"])
 def test_the_native_module_holds_the_instruction(instruction: str) -> None:
     objdump = shutil.which("objdump")
-    if native.unavailable() or objdump is None or not hasattr(native.load(), "linear_amx"):
+    if native.unavailable() or objdump is None or not hasattr(native.load(), "amx"):
         pytest.skip("no objdump, or no native module with AMX")
     assert instruction in disassembled(objdump)
 
