@@ -1,4 +1,4 @@
-"""The emulation that AMX kernels are tested on: exact, in the CPU's order, with the CPU's faults."""
+"""What AMX kernels are tested on: exact, in the order of a CPU, with its faults."""
 
 from __future__ import annotations
 
