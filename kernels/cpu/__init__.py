@@ -1,6 +1,7 @@
 """CPU kernels: Python wrappers of the native module."""
 
 from hal.kernels.cpu import (
+    amx,
     attention,
     attention_block,
     block,
@@ -16,6 +17,7 @@ from hal.kernels.cpu import (
 from hal.kernels.cpu.native import compiled_part
 
 __all__ = [
+    "amx",
     "attention",
     "attention_block",
     "block",

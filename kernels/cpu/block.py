@@ -9,12 +9,9 @@ from hal.device import Capabilities
 from hal.kernels.cpu import native
 from hal.kernels.cpu.linear import (
     PackedUp,
-    TileUp,
     decoded_regimes,
     quantized_regimes,
-    quantized_tile_regimes,
     regimes,
-    tile_regimes,
 )
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
@@ -35,14 +32,6 @@ def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
 
 def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
     return cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
-
-
-def _rejects_tiles(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return cannot_alternate(problem) or native.needs_amx_bf16(caps, problem)
-
-
-def _rejects_quantized_tiles(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return cannot_alternate(problem) or native.needs_amx_int8(caps, problem)
 
 
 def _rejects_decoded(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
@@ -102,25 +91,3 @@ class FusedMlpBlock(MlpBlock):
         activated = self._activated_buffer.rows(x.shape[0])
         self.up(x, activated)
         self.down(activated, out)
-
-
-@mlp_block.family(
-    "amx_int8",
-    preference=110,
-    regimes=quantized_tile_regimes,
-    batch_invariant=True,
-    rejects=_rejects_quantized_tiles,
-    unavailable=native.tiles_unavailable,
-)
-@mlp_block.family(
-    "amx_bf16",
-    preference=110,
-    regimes=tile_regimes,
-    batch_invariant=False,
-    rejects=_rejects_tiles,
-    unavailable=native.tiles_unavailable,
-)
-class TileMlpBlock(FusedMlpBlock):
-    """The same on AMX tiles; the second product is selected as every other."""
-
-    up_family = TileUp

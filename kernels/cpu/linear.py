@@ -1,4 +1,4 @@
-"""linear on AVX512 and AMX: for each way of storing a weight one layout from decode to prefill."""
+"""linear on AVX512: for each way of storing a weight one layout from decode to prefill."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hal.weights import LogicalWeight
 def stored_weight(
     problem: LinearProblem,
     binder: Binder,
-    products: native.Products = native.avx512_products,
+    products: native.Products = native.load,
     *,
     is_gated: bool = False,
 ) -> PackedWeight | QuantizedWeight:
@@ -65,28 +65,6 @@ def quantized_regimes(_problem: object) -> tuple[Regime, ...]:
         Regime(2, 16, "codes are unpacked once, used from registers by every token"),
         Regime(17, None, "panels of the weight stay in L2 while tiles of 16 tokens pass"),
     )
-
-
-def tile_regimes(_problem: object) -> tuple[Regime, ...]:
-    """As `regimes`, with tiles for more than a few tokens; src/linear_amx.cpp has the sizes."""
-    return (
-        Regime(1, 6, "each panel of the weight is read once and reused from registers"),
-        Regime(7, _MOST, "blocks of the weight stay in cache while tiles of 6 tokens pass"),
-        _ON_TILES,
-    )
-
-
-def quantized_tile_regimes(_problem: object) -> tuple[Regime, ...]:
-    """As `quantized_regimes`, with tiles for more than a few tokens."""
-    return (
-        Regime(1, 1, "the weight is one linear stream"),
-        Regime(2, _MOST, "codes are unpacked once, used from registers by every token"),
-        _ON_TILES,
-    )
-
-
-_MOST = native.MOST_TOKENS_WITHOUT_TILES
-_ON_TILES = Regime(_MOST + 1, None, "AMX, in tiles of 32 tokens by 32 rows of the weight")
 
 
 def decoded_regimes(_problem: object) -> tuple[Regime, ...]:
@@ -129,9 +107,9 @@ class PackedLinear(LinearFamily):
     """
 
     @staticmethod
-    def products(num_tokens: int) -> ModuleType:
-        """The native functions that multiply it in a step of `num_tokens`."""
-        return native.avx512_products(num_tokens)
+    def products() -> ModuleType:
+        """The functions of the instruction set that multiplies it."""
+        return native.load()
 
     def __init__(self, problem: LinearProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
@@ -167,32 +145,6 @@ class PackedLinear(LinearFamily):
         self._weight.multiply(x, out, self._bias, self._activation)
 
 
-@linear.family(
-    "amx_int8",
-    preference=110,
-    regimes=quantized_tile_regimes,
-    batch_invariant=True,
-    rejects=native.needs_amx_int8,
-    unavailable=native.tiles_unavailable,
-)
-@linear.family(
-    "amx_bf16",
-    preference=110,
-    regimes=tile_regimes,
-    batch_invariant=False,
-    rejects=native.needs_amx_bf16,
-    unavailable=native.tiles_unavailable,
-)
-class TileLinear(PackedLinear):
-    """The same weight, multiplied on AMX tiles where tokens are many enough to fill them.
-
-    Sums of codes are those of `avx512_vnni` to the bit. Tiles add bfloat16 in an order of their
-    own, so a token's bits change where the tiles begin: not batch-invariant.
-    """
-
-    products = staticmethod(native.products_on_tiles)
-
-
 class PackedUp(PackedLinear):
     """The first product of an MLP with its activation: out [M, intermediate_size].
 
@@ -205,9 +157,3 @@ class PackedUp(PackedLinear):
         super().__init__(problem, binder)
         self._activation = native.ACTIVATION_CODES[activation]
         self._weight = stored_weight(problem, binder, self.products, is_gated=is_gated)
-
-
-class TileUp(PackedUp):
-    """The same on AMX tiles."""
-
-    products = staticmethod(native.products_on_tiles)

@@ -34,10 +34,6 @@ ACTIVATION_CODES = {
 }
 COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
 
-# A tile product takes a step for each token that it holds, so few tokens leave most of it idle,
-# and then the weight's bytes are what takes the time.
-MOST_TOKENS_WITHOUT_TILES = 8
-
 NOT_BUILT = "the native module is not built ({}); install hal with a C++ compiler"
 OLD_BUILD = "the native module was built from older sources; install hal again"
 
@@ -46,8 +42,8 @@ DOTS = tuple(f for f in WEIGHT_FORMATS.values() if not f.keeps_activations)
 DOTS_WITHOUT_ZEROS = tuple(f for f in DOTS if not f.has_zeros)
 DECODED = tuple(f for f in WEIGHT_FORMATS.values() if f.keeps_activations)
 
-# Gives the native functions that multiply packed weights and codes in a step of so many tokens.
-Products = Callable[[int], ModuleType]
+# Gives the functions of one instruction set that multiply packed weights and codes.
+Products = Callable[[], ModuleType]
 
 
 @cache
@@ -123,38 +119,6 @@ def decoded_unavailable() -> str | None:
     return quantized_smoke_failure(module, DECODED)
 
 
-@cache
-def tiles_unavailable() -> str | None:
-    """The same for the kernels that multiply on AMX tiles, in bfloat16 and in codes."""
-    if reason := quantized_unavailable():
-        return reason
-    module = load()
-    if not hasattr(module, "amx"):
-        return "the native module was built by a compiler without AMX, or from older sources"
-    if not module.has_amx_kernels():
-        return (
-            "the operating system does not lend this process AMX tiles (Linux 5.16 or newer does); "
-            f"it may use {', '.join(module.features())}"
-        )
-    return smoke_failure(module, module.amx) or quantized_smoke_failure(
-        module.amx, DOTS_WITHOUT_ZEROS
-    )
-
-
-def avx512_products(num_tokens: int) -> ModuleType:
-    """The products of AVX512-BF16 and VNNI, at every number of tokens."""
-    return load()
-
-
-def products_on_tiles(num_tokens: int) -> ModuleType:
-    """The products of AMX where there are tokens enough to fill tiles, else those of AVX512."""
-    module = load()
-    if num_tokens <= MOST_TOKENS_WITHOUT_TILES:
-        return module
-    tiles: ModuleType = module.amx
-    return tiles
-
-
 def quantized_smoke_failure(products: ModuleType, formats: Iterable[WeightFormat]) -> str | None:
     """The product of the smoke run with weights in each format."""
     return next(filter(None, (_codes_failure(products, format) for format in formats)), None)
@@ -165,7 +129,7 @@ def _codes_failure(module: ModuleType, format: WeightFormat) -> str | None:
     x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
     codes, scratch = torch.zeros(1024, dtype=torch.uint8), torch.zeros(128, dtype=torch.uint8)
     out = torch.empty(1, 1)
-    layout = (codes.data_ptr(), 1, 2, format.group_size or 0, format.has_zeros, layout_code(format))
+    layout = (codes.data_ptr(), 1, 2, *layout_of(format))
     module.quantize_rows(weight.data_ptr(), 0, 2, 1, *layout, 0, False, 1)
     module.quantized_linear(
         *(x.data_ptr(), 0, 2, 1, *layout, scratch.data_ptr()),
@@ -174,6 +138,11 @@ def _codes_failure(module: ModuleType, format: WeightFormat) -> str | None:
     if abs(out.item() - 15.5) < 0.2:
         return None
     return f"smoke run: 3 * 5 + 1 * 0.5 in codes of {format} gave {out.item()}"
+
+
+def layout_of(format: WeightFormat) -> tuple[int, bool, int]:
+    """What QuantizedShape of src/kernels.h holds beside the size."""
+    return format.group_size or 0, format.has_zeros, layout_code(format)
 
 
 def layout_code(format: WeightFormat) -> int:
@@ -218,23 +187,6 @@ def needs_avx512_vbmi(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that decode a weight's codes to floats; the module has BF16 throughout."""
     reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VBMI, caps)
     return reason or needs_floats(caps, problem)
-
-
-def needs_amx_bf16(caps: Capabilities, problem: HasWeights) -> str | None:
-    """For families that multiply a weight in bfloat16 on tiles."""
-    reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AMX_BF16, caps)
-    if reason is None and problem.dtype is not DType.BFLOAT16:
-        reason = f"multiplies in {DType.BFLOAT16}; the problem is in {problem.dtype}"
-    return reason or needs_unquantized(caps, problem)
-
-
-def needs_amx_int8(caps: Capabilities, problem: HasWeights) -> str | None:
-    """For families that multiply codes on tiles."""
-    reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VNNI, caps)
-    reason = reason or _needs(Feature.AMX_INT8, caps) or needs_codes(caps, problem)
-    if reason is None and problem.weights not in DOTS_WITHOUT_ZEROS:
-        reason = f"has no products with weights in {problem.weights}"
-    return reason
 
 
 def _needs(feature: Feature, caps: Capabilities) -> str | None:

@@ -35,14 +35,14 @@ class PackedWeight:
         dtype: DType,
         *,
         is_gated: bool = False,
-        products: native.Products = native.avx512_products,
+        products: native.Products = native.load,
     ) -> None:
         self.rows = rows
         self.columns = columns
         self.dtype = dtype
         self.code = native.DTYPE_CODES[dtype]
         self.is_gated = is_gated
-        self.products = products
+        self._products = products
         self.address = 0
         step = 2 if dtype is DType.BFLOAT16 else 1
         self._multiply = native.Repeated(self._product)
@@ -106,7 +106,7 @@ class PackedWeight:
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         return partial(
-            self.products(source.shape[0]).linear,
+            self._products().linear,
             source.data_ptr(),
             source.stride(0),
             source.shape[0],

@@ -32,7 +32,7 @@ class Level:
     preference: int
     tile_tokens: int
 
-    def products(self, num_tokens: int) -> ModuleType:
+    def products(self) -> ModuleType:
         """The part of the native module that is compiled for it."""
         return _products(self.name)
 

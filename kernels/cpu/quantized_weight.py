@@ -36,7 +36,7 @@ class QuantizedWeight:
         format: WeightFormat,
         *,
         is_gated: bool = False,
-        products: native.Products = native.avx512_products,
+        products: native.Products = native.load,
     ) -> None:
         self.is_decoded = format.keeps_activations
         assert self.is_decoded or columns <= _MOST_COLUMNS, (
@@ -45,7 +45,7 @@ class QuantizedWeight:
         self.rows = rows
         self.columns = columns
         self.is_gated = is_gated
-        self.products = products
+        self._products = products
         self.address = 0
         self.group_size = format.group_size or 0  # 0 is int8 to the native module
         self.has_zeros = format.has_zeros
@@ -91,7 +91,7 @@ class QuantizedWeight:
         values = readable(weight)
         assert values.shape[1] == self.columns, f"{tuple(values.shape)}, {self.columns} columns"
         assert 0 <= first_row <= self.rows - values.shape[0], f"{first_row} + {values.shape[0]}"
-        num_bad = self.products(1).quantize_rows(
+        num_bad = self._products().quantize_rows(
             values.data_ptr(),
             native.TORCH_CODES[values.dtype],
             values.stride(0),
@@ -129,7 +129,7 @@ class QuantizedWeight:
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         assert self.scratch is not None, "no room for x was declared"
         return partial(
-            self.products(source.shape[0]).quantized_linear,
+            self._products().quantized_linear,
             source.data_ptr(),
             native.TORCH_CODES[source.dtype],
             source.stride(0),
@@ -146,7 +146,7 @@ class QuantizedWeight:
 
     def look_up(self, ids: torch.Tensor, out: torch.Tensor) -> None:
         """out[i] = row ids[i]; NaN where there is no such row."""
-        self.products(1).gather_quantized_rows(
+        self._products().gather_quantized_rows(
             *self._layout,
             ids.data_ptr(),
             ids.shape[0],

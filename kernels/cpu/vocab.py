@@ -10,11 +10,9 @@ from hal.kernels.cpu import native
 from hal.kernels.cpu.linear import (
     decoded_regimes,
     quantized_regimes,
-    quantized_tile_regimes,
     regimes,
     stored_form,
     stored_weight,
-    tile_regimes,
 )
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
@@ -35,14 +33,6 @@ def _rejects(caps: Capabilities, problem: VocabProblem) -> str | None:
 
 def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
     return only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
-
-
-def _rejects_tiles(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return only_looked_up(problem) or native.needs_amx_bf16(caps, problem)
-
-
-def _rejects_quantized_tiles(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return only_looked_up(problem) or native.needs_amx_int8(caps, problem)
 
 
 def _rejects_decoded(caps: Capabilities, problem: VocabProblem) -> str | None:
@@ -77,9 +67,9 @@ class PackedVocab(VocabFamily):
     """Logits leave the float32 sums unrounded."""
 
     @staticmethod
-    def products(num_tokens: int) -> ModuleType:
-        """The native functions that multiply it in a step of `num_tokens`."""
-        return native.avx512_products(num_tokens)
+    def products() -> ModuleType:
+        """The functions of the instruction set that multiplies it."""
+        return native.load()
 
     def __init__(self, problem: VocabProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
@@ -109,25 +99,3 @@ class PackedVocab(VocabFamily):
 
     def logits(self, x: Tensor, out: Tensor) -> None:
         self._weight.multiply(x, out)
-
-
-@vocab.family(
-    "amx_int8",
-    preference=110,
-    regimes=quantized_tile_regimes,
-    batch_invariant=True,
-    rejects=_rejects_quantized_tiles,
-    unavailable=native.tiles_unavailable,
-)
-@vocab.family(
-    "amx_bf16",
-    preference=110,
-    regimes=tile_regimes,
-    batch_invariant=False,
-    rejects=_rejects_tiles,
-    unavailable=native.tiles_unavailable,
-)
-class TileVocab(PackedVocab):
-    """The same, logits of many tokens on AMX tiles."""
-
-    products = staticmethod(native.products_on_tiles)

@@ -101,7 +101,7 @@ struct LinearArgs {
     int num_threads;
 };
 void linear(const LinearArgs& args);
-void linear_amx(const LinearArgs& args);  // bfloat16 only
+void linear_amx(const LinearArgs& args);  // bfloat16; few tokens by linear()
 
 // What reads a weight of codes: products of whole numbers, or those that decode it to floats.
 enum class Codes : int { kDots = 0, kDecoded = 1, kDecodedFp8 = 2 };
@@ -204,7 +204,7 @@ struct QuantizedLinearArgs {
     int num_threads;
 };
 void quantized_linear(const QuantizedLinearArgs& args);
-void quantized_linear_amx(const QuantizedLinearArgs& args);
+void quantized_linear_amx(const QuantizedLinearArgs& args);  // few tokens by quantized_linear()
 void decoded_linear(const QuantizedLinearArgs& args);
 
 // RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is

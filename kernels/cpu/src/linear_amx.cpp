@@ -22,6 +22,10 @@ constexpr int64_t kBlockStrips = 2;
 constexpr int64_t kBlockRows = kBlockStrips * kLanes;
 constexpr int64_t kUnitBytes = 4;
 
+// A tile product takes a step for each token that it holds, so few tokens leave most of it idle,
+// and then the weight's bytes are what takes the time: the AVX512 kernels run them.
+constexpr int64_t kFewTokens = 8;
+
 // Of x: how much stays in L2 (2 MiB where there is AMX) while pairs of strips pass.
 constexpr int64_t kCachedBytes = 1 << 20;
 
@@ -355,10 +359,7 @@ void run_share(const QuantizedLinearArgs& args, int64_t thread, int64_t threads)
     }
 }
 
-}  // namespace
-
-void linear_amx(const LinearArgs& args) {
-    if (args.m == 0) return;
+void run_on_tiles(const LinearArgs& args) {
     const Partition partition(args.m, args.shape.n, 2 * args.shape.k);
 #pragma omp parallel num_threads(args.num_threads)
     {
@@ -368,8 +369,7 @@ void linear_amx(const LinearArgs& args) {
     }
 }
 
-void quantized_linear_amx(const QuantizedLinearArgs& args) {
-    if (args.m == 0) return;
+void run_on_tiles(const QuantizedLinearArgs& args) {
 #pragma omp parallel num_threads(args.num_threads)
     {
         const int64_t thread = thread_index(), threads = thread_count();
@@ -378,6 +378,16 @@ void quantized_linear_amx(const QuantizedLinearArgs& args) {
         publish(args.scratch);
         run_share(args, thread, threads);
     }
+}
+
+}  // namespace
+
+void linear_amx(const LinearArgs& args) {
+    args.m > kFewTokens ? run_on_tiles(args) : linear(args);
+}
+
+void quantized_linear_amx(const QuantizedLinearArgs& args) {
+    args.m > kFewTokens ? run_on_tiles(args) : quantized_linear(args);
 }
 
 }  // namespace hal::cpu

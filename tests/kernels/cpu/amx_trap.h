@@ -8,6 +8,8 @@
 #include <signal.h>
 #include <ucontext.h>
 
+#include <atomic>
+
 #include "../../../kernels/cpu/src/amx_emulated.h"
 
 namespace hal::cpu {
@@ -117,12 +119,16 @@ class TileInstruction {
 };
 
 struct sigaction before_trap;
+std::atomic<int64_t> num_trapped = 0;
 
 void on_illegal_instruction(int, siginfo_t*, void* context) {
     greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
     const uint8_t* code = reinterpret_cast<const uint8_t*>(registers[REG_RIP]);
-    // Where it is no tile instruction, it is met again without the trap.
-    if (!TileInstruction(code, registers).run()) sigaction(SIGILL, &before_trap, nullptr);
+    if (TileInstruction(code, registers).run()) {
+        ++num_trapped;
+    } else {
+        sigaction(SIGILL, &before_trap, nullptr);  // to be met again without the trap
+    }
 }
 
 }  // namespace

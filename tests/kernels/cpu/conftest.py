@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,3 +40,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+_EMULATED = Path(__file__).with_name("amx_emulated.cpp")
+_AVX512 = ("f", "bw", "vl", "dq", "bf16", "vnni")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """amx_emulated.cpp, compiled; CXXFLAGS may add sanitizers, which the compiler goes without."""
+    compiler = os.environ.get("CXX") or shutil.which("c++")
+    if reason := native.unavailable() or (None if compiler else "no C++ compiler"):
+        pytest.skip(reason)
+    path = tmp_path_factory.mktemp("amx") / "amx_emulated.so"
+    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-fopenmp", "-mfma", "-mavx2", "-mf16c"]
+    flags += [f"-mavx512{name}" for name in _AVX512]
+    flags += os.environ.get("CXXFLAGS", "").split()
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    command = [str(compiler), *flags, str(_EMULATED), "-o", str(path)]
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    return ctypes.CDLL(str(path))

@@ -8,21 +8,17 @@ them (amx_trap.h).
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from exact_scratch import give_exact_scratch
-from numpy.typing import NDArray
 
 import hal.kernels
 from hal.conformance.case import Case
@@ -34,16 +30,15 @@ from hal.device import Feature
 from hal.devices import host
 from hal.devices.cpu import CpuDevice
 from hal.dtypes import DType
-from hal.kernels.cpu import native
+from hal.kernels.cpu import amx, native
 from hal.kernels.cpu.linear import stored_weight
 from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.opset.linear import LinearProblem
-from hal.select import OPS, Kernel
-from hal.weights import LogicalWeight, WeightFormat
+from hal.profiles import find_profile
+from hal.select import OPS, Kernel, SelectionPolicy, Selector
+from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
 
-SOURCE = Path(__file__).with_name("amx_emulated.cpp")
-INSTRUCTIONS = ("f", "bw", "vl", "dq", "bf16", "vnni")
 FORMATS = native.DOTS_WITHOUT_ZEROS
 # Rows x columns: less than a strip, an odd number of strips, more than one pair of them; a depth of
 # less than a unit, an odd one, one element short of a step, several steps.
@@ -54,46 +49,40 @@ NUM_TOKENS = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 300]
 hal.kernels.register_all()
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """amx_emulated.cpp, compiled; CXXFLAGS may add sanitizers, which the compiler goes without."""
-    compiler = os.environ.get("CXX") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    path = tmp_path_factory.mktemp("amx") / "amx_emulated.so"
-    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-fopenmp", "-mfma", "-mavx2", "-mf16c"]
-    flags += [f"-mavx512{name}" for name in INSTRUCTIONS]
-    flags += os.environ.get("CXXFLAGS", "").split()
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    command = [compiler, *flags, str(SOURCE), "-o", str(path)]
-    subprocess.run(command, check=True, env=environment, timeout=300)
-    return ctypes.CDLL(str(path))
-
-
-class EmulatedTiles(ModuleType):
-    """Its products on tiles."""
-
-    def __init__(self, module: ModuleType, library: ctypes.CDLL) -> None:
-        super().__init__("emulated.amx")
-        self.linear = _function(library.linear_amx, 14)
-        self.quantized_linear = _function(library.quantized_linear_amx, 18)
-        self.quantize_rows = module.quantize_rows
-
-
 class EmulatedModule(ModuleType):
     """The native module, as if this CPU had AMX."""
-
-    amx: EmulatedTiles
 
     def __init__(self, module: ModuleType) -> None:
         super().__init__("emulated")
         self._module = module
+        self.amx: ModuleType = module.amx
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._module, name)
 
     def has_amx_kernels(self) -> bool:
         return True
+
+
+class Source(ModuleType):
+    """The products compiled from source, more than `few` tokens on tiles."""
+
+    def __init__(self, library: ctypes.CDLL, few: int) -> None:
+        super().__init__("source")
+        self._linear = _function(library.linear_on_tiles, 14)
+        self._quantized_linear = _function(library.quantized_linear_on_tiles, 18)
+        self._few = few
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(native.load(), name)
+
+    def linear(self, *arguments: int) -> None:
+        run = self._linear if arguments[2] > self._few else native.load().linear
+        run(*arguments)
+
+    def quantized_linear(self, *arguments: int) -> None:
+        run = self._quantized_linear if arguments[3] > self._few else native.load().quantized_linear
+        run(*arguments)
 
 
 def _function(symbol: Callable[..., None], num_parameters: int) -> Callable[..., None]:
@@ -107,42 +96,45 @@ def _function(symbol: Callable[..., None], num_parameters: int) -> Callable[...,
 def in_place_of_native(module: EmulatedModule) -> Iterator[EmulatedModule]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "load", lambda: module)
-        native.tiles_unavailable.cache_clear()
+        amx.unavailable.cache_clear()
         yield module
-    native.tiles_unavailable.cache_clear()
+    amx.unavailable.cache_clear()
 
 
-def source_module(library: ctypes.CDLL) -> EmulatedModule:
-    module = EmulatedModule(native.load())
-    module.amx = EmulatedTiles(native.load(), library)
-    return module
-
-
-@pytest.fixture(params=["source", "machine code"])
-def tiles(
-    request: pytest.FixtureRequest, stage: Stage, library: ctypes.CDLL
-) -> Iterator[EmulatedModule]:
-    if request.param == "source":
-        with in_place_of_native(source_module(library)) as module:
-            yield module
-        return
+@pytest.fixture
+def module(stage: Stage) -> EmulatedModule:
     if not hasattr(native.load(), "amx"):
-        pytest.skip("the native module is built without AMX")
+        pytest.skip("the native module is built by a compiler without AMX")
+    return EmulatedModule(native.load())
+
+
+@pytest.fixture
+def machine_code(module: EmulatedModule, library: ctypes.CDLL) -> Iterator[EmulatedModule]:
     if native.load().has_amx_kernels():
         pytest.skip("this CPU has AMX: the conformance table runs the machine code")
     library.begin_trap()
-    with in_place_of_native(EmulatedModule(native.load())) as module:
+    with in_place_of_native(module):
         yield module
     library.end_trap()
 
 
-@pytest.fixture
-def tiles_for_all(
-    stage: Stage, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=["source", "machine code"])
+def tiles(
+    request: pytest.FixtureRequest, module: EmulatedModule, library: ctypes.CDLL
 ) -> Iterator[EmulatedModule]:
+    if request.param == "source":
+        module.amx = Source(library, few=8)
+        with in_place_of_native(module):
+            yield module
+    else:
+        yield request.getfixturevalue("machine_code")
+
+
+@pytest.fixture
+def tiles_for_all(module: EmulatedModule, library: ctypes.CDLL) -> Iterator[EmulatedModule]:
     """The source alone, also for so few tokens that the kernels for AVX512 would run them."""
-    monkeypatch.setattr(native, "MOST_TOKENS_WITHOUT_TILES", 0)
-    with in_place_of_native(source_module(library)) as module:
+    module.amx = Source(library, few=0)
+    with in_place_of_native(module):
         yield module
 
 
@@ -179,6 +171,61 @@ def test_every_kernel_was_among_them() -> None:
         assert any(kernel in row.values for row in AMX_ROWS), f"{kernel.op} {kernel.name}"
 
 
+ZEN4 = frozenset({Feature.AVX512, Feature.AVX512_BF16, Feature.AVX512_VNNI})
+XEON = ZEN4 | {Feature.AMX_BF16, Feature.AMX_INT8}
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype", "format", "bf16", "int8"),
+    [
+        (ZEN4, DType.BFLOAT16, None, "needs amx_bf16; a CPU has avx512", "stores quantized"),
+        (ZEN4, DType.BFLOAT16, "int8", "needs amx_bf16", "needs amx_int8; a CPU has avx512"),
+        (XEON, DType.BFLOAT16, None, "", "stores quantized weights; the problem keeps them"),
+        (XEON, DType.BFLOAT16, "int4", "the problem asks for int4", ""),
+        (XEON, DType.FLOAT32, None, "multiplies in bfloat16; the problem is in float32", "keeps"),
+        (XEON, DType.FLOAT32, "int8", "multiplies in bfloat16", ""),
+        (frozenset(), DType.BFLOAT16, "int8", "needs avx512_bf16", "needs avx512_bf16"),
+    ],
+)
+def test_reasons(
+    features: frozenset[Feature], dtype: DType, format: str | None, bf16: str, int8: str
+) -> None:
+    """Of absent CPUs as well."""
+    caps = replace(host.cpu_capabilities(), name="a CPU", features=features)
+    weights = WEIGHT_FORMATS[format] if format else None
+    problem = LinearProblem(in_features=8, out_features=8, dtype=dtype, weights=weights)
+    for said, rejects in ((bf16, amx.needs_amx_bf16), (int8, amx.needs_amx_int8)):
+        reason = rejects(caps, problem)
+        assert (reason is None) == (said == "") and said in (reason or "")
+
+
+@pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT32])
+@pytest.mark.parametrize("format", [None, "int8", "int4"])
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_what_a_cpu_with_amx_would_choose(
+    dtype: DType, format: str | None, is_deterministic: bool
+) -> None:
+    """bfloat16 on tiles is not batch-invariant; codes on tiles are."""
+    weights = WEIGHT_FORMATS[format] if format else None
+    problem = LinearProblem(in_features=8, out_features=8, dtype=dtype, weights=weights)
+    caps = find_profile("amx").capabilities()
+    policy = SelectionPolicy(deterministic=is_deterministic)
+    selection = Selector(caps, policy, is_present=False).select(OPS["linear"], problem)
+    on_tiles = dtype is DType.BFLOAT16 and not is_deterministic
+    plain = "amx_bf16" if on_tiles else "avx512_bf16"
+    assert selection.kernel.name == ("amx_int8" if format else plain)
+
+
+def test_tiles_that_are_not_lent_are_a_reason(module: EmulatedModule) -> None:
+    module.has_amx_kernels = lambda: False  # type: ignore[method-assign]
+    with in_place_of_native(module):
+        assert "does not lend this process AMX tiles" in (amx.unavailable() or "")
+        del module.amx
+        module._module = ModuleType("old")
+        amx.unavailable.cache_clear()
+        assert "a compiler without AMX" in (amx.unavailable() or "")
+
+
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
@@ -207,7 +254,7 @@ def product(
     columns = weight.rows // 2 if epilogue.is_gated else weight.rows
     out = torch.full((x.shape[0] + 1, columns + 3), float("nan"), dtype=out_dtype)
     bias = random(weight.rows, seed=9).to(x.dtype) if epilogue.has_bias else None
-    weight.products = native.products_on_tiles if on_tiles else native.avx512_products
+    weight._products = amx.products if on_tiles else native.load
     if isinstance(weight, QuantizedWeight):
         give_exact_scratch(weight, len(x), DType[str(x.dtype)[6:].upper()])
     weight.multiply(x, out[:-1, :columns], bias, epilogue.activation)
@@ -342,22 +389,29 @@ def test_a_bad_activation_stays_in_its_row(stage: Stage, format: WeightFormat | 
     assert not out[[3, 20]].isfinite().any()
 
 
-@pytest.mark.parametrize("num_tokens", [8, 9])
-def test_few_tokens_run_without_tiles(tiles: EmulatedModule, stage: Stage, num_tokens: int) -> None:
-    calls: list[int] = []
-    tiles.amx.linear = lambda *arguments: calls.append(arguments[2])
-    x = random(num_tokens, 8).bfloat16()
-    weight = packed(random(16, 8).bfloat16(), stage)
-    weight.products = native.products_on_tiles
-    weight.multiply(x, torch.empty(num_tokens, 16, dtype=torch.bfloat16))
-    assert calls == ([9] if num_tokens == 9 else [])
+@pytest.mark.parametrize("format", [*FORMATS, None], ids=str)
+@pytest.mark.usefixtures("machine_code")
+def test_few_tokens_run_without_tiles(
+    stage: Stage, library: ctypes.CDLL, format: WeightFormat | None
+) -> None:
+    values, x = random(16, 8).bfloat16(), random(9, 8, seed=1).bfloat16()
+    weight = packed(values, stage) if format is None else quantized(values, format, stage)
+    product(x[:8], weight, Epilogue(), on_tiles=True)
+    assert library.end_trap() == 0
+    library.begin_trap()
+    product(x, weight, Epilogue(), on_tiles=True)
+    assert library.end_trap() > 0
+    library.begin_trap()
 
 
-def test_the_smoke_run_finds_wrong_tiles(tiles: EmulatedModule) -> None:
-    assert native.tiles_unavailable() is None
-    tiles.amx.quantized_linear = lambda *arguments: None
-    native.tiles_unavailable.cache_clear()
-    assert "in codes gave" in (native.tiles_unavailable() or "")
+def test_the_smoke_run_finds_wrong_tiles(
+    tiles: EmulatedModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert amx.unavailable() is None
+    for name, said in (("quantized_linear", "in codes"), ("linear", "smoke run: 15.5 on tiles")):
+        monkeypatch.setattr(tiles.amx, name, lambda *arguments: None)
+        amx.unavailable.cache_clear()
+        assert said in (amx.unavailable() or "")
 
 
 @pytest.mark.parametrize("instruction", ["ldtilecfg", "tdpbf16ps", "tdpbsud", "tilerelease"])
@@ -373,122 +427,3 @@ def disassembled(objdump: str) -> str:
     assert path is not None
     command = [objdump, "--disassemble", "--no-show-raw-insn", path]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
-
-
-# The emulation itself.
-
-BYTES = {0: (np.int8, np.int8), 1: (np.int8, np.uint8), 2: (np.uint8, np.int8)}
-BYTES |= {3: (np.uint8, np.uint8)}
-TILES = [(16, 16, 16), (1, 1, 1), (5, 8, 3), (16, 3, 16)]  # rows, units, columns
-Tile = NDArray[np.uint8]
-
-
-def as_tile(values: NDArray[np.generic]) -> Tile:
-    """Rows of up to 64 bytes at the start of 16 x 64 that are otherwise full of ones."""
-    tile = np.full((16, 64), 0xFF, np.uint8)
-    rows = np.ascontiguousarray(values).view(np.uint8)
-    tile[: rows.shape[0], : rows.shape[1]] = rows
-    return tile
-
-
-def tile_product(
-    library: ctypes.CDLL, kind: int, size: tuple[int, int, int], a: Tile, b: Tile, sums: Tile
-) -> Tile:
-    out = sums.copy()
-    pointers = [ctypes.c_void_p(tile.ctypes.data) for tile in (a, b, out)]
-    library.tile_product(kind, *size, *pointers)
-    return out
-
-
-@pytest.mark.parametrize("kind", BYTES)
-@pytest.mark.parametrize("size", TILES, ids=str)
-def test_emulated_bytes(library: ctypes.CDLL, size: tuple[int, int, int], kind: int) -> None:
-    """Exact, extremes included; nothing outside the tile is read or written."""
-    rows, units, columns = size
-    rng = np.random.default_rng(kind)
-    left, right = (np.iinfo(dtype) for dtype in BYTES[kind])
-    a = rng.integers(left.min, left.max, (rows, 4 * units), left.dtype, endpoint=True)
-    b = rng.integers(right.min, right.max, (units, 4 * columns), right.dtype, endpoint=True)
-    a[0], b[0] = left.max, right.max
-    sums = rng.integers(-(2**30), 2**30, (rows, columns), np.int32)
-    depth = b.reshape(units, columns, 4).transpose(0, 2, 1).reshape(4 * units, columns)
-    expected = sums + a.astype(np.int32) @ depth.astype(np.int32)
-    out = tile_product(library, kind, size, as_tile(a), as_tile(b), as_tile(sums))
-    assert np.array_equal(out, as_tile(expected.astype(np.int32)))
-
-
-def bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Values that bfloat16 holds exactly."""
-    bits = values.astype(np.float32).view(np.uint32)
-    assert not (bits & 0xFFFF).any()
-    return (bits >> 16).astype(np.uint16)
-
-
-def bf16_sum(library: ctypes.CDLL, x: list[float], weight: list[float], start: float) -> float:
-    """One row by one column, through the tiles."""
-    a, b = (bfloat16(np.array(v, np.float32))[None] for v in (x, weight))
-    size = (1, len(x) // 2, 1)
-    sums = as_tile(np.array([[start]], np.float32))
-    out = tile_product(library, 4, size, as_tile(a), as_tile(b.reshape(-1, 2)), sums)
-    return float(out[0, :4].view(np.float32)[0])
-
-
-TINY = 2.0**-126  # the least normal number
-BIG = 2.0**24  # one more is lost
-
-
-def test_emulated_bf16_order(library: ctypes.CDLL) -> None:
-    """Even and odd columns add up apart, then meet, then meet the sum."""
-    ones = [1.0] * 4
-    assert bf16_sum(library, [BIG, 1.0, -BIG, 1.0], ones, 0.0) == 2.0
-    assert bf16_sum(library, [BIG, -BIG, 1.0, 1.0], ones, 0.0) == 1.0
-    assert bf16_sum(library, [1.0, 1.0, 0.0, 0.0], ones, BIG) == BIG + 2
-    assert bf16_sum(library, [BIG, 0.0, 1.0, 1.0], ones, -BIG) == 0.0
-
-
-def test_emulated_bf16_flushes_denormals(library: ctypes.CDLL) -> None:
-    assert bf16_sum(library, [TINY / 2, 0.0], [BIG, 0.0], 0.0) == 0.0
-    assert bf16_sum(library, [TINY, 0.0], [0.5, 0.0], 0.0) == 0.0
-    assert bf16_sum(library, [0.0, 0.0], [0.0, 0.0], TINY / 2) == 0.0
-    assert bf16_sum(library, [TINY, 0.0], [1.0, 0.0], 0.0) == TINY
-    assert np.isnan(bf16_sum(library, [np.inf, 1.0], [0.0, 1.0], 0.0))
-
-
-@pytest.mark.parametrize("size", TILES, ids=str)
-def test_emulated_bf16(library: ctypes.CDLL, size: tuple[int, int, int]) -> None:
-    rows, units, columns = size
-    rng = np.random.default_rng(5)
-    a = rng.integers(-9, 9, (rows, 2 * units)).astype(np.float32)
-    b = rng.integers(-9, 9, (units, 2 * columns)).astype(np.float32)
-    sums = rng.integers(-99, 99, (rows, columns)).astype(np.float32)
-    depth = b.reshape(units, columns, 2).transpose(0, 2, 1).reshape(2 * units, columns)
-    tiles = (as_tile(bfloat16(a)), as_tile(bfloat16(b)), as_tile(sums))
-    out = tile_product(library, 4, size, *tiles)
-    assert np.array_equal(out, as_tile((sums + a @ depth).astype(np.float32)))
-
-
-MISUSES = [
-    "not configured",
-    "palette is 0 or 1",
-    "16 rows of 64 bytes at most",
-    "16 rows of 64 bytes at most",
-    "rows and bytes, or neither",
-    "eight tiles",
-    "no rows",
-    "three different tiles",
-    "rows as long",
-    "as many rows",
-    "as many rows",
-    "depths of the sources are equal",
-    "not configured",
-]
-
-
-@pytest.mark.parametrize("kind", range(len(MISUSES)))
-def test_emulated_faults(library: ctypes.CDLL, kind: int) -> None:
-    code = f"import ctypes; ctypes.CDLL({library._name!r}).misuse({kind})"
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert run.returncode != 0
-    assert MISUSES[kind] in run.stderr
