@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "src/counters.h"
 #include "src/features.h"
 #include "src/kernels.h"
 
@@ -70,11 +71,10 @@ void call_gather_packed_rows(Address weight, int64_t n, int64_t k, int dtype, Ad
                         .num_threads = num_threads});
 }
 
-void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
-                 int dtype, Address bias, Address out, int out_dtype, int64_t out_stride,
-                 int activation, bool gated, int num_threads) {
-    nb::gil_scoped_release release;
-    linear({.x = at(x),
+LinearArgs product(Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
+                   int dtype, Address bias, Address out, int out_dtype, int64_t out_stride,
+                   int activation, bool gated) {
+    return {.x = at(x),
             .x_stride = x_stride,
             .m = m,
             .weight = at(weight),
@@ -87,30 +87,44 @@ void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t
                        .stride = out_stride,
                        .activation = static_cast<Activation>(activation),
                        .gated = gated},
-            .num_threads = num_threads});
+            .num_threads = 1};
 }
 
-void call_quantized_linear(Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
-                           int64_t n, int64_t k, int64_t group, Address scratch, Address bias,
-                           Address out, int out_dtype, int64_t out_stride, int activation,
-                           bool gated, int num_threads) {
+QuantizedLinearArgs quantized_product(Address x, int x_dtype, int64_t x_stride, int64_t m,
+                                      Address weight, int64_t n, int64_t k, int64_t group,
+                                      Address scratch, Address bias, Address out, int out_dtype,
+                                      int64_t out_stride, int activation, bool gated) {
+    return {.x = at(x),
+            .x_dtype = dtype_of(x_dtype),
+            .x_stride = x_stride,
+            .m = m,
+            .weight = at(weight),
+            .shape = {n, k, group},
+            .scratch = at(scratch),
+            .output = {.n = n,
+                       .bias = at(bias),
+                       .bias_dtype = dtype_of(x_dtype),
+                       .out = at(out),
+                       .dtype = dtype_of(out_dtype),
+                       .stride = out_stride,
+                       .activation = static_cast<Activation>(activation),
+                       .gated = gated},
+            .num_threads = 1};
+}
+
+// Runs a product, or two of an MLP, on a number of threads.
+template <class Args, void (*kernel)(const Args&)>
+void call_product(Args args, int num_threads) {
     nb::gil_scoped_release release;
-    quantized_linear({.x = at(x),
-                      .x_dtype = dtype_of(x_dtype),
-                      .x_stride = x_stride,
-                      .m = m,
-                      .weight = at(weight),
-                      .shape = {n, k, group},
-                      .scratch = at(scratch),
-                      .output = {.n = n,
-                                 .bias = at(bias),
-                                 .bias_dtype = dtype_of(x_dtype),
-                                 .out = at(out),
-                                 .dtype = dtype_of(out_dtype),
-                                 .stride = out_stride,
-                                 .activation = static_cast<Activation>(activation),
-                                 .gated = gated},
-                      .num_threads = num_threads});
+    args.num_threads = num_threads;
+    kernel(args);
+}
+
+template <class Args, void (*kernel)(const Args&, const Args&)>
+void call_mlp(Args up, const Args& down, int num_threads) {
+    nb::gil_scoped_release release;
+    up.num_threads = num_threads;
+    kernel(up, down);
 }
 
 int64_t call_quantize_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows,
@@ -282,14 +296,22 @@ NB_MODULE(_C, m) {
     m.def("features", &features, "Instruction sets this CPU and its operating system support.");
     m.def("has_avx512_bf16_kernels", &has_avx512_bf16_kernels);
     m.def("advise_huge_pages", &advise_huge_pages);
+    m.def("num_barriers", &num_barriers);
+    m.def("num_scratch_allocations", &num_scratch_allocations);
     m.def("gather_rows", &call_gather_rows);
 #if defined(HAL_HAS_AVX512)
     m.def("pack_rows", &call_pack_rows);
     m.def("gather_packed_rows", &call_gather_packed_rows);
-    m.def("linear", &call_linear);
+    nb::class_<LinearArgs>(m, "Product");
+    m.def("product", &product);
+    m.def("linear", &call_product<LinearArgs, linear>);
+    m.def("mlp", &call_mlp<LinearArgs, mlp>);
     m.def("quantize_rows", &call_quantize_rows);
     m.def("gather_quantized_rows", &call_gather_quantized_rows);
-    m.def("quantized_linear", &call_quantized_linear);
+    nb::class_<QuantizedLinearArgs>(m, "QuantizedProduct");
+    m.def("quantized_product", &quantized_product);
+    m.def("quantized_linear", &call_product<QuantizedLinearArgs, quantized_linear>);
+    m.def("quantized_mlp", &call_mlp<QuantizedLinearArgs, quantized_mlp>);
     m.def("norm", &call_norm);
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import PackedUp, quantized_regimes, regimes
+from hal.kernels.cpu.linear import PackedLinear, PackedUp, quantized_regimes, regimes
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
@@ -44,7 +47,7 @@ def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | No
     unavailable=native.unavailable,
 )
 class FusedMlpBlock(MlpBlock):
-    """Two products; what lies between is written once, activated, in the model's dtype."""
+    """Two products in one parallel region; what lies between is written once, activated."""
 
     def __init__(self, problem: MlpBlockProblem, binder: Binder) -> None:
         width = problem.intermediate_size
@@ -62,11 +65,22 @@ class FusedMlpBlock(MlpBlock):
             has_bias=problem.has_bias,
             weights=problem.weights,
         )
-        self.up: LinearFamily = PackedUp(up, binder, problem.activation, problem.is_gated)
+        self.up: PackedUp = PackedUp(up, binder, problem.activation, problem.is_gated)
         self.down: LinearFamily = binder.bind(linear, down)
         self._activated_buffer = binder.arena.buffer("mlp_activated", width, problem.dtype)
+        self._is_quantized = problem.weights is not None
+        self._both = native.Repeated(self._prepare)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         activated = self._activated_buffer.rows(x.shape[0])
-        self.up(x, activated)
+        if isinstance(self.down, PackedLinear):
+            self._both(x, activated, out)
+            return
+        self.up(x, activated)  # --kernel chose another family for the second product
         self.down(activated, out)
+
+    def _prepare(self, x: Tensor, activated: Tensor, out: Tensor) -> Callable[[int], object]:
+        assert isinstance(self.down, PackedLinear)
+        module = native.load()
+        run = module.quantized_mlp if self._is_quantized else module.mlp
+        return partial(run, self.up.product(x, activated), self.down.product(activated, out))

@@ -99,6 +99,10 @@ class PackedLinear(LinearFamily):
     def __call__(self, x: Tensor, out: Tensor) -> None:
         self._weight.multiply(x, out, self._bias, self._activation)
 
+    def product(self, x: Tensor, out: Tensor) -> object:
+        """What a call computes, as the native module takes it."""
+        return self._weight.product(x, out, self._bias, self._activation)
+
 
 class PackedUp(PackedLinear):
     """The first product of an MLP with its activation: out [M, intermediate_size].

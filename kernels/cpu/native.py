@@ -26,6 +26,7 @@ ACTIVATION_CODES = {
     Activation.GELU: 3,
     Activation.RELU: 4,
 }
+_OLDER = "the native module was built from older sources; install hal again"
 COMPUTED = (DType.FLOAT32, DType.BFLOAT16)
 
 
@@ -75,6 +76,8 @@ def unavailable() -> str | None:
         module = load()
     except ImportError as error:
         return f"the native module is not built ({error}); install hal with a C++ compiler"
+    if not hasattr(module, "num_barriers"):
+        return _OLDER
     if not module.has_avx512_bf16_kernels():
         return f"compiled without AVX512, or this CPU has only {', '.join(module.features())}"
     return _smoke_failure(module)
@@ -86,8 +89,8 @@ def quantized_unavailable() -> str | None:
     if reason := unavailable():
         return reason
     module = load()
-    if not hasattr(module, "quantized_linear"):
-        return "the native module was built from older sources; install hal again"
+    if not hasattr(module, "quantized_product"):
+        return _OLDER
     return next(filter(None, (_quantized_smoke_failure(module, group) for group in (0, 32))), None)
 
 
@@ -99,11 +102,12 @@ def _quantized_smoke_failure(module: ModuleType, group_size: int) -> str | None:
     module.quantize_rows(
         weight.data_ptr(), 0, 2, 1, codes.data_ptr(), 1, 2, group_size, 0, False, 1
     )
-    module.quantized_linear(
+    product = module.quantized_product(
         *(x.data_ptr(), 0, 2, 1),
         *(codes.data_ptr(), 1, 2, group_size, scratch.data_ptr()),
-        *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
+        *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False),
     )
+    module.quantized_linear(product, 1)
     if abs(out.item() - 15.5) < 0.2:
         return None
     return f"smoke run: 3 * 5 + 1 * 0.5 in codes gave {out.item()}"
@@ -115,9 +119,10 @@ def _smoke_failure(module: ModuleType) -> str | None:
     weight = torch.tensor([[5.0, 0.5]], dtype=torch.bfloat16)
     packed, out = torch.zeros(32, dtype=torch.bfloat16), torch.empty(1, 1)
     module.pack_rows(weight.data_ptr(), 1, 2, 1, packed.data_ptr(), 1, 2, 1, 0, False, 1)
-    module.linear(
-        x.data_ptr(), 2, 1, packed.data_ptr(), 1, 2, 1, 0, out.data_ptr(), 0, 1, 0, False, 1
+    product = module.product(
+        x.data_ptr(), 2, 1, packed.data_ptr(), 1, 2, 1, 0, out.data_ptr(), 0, 1, 0, False
     )
+    module.linear(product, 1)
     return None if out.item() == 15.5 else f"smoke run: 3 * 5 + 1 * 0.5 gave {out.item()}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ class PackedWeight:
         self.is_gated = is_gated
         self.address = 0
         step = 2 if dtype is DType.BFLOAT16 else 1
-        self._multiply = native.Repeated(self._product)
+        self._multiply = native.Repeated(self._prepare)
         self._num_elements = -(-rows // LANES) * LANES * -(-columns // step) * step
 
     @property
@@ -86,13 +87,14 @@ class PackedWeight:
         """
         self._multiply(x, out, bias, activation)
 
-    def _product(
-        self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int
-    ) -> Callable[[int], object]:
+    def _prepare(self, *product: Any) -> Callable[[int], object]:
+        return partial(native.load().linear, self.product(*product))
+
+    def product(self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int) -> object:
+        """What `multiply` computes, as the native module takes it."""
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
-        return partial(
-            native.load().linear,
+        return native.load().product(
             source.data_ptr(),
             source.stride(0),
             source.shape[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ class QuantizedWeight:
         self.address = 0
         self.group_size = format.group_size or 0  # 0 is int8 to the native module
         self.scratch: Buffer | None = None
-        self._multiply = native.Repeated(self._product)
+        self._multiply = native.Repeated(self._prepare)
 
     @property
     def num_bytes(self) -> int:
@@ -101,14 +102,17 @@ class QuantizedWeight:
         """As PackedWeight.multiply, x in float32 or bfloat16 and bias in x's dtype."""
         self._multiply(x, out, bias, activation)
 
-    def _product(
-        self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int
-    ) -> Callable[[int], object]:
+    def _prepare(self, *product: Any) -> Callable[[int], object]:
+        return partial(native.load().quantized_linear, self.product(*product))
+
+    def product(self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int) -> object:
+        """What `multiply` computes, as the native module takes it."""
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         assert self.scratch is not None, "no room for rounded x was declared"
-        return partial(
-            native.load().quantized_linear,
+        # Alive as long as the product, which may outlive the arena.
+        self._rounded_x = as_torch(self.scratch.rows(source.shape[0]))
+        return native.load().quantized_product(
             source.data_ptr(),
             native.TORCH_CODES[source.dtype],
             source.stride(0),
@@ -117,7 +121,7 @@ class QuantizedWeight:
             self.rows,
             self.columns,
             self.group_size,
-            as_torch(self.scratch.rows(source.shape[0])).data_ptr(),
+            self._rounded_x.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             target.data_ptr(),
             native.TORCH_CODES[target.dtype],

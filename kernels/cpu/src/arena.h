@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "counters.h"
+
 namespace hal::cpu {
 namespace {
 
@@ -18,6 +20,7 @@ class Arena {
     // Contents are not kept across calls.
     char* reserve(int64_t bytes) {
         if (bytes > capacity_) {
+            count_scratch_allocation();
             std::free(memory_);
             capacity_ = (bytes + 4095) / 4096 * 4096;
             memory_ = static_cast<char*>(std::aligned_alloc(64, size_t(capacity_)));

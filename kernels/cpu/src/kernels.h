@@ -102,6 +102,9 @@ struct LinearArgs {
 };
 void linear(const LinearArgs& args);
 
+// Both products of an MLP in one parallel region; down reads what up writes.
+void mlp(const LinearArgs& up, const LinearArgs& down);
+
 // Geometry of a weight of codes (hal/weights.py defines them): strips of 16 rows, each one linear
 // stream of memory in which scales stand right before their codes.
 //   int8: 16 scales in float32, then codes [ceil(k / 4)][16 rows][4] of code + 128
@@ -180,6 +183,7 @@ struct QuantizedLinearArgs {
     int num_threads;
 };
 void quantized_linear(const QuantizedLinearArgs& args);
+void quantized_mlp(const QuantizedLinearArgs& up, const QuantizedLinearArgs& down);
 
 // RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
 // of the sum as stored (rounded to its dtype).

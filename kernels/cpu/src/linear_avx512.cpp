@@ -46,12 +46,21 @@ void run_block(const LinearArgs& args, const Block& block) {
 }
 
 template <class T>
-void run_share(const LinearArgs& args, int64_t thread, int64_t num_threads) {
+void run_share(const LinearArgs& args) {
     const int64_t row_blocks = ceil_div(args.m, kBlockRows);
-    const Range mine = share(args.shape.num_panels() * row_blocks, thread, num_threads);
+    const Range mine = share(args.shape.num_panels() * row_blocks, thread_index(), thread_count());
     for (int64_t i = mine.begin; i < mine.end; ++i) {
         // Consecutive blocks share a panel, which therefore stays in this core's L2.
         run_block<T>(args, {i / row_blocks, share(args.m, i % row_blocks, row_blocks)});
+    }
+}
+
+// One thread's part; all threads of the parallel region come here together.
+void run_product(const LinearArgs& args) {
+    if (args.shape.dtype == DType::kBfloat16) {
+        run_share<Bf16>(args);
+    } else {
+        run_share<float>(args);
     }
 }
 
@@ -59,13 +68,19 @@ void run_share(const LinearArgs& args, int64_t thread, int64_t num_threads) {
 
 void linear(const LinearArgs& args) {
     if (args.m == 0) return;
+    count_barrier();
 #pragma omp parallel num_threads(args.num_threads)
+    run_product(args);
+}
+
+void mlp(const LinearArgs& up, const LinearArgs& down) {
+    if (up.m == 0) return;
+    count_barrier();
+#pragma omp parallel num_threads(up.num_threads)
     {
-        if (args.shape.dtype == DType::kBfloat16) {
-            run_share<Bf16>(args, thread_index(), thread_count());
-        } else {
-            run_share<float>(args, thread_index(), thread_count());
-        }
+        run_product(up);
+        team_barrier();
+        run_product(down);
     }
 }
 

@@ -133,26 +133,43 @@ void run_share(const QuantizedLinearArgs& args, const Range& panels) {
     }
 }
 
+// A few rounded rows cost a thread less than waiting for the others to share the rounding.
+constexpr int64_t kAloneElements = 8192;
+
+// One thread's part; all threads of the parallel region come here together.
+void run_product(const QuantizedLinearArgs& args) {
+    const int64_t thread = thread_index(), threads = thread_count();
+    const Range panels = share(ceil_div(args.shape.n, kPanelRows), thread, threads);
+    if (args.m == 1 || args.m * args.shape.k <= kAloneElements) {
+        static thread_local Arena arena;
+        QuantizedLinearArgs own = args;
+        own.scratch = arena.reserve(args.m * args.shape.x_row_bytes());
+        round_x(own, 0, 1);
+        run_share(own, panels);
+        return;
+    }
+    round_x(args, thread, threads);
+    team_barrier();
+    run_share(args, panels);
+}
+
 }  // namespace
 
 void quantized_linear(const QuantizedLinearArgs& args) {
     if (args.m == 0) return;
+    count_barrier();
 #pragma omp parallel num_threads(args.num_threads)
+    run_product(args);
+}
+
+void quantized_mlp(const QuantizedLinearArgs& up, const QuantizedLinearArgs& down) {
+    if (up.m == 0) return;
+    count_barrier();
+#pragma omp parallel num_threads(up.num_threads)
     {
-        const int64_t thread = thread_index(), threads = thread_count();
-        const Range panels = share(ceil_div(args.shape.n, kPanelRows), thread, threads);
-        if (args.m == 1) {
-            // Every thread rounds the one token: waiting for another to do it takes as long.
-            static thread_local Arena arena;
-            QuantizedLinearArgs own = args;
-            own.scratch = arena.reserve(args.shape.x_row_bytes());
-            round_x(own, 0, 1);
-            run_share(own, panels);
-        } else {
-            round_x(args, thread, threads);
-#pragma omp barrier
-            run_share(args, panels);
-        }
+        run_product(up);
+        team_barrier();
+        run_product(down);
     }
 }
 

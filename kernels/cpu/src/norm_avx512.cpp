@@ -1,3 +1,4 @@
+#include "counters.h"
 #include "simd_avx512.h"
 
 namespace hal::cpu {
@@ -72,6 +73,7 @@ void norm_row(const NormArgs& args, int64_t row) {
 
 void norm(const NormArgs& args) {
     const bool parallel = args.rows * args.hidden >= kParallelElements;
+    if (parallel) count_barrier();
 #pragma omp parallel for num_threads(args.num_threads) schedule(static) if (parallel)
     for (int64_t row = 0; row < args.rows; ++row) {
         if (args.dtype == DType::kBfloat16) {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "counters.h"
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -23,6 +25,14 @@ inline int64_t thread_count() {
     return omp_get_num_threads();
 #else
     return 1;
+#endif
+}
+
+// Every thread of the region must come here.
+inline void team_barrier() {
+    if (thread_index() == 0) count_barrier();
+#if defined(_OPENMP)
+#pragma omp barrier
 #endif
 }
 
