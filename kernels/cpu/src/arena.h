@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "counters.h"
+
 namespace hal::cpu {
 namespace {
 
@@ -25,6 +27,7 @@ class Arena {
     // Contents are not kept across calls.
     char* reserve(int64_t bytes) {
         if (bytes > capacity_ || kExactArena) {
+            count_scratch_allocation();
             std::free(memory_);
             capacity_ = kExactArena ? bytes : (bytes + 4095) / 4096 * 4096;
             void* memory = nullptr;

@@ -125,56 +125,71 @@ void product(const QuantizedShape& shape, const uint8_t* strip, const Tile& tile
     }
 }
 
-void run_tile(const QuantizedLinearArgs& args, int64_t panel, const Tile& tile) {
+void run_tile(const QuantizedLinearArgs& args, const Range& strips, const Tile& tile) {
     alignas(64) float sums[kTileTokens * kPanelRows];
     const QuantizedShape& shape = args.shape;
-    const int64_t first = panel * (kPanelRows / kLanes);
-    const int64_t last = shape.num_strips() - first;
-    const int64_t strips = last < kPanelRows / kLanes ? last : kPanelRows / kLanes;
-    for (int64_t s = 0; s < strips; ++s) {
-        const uint8_t* weight = static_cast<const uint8_t*>(args.weight);
-        product<kTileTokens>(shape, weight + (first + s) * shape.strip_bytes(), tile,
-                             sums + s * kLanes);
+    const uint8_t* weight = static_cast<const uint8_t*>(args.weight);
+    for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
+        product<kTileTokens>(shape, weight + strip * shape.strip_bytes(), tile,
+                             sums + (strip - strips.begin) * kLanes);
     }
     for (int64_t m = 0; m < tile.size(); ++m) {
-        finish_row(args.output, tile.tokens.begin + m, panel * kPanelRows, strips * kLanes,
-                   sums + m * kPanelRows);
+        finish_row(args.output, tile.tokens.begin + m, strips.begin * kLanes,
+                   (strips.end - strips.begin) * kLanes, sums + m * kPanelRows);
     }
 }
 
-void run_share(const QuantizedLinearArgs& args, const Range& panels) {
-    const Tiling tiling{args};
+// Threads share pairs of a panel and a tile, panel by panel, so that all have work where a weight
+// has few rows. With one tile a panel is half as high, for the same reason; a gate and its up
+// are still in one.
+struct Sharing {
+    const QuantizedLinearArgs& args;
+    const Tiling& tiling;
+    int64_t panel_strips = tiling.count == 1 ? 2 : kPanelRows / kLanes;
+
+    int64_t num_pairs() const {
+        return ceil_div(args.shape.num_strips(), panel_strips) * tiling.count;
+    }
+    Range strips(int64_t panel) const {
+        const int64_t end = (panel + 1) * panel_strips, last = args.shape.num_strips();
+        return {panel * panel_strips, end < last ? end : last};
+    }
+};
+
+// Part of `range` that lies in [first, end).
+inline Range cut(const Range& range, int64_t first, int64_t end) {
+    return {range.begin > first ? range.begin : first, range.end < end ? range.end : end};
+}
+
+void run_range(const QuantizedLinearArgs& args, const Sharing& sharing, const Range& mine) {
+    const int64_t count = sharing.tiling.count;
     const int64_t fitting = kBlockBytes / (kTileTokens * args.shape.x_row_bytes());
     const int64_t block = fitting > 1 ? fitting : 1;
-    for (int64_t first = 0; first < tiling.count; first += block) {
-        const int64_t end = first + block < tiling.count ? first + block : tiling.count;
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            for (int64_t i = first; i < end; ++i) run_tile(args, panel, tiling.tile(i));
+    for (int64_t first = 0; first < count; first += block) {
+        for (int64_t panel = mine.begin / count; panel * count < mine.end; ++panel) {
+            const int64_t start = panel * count;
+            const Range tiles = cut({mine.begin - start, mine.end - start}, first,
+                                    first + block < count ? first + block : count);
+            for (int64_t i = tiles.begin; i < tiles.end; ++i) {
+                run_tile(args, sharing.strips(panel), sharing.tiling.tile(i));
+            }
         }
     }
 }
+
+// A few rows are rounded in less time than it takes to share them.
+constexpr int64_t kAloneElements = 8192;
 
 }  // namespace
 
 void quantized_linear(const QuantizedLinearArgs& args) {
     if (args.m == 0) return;
-#pragma omp parallel num_threads(args.num_threads)
-    {
-        const int64_t thread = thread_index(), threads = thread_count();
-        const Range panels = share(ceil_div(args.shape.n, kPanelRows), thread, threads);
-        if (args.m == 1) {
-            // Every thread rounds the one token: waiting for another to do it takes as long.
-            static thread_local Arena arena;
-            QuantizedLinearArgs own = args;
-            own.scratch = arena.reserve(args.shape.x_row_bytes());
-            round_x(own, 0, 1);
-            run_share(own, panels);
-        } else {
-            round_x(args, thread, threads);
-#pragma omp barrier
-            run_share(args, panels);
-        }
-    }
+    const bool is_shared = args.m * args.shape.k > kAloneElements;
+    round_x(args, is_shared ? args.num_threads : 1);
+    const Tiling tiling{args};
+    const Sharing sharing{args, tiling};
+    for_each_range(args.num_threads, sharing.num_pairs(),
+                   [&](const Range& pairs) { run_range(args, sharing, pairs); });
 }
 
 }  // namespace hal::cpu

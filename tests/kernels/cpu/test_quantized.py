@@ -131,12 +131,20 @@ def test_a_load_fills_exactly_the_bytes_that_are_stated(
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=WEIGHT_FORMATS)
+@pytest.mark.parametrize("num_tokens", [1, 5, 40, 300])
 @pytest.mark.usefixtures("one_thread")
-def test_threads_do_not_change_a_bit(stage: Stage, format: WeightFormat) -> None:
-    x, weight = random(100, 300), stored(random(200, 300), format, stage)
-    alone = product(x, weight)
-    torch.set_num_threads(2)
-    assert torch.equal(product(x, weight), alone)
+def test_threads_do_not_change_a_bit(stage: Stage, num_tokens: int, format: WeightFormat) -> None:
+    """More threads than panels share panels; a gate and its up stay with one thread."""
+    for is_gated in (False, True):
+        weight = stored(random(96, 900), format, stage, is_gated=is_gated)
+        x, outs = random(num_tokens, 900, seed=2), []
+        for num_threads in (1, 2, 7):
+            torch.set_num_threads(num_threads)
+            out = torch.full((num_tokens, 48 if is_gated else 96), float("nan"))
+            weight.multiply(x, out, None, native.ACTIVATION_CODES[Activation.SILU])
+            outs.append(out)
+        assert not outs[0].isnan().any()
+        assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=WEIGHT_FORMATS)
