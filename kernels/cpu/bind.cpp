@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "src/counters.h"
 #include "src/features.h"
 #include "src/kernels.h"
 #include "src/levels.h"
@@ -361,6 +362,8 @@ NB_MODULE(_C, m) {
     m.def("has_avx512_bf16_kernels", &has_avx512_bf16_kernels);
     m.def("has_amx_kernels", &has_amx_kernels);
     m.def("advise_huge_pages", &advise_huge_pages);
+    m.def("num_barriers", &num_barriers);
+    m.def("num_scratch_allocations", &num_scratch_allocations);
     m.def("gather_rows", &call_gather_rows);
     m.def("pack_rows", &call_pack_rows);
     m.def("gather_packed_rows", &call_gather_packed_rows);

@@ -7,7 +7,7 @@ execute_process(
 # An isolated build has a new nanobind folder each time; the cache must not keep the last one.
 set(nanobind_DIR "${nanobind_dir}" CACHE PATH "nanobind" FORCE)
 find_package(nanobind CONFIG REQUIRED)
-find_package(OpenMP COMPONENTS CXX)
+find_package(Threads REQUIRED)
 include(CheckCXXCompilerFlag)
 
 # Instruction sets are chosen at run time, so a wheel built on one CPU runs on all of them:
@@ -70,11 +70,7 @@ if(HAL_SANITIZE)
   target_compile_options(hal_cpu_kernels INTERFACE ${sanitizers} -fno-omit-frame-pointer -O1 -g)
   target_link_options(hal_cpu_kernels INTERFACE ${sanitizers})
 endif()
-if(OpenMP_CXX_FOUND)
-  target_link_libraries(hal_cpu_kernels INTERFACE OpenMP::OpenMP_CXX)
-else()
-  message(STATUS "hal: no OpenMP; native CPU kernels will run on one thread")
-endif()
+target_link_libraries(hal_cpu_kernels INTERFACE Threads::Threads)
 
 # What the module was made from, compiled into it: evidence about these kernels holds for these
 # sources only, and a wheel does not carry them. The same sum as hal.evidence.source.hash_of_files.

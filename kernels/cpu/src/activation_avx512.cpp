@@ -20,15 +20,14 @@ void activate_row(const ActivationArgs& args, int64_t row) {
 }  // namespace
 
 void activate(const ActivationArgs& args) {
-    const bool parallel = args.rows * args.size >= kParallelElements;
-#pragma omp parallel for num_threads(args.num_threads) schedule(static) if (parallel)
-    for (int64_t row = 0; row < args.rows; ++row) {
+    const bool is_enough = args.rows * args.size >= kParallelElements;
+    for_each(args.num_threads, args.rows, is_enough, [&](int64_t row) {
         if (args.dtype == DType::kBfloat16) {
             activate_row<Bf16>(args, row);
         } else {
             activate_row<float>(args, row);
         }
-    }
+    });
 }
 
 }  // namespace hal::cpu

@@ -180,7 +180,7 @@ void run_item(const AttentionArgs& args, TileOrder order, Scratch& s, float* par
     }
 }
 
-// Runs the items whose middle, in cost, falls into this thread's equal share.
+// Runs the items whose middle, in cost, falls into this equal share.
 template <class T>
 void run_share(const AttentionArgs& args, Scratch& s, float* partials, Range costs) {
     int64_t before = 0;
@@ -197,11 +197,10 @@ void run_share(const AttentionArgs& args, Scratch& s, float* partials, Range cos
     if (is_waiting) run_item<T>(args, {waiting, nullptr, 0}, s, partials);
 }
 
-// Merges the splits of every split sequence in order; its rows are dealt out over the threads.
+// Merges the splits of every split sequence in order; its rows are dealt out over the parts.
 template <class T>
-void merge_partials(const AttentionArgs& args, const Sums& total, float* partials,
-                    int64_t thread) {
-    const int64_t threads = thread_count();
+void merge_partials(const AttentionArgs& args, const Sums& total, float* partials, int64_t part,
+                    int64_t parts) {
     visit_items(args, [&](const Item& item) {
         if (item.partial < 0) return;
         char* memory = reinterpret_cast<char*>(partials + item.partial);
@@ -209,7 +208,7 @@ void merge_partials(const AttentionArgs& args, const Sums& total, float* partial
         const Range all = item_keys(args, item.sequence, item.rows);
         const int64_t turn = item.sequence.index + item.kv_head;
         for (int64_t row = 0; row < item.rows.end; ++row) {
-            if ((turn + row) % threads != thread) continue;
+            if ((turn + row) % parts != part) continue;
             if (item.keys.begin == all.begin) clear_row(total, row);
             merge_row(split, total, row);
             if (item.keys.end == all.end) write_row<T>(args, item, total, row);
@@ -218,23 +217,27 @@ void merge_partials(const AttentionArgs& args, const Sums& total, float* partial
 }
 
 template <class T>
+Scratch thread_scratch(const AttentionArgs& args) {
+    static thread_local Arena arena;
+    return make_scratch<T>(args, arena);
+}
+
+template <class T>
 void run(const AttentionArgs& args) {
     static thread_local Arena partial_arena;
     int64_t total = 0;
     const int64_t floats = visit_items(args, [&](const Item& item) { total += cost(item); });
     float* partials = reinterpret_cast<float*>(partial_arena.reserve(floats * 4));
-#pragma omp parallel num_threads(args.num_threads)
-    {
-        static thread_local Arena arena;
-        const int64_t thread = thread_index();
-        const int64_t threads = thread_count();
-        Scratch s = make_scratch<T>(args, arena);
-        run_share<T>(args, s, partials, share(total, thread, threads));
-        if (floats > 0) {
-#pragma omp barrier
-            merge_partials<typename OutputOf<T>::type>(args, s.rows.total, partials, thread);
-        }
-    }
+    for_each_range(args.num_threads, total, [&](const Range& costs) {
+        Scratch s = thread_scratch<T>(args);
+        run_share<T>(args, s, partials, costs);
+    });
+    if (floats == 0) return;
+    const int64_t parts = chunks_for(args.num_threads, total);
+    for_each_chunk(args.num_threads, parts, [&](int64_t part) {
+        Scratch s = thread_scratch<T>(args);
+        merge_partials<typename OutputOf<T>::type>(args, s.rows.total, partials, part, parts);
+    });
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 
 namespace hal::cpu {
 
-// How often threads waited for each other: at the end of a parallel region, at a barrier inside.
+// How often threads waited for each other.
 void count_barrier();
 int64_t num_barriers();
 

@@ -343,13 +343,11 @@ void run_int4(Tiles& tiles, const QuantizedLinearArgs& args, const Work& work, c
     }
 }
 
-void run_share(const QuantizedLinearArgs& args, int64_t thread, int64_t threads) {
+void run_range(const QuantizedLinearArgs& args, const Partition& partition, const Range& range) {
     static thread_local Arena arena;
     const QuantizedShape& shape = args.shape;
-    const Partition partition(args.m, shape.n, shape.x_row_bytes());
-    const Range mine = share(partition.count(), thread, threads);
     Tiles tiles;
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
+    for (int64_t i = range.begin; i < range.end; ++i) {
         if (shape.is_int4()) {
             char* unpacked = arena.reserve(kBlockStrips * shape.units() * kTileBytes);
             run_int4(tiles, args, partition.at(i), unpacked);
@@ -361,23 +359,19 @@ void run_share(const QuantizedLinearArgs& args, int64_t thread, int64_t threads)
 
 void run_on_tiles(const LinearArgs& args) {
     const Partition partition(args.m, args.shape.n, 2 * args.shape.k);
-#pragma omp parallel num_threads(args.num_threads)
-    {
-        const Range mine = share(partition.count(), thread_index(), thread_count());
+    for_each_range(args.num_threads, partition.count(), [&](const Range& range) {
         Tiles tiles;
-        for (int64_t i = mine.begin; i < mine.end; ++i) run_bf16(tiles, args, partition.at(i));
-    }
+        for (int64_t i = range.begin; i < range.end; ++i) run_bf16(tiles, args, partition.at(i));
+    });
 }
 
 void run_on_tiles(const QuantizedLinearArgs& args) {
-#pragma omp parallel num_threads(args.num_threads)
-    {
-        const int64_t thread = thread_index(), threads = thread_count();
-        round_tokens(args, share(args.m, thread, threads));
-#pragma omp barrier
-        publish(args.scratch);
-        run_share(args, thread, threads);
-    }
+    for_each_range(args.num_threads, args.m,
+                   [&](const Range& tokens) { round_tokens(args, tokens); });
+    publish(args.scratch);
+    const Partition partition(args.m, args.shape.n, args.shape.x_row_bytes());
+    for_each_range(args.num_threads, partition.count(),
+                   [&](const Range& range) { run_range(args, partition, range); });
 }
 
 }  // namespace

@@ -46,26 +46,22 @@ void run_block(const LinearArgs& args, const Block& block) {
 }
 
 template <class T>
-void run_share(const LinearArgs& args, int64_t thread, int64_t num_threads) {
+void run(const LinearArgs& args) {
+    // Consecutive blocks share a panel, which therefore stays in this core's L2.
     const int64_t row_blocks = ceil_div(args.m, kBlockRows);
-    const Range mine = share(args.shape.num_panels() * row_blocks, thread, num_threads);
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
-        // Consecutive blocks share a panel, which therefore stays in this core's L2.
+    for_each(args.num_threads, args.shape.num_panels() * row_blocks, true, [&](int64_t i) {
         run_block<T>(args, {i / row_blocks, share(args.m, i % row_blocks, row_blocks)});
-    }
+    });
 }
 
 }  // namespace
 
 void linear(const LinearArgs& args) {
     if (args.m == 0) return;
-#pragma omp parallel num_threads(args.num_threads)
-    {
-        if (args.shape.dtype == DType::kBfloat16) {
-            run_share<Bf16>(args, thread_index(), thread_count());
-        } else {
-            run_share<float>(args, thread_index(), thread_count());
-        }
+    if (args.shape.dtype == DType::kBfloat16) {
+        run<Bf16>(args);
+    } else {
+        run<float>(args);
     }
 }
 

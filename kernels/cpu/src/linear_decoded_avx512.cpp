@@ -5,7 +5,6 @@
 //   more            tiles pass over a panel of 4 strips that stays in L2, beside a block of x
 // Decoding costs a fifth of the dots of 16 tokens and runs beside them. Panels decoded to memory for
 // the tiles of linear_avx512.cpp measured slower at every number of tokens up to 128.
-#include "arena.h"
 #include "decode_avx512.h"
 #include "epilogue_avx512.h"
 #include "threads.h"
@@ -190,34 +189,21 @@ void run_codes(const QuantizedLinearArgs& args, const Range& panels) {
 }
 
 template <class T>
-void run_thread(const QuantizedLinearArgs& args) {
-    const int64_t thread = thread_index(), threads = thread_count();
-    const Range panels = share(ceil_div(args.shape.n, kPanelRows), thread, threads);
-    if (args.m == 1) {
-        // Every thread prepares the one token: waiting for another to do it takes as long.
-        static thread_local Arena arena;
-        QuantizedLinearArgs own = args;
-        own.scratch = arena.reserve(4 * args.shape.units() * int64_t(sizeof(T)));
-        Tiling<T>{own}.interleave({0, 1});
-        run_codes<T>(own, panels);
-        return;
-    }
-    Tiling<T>{args}.interleave(share(args.m, thread, threads));
-#pragma omp barrier
-    run_codes<T>(args, panels);
+void run(const QuantizedLinearArgs& args) {
+    for_each_range(args.num_threads, args.m,
+                   [&](const Range& tokens) { Tiling<T>{args}.interleave(tokens); });
+    for_each_range(args.num_threads, ceil_div(args.shape.n, kPanelRows),
+                   [&](const Range& panels) { run_codes<T>(args, panels); });
 }
 
 }  // namespace
 
 void decoded_linear(const QuantizedLinearArgs& args) {
     if (args.m == 0) return;
-#pragma omp parallel num_threads(args.num_threads)
-    {
-        if (args.x_dtype == DType::kBfloat16) {
-            run_thread<Bf16>(args);
-        } else {
-            run_thread<float>(args);
-        }
+    if (args.x_dtype == DType::kBfloat16) {
+        run<Bf16>(args);
+    } else {
+        run<float>(args);
     }
 }
 

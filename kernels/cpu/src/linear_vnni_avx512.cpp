@@ -185,7 +185,8 @@ constexpr int64_t kAloneElements = 8192;
 void quantized_linear(const QuantizedLinearArgs& args) {
     if (args.m == 0) return;
     const bool is_shared = args.m * args.shape.k > kAloneElements;
-    round_x(args, is_shared ? args.num_threads : 1);
+    const int64_t parts = chunks_for(is_shared ? args.num_threads : 1, args.m);
+    for_each_chunk(args.num_threads, parts, [&](int64_t part) { round_x(args, part, parts); });
     const Tiling tiling{args};
     const Sharing sharing{args, tiling};
     for_each_range(args.num_threads, sharing.num_pairs(),

@@ -71,15 +71,14 @@ void norm_row(const NormArgs& args, int64_t row) {
 }  // namespace
 
 void norm(const NormArgs& args) {
-    const bool parallel = args.rows * args.hidden >= kParallelElements;
-#pragma omp parallel for num_threads(args.num_threads) schedule(static) if (parallel)
-    for (int64_t row = 0; row < args.rows; ++row) {
+    const bool is_enough = args.rows * args.hidden >= kParallelElements;
+    for_each(args.num_threads, args.rows, is_enough, [&](int64_t row) {
         if (args.dtype == DType::kBfloat16) {
             norm_row<Bf16>(args, row);
         } else {
             norm_row<float>(args, row);
         }
-    }
+    });
 }
 
 }  // namespace hal::cpu

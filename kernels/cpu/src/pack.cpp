@@ -1,5 +1,6 @@
 // Packed weights: plain copies, which need no more than any CPU of the architecture has.
 #include "kernels.h"
+#include "threads.h"
 
 namespace hal::cpu {
 namespace {
@@ -111,29 +112,24 @@ void pack_rows(const PackArgs& args) {
     const int64_t groups = ceil_div(args.rows, kLanes);
     const bool transposable = args.src_dtype == args.shape.dtype && args.first_row % kLanes == 0 &&
                               args.shape.k % args.shape.step() == 0;
-#pragma omp parallel for num_threads(args.num_threads) schedule(static)
-    for (int64_t group = 0; group < groups; ++group) {
+    for_each(args.num_threads, groups, true, [&](int64_t group) {
         const int64_t begin = group * kLanes;
-        if (transposable && begin + kLanes <= args.rows) {
-            pack_row_group(args, begin);
-            continue;
-        }
+        if (transposable && begin + kLanes <= args.rows) return pack_row_group(args, begin);
         for (int64_t row = begin; row < begin + kLanes && row < args.rows; ++row) {
             pack_row(args, row);
         }
-    }
+    });
 }
 
 void gather_packed_rows(const PackedGatherArgs& args) {
     const bool is_float = args.shape.dtype == DType::kFloat32;
-#pragma omp parallel for num_threads(args.num_threads) schedule(static) if (args.num_ids > 1)
-    for (int64_t i = 0; i < args.num_ids; ++i) {
+    for_each(args.num_threads, args.num_ids, true, [&](int64_t i) {
         if (is_float) {
             gather_row<float>(args, i);
         } else {
             gather_row<Bf16>(args, i);
         }
-    }
+    });
 }
 
 }  // namespace hal::cpu

@@ -150,18 +150,17 @@ inline bool quantize_row(const QuantizeArgs& args, int64_t row, uint8_t* codes) 
 int64_t run_quantize_rows(const QuantizeArgs& args) {
     const int64_t groups = ceil_div(args.rows, kLanes);
     int64_t num_bad = 0;
-#pragma omp parallel num_threads(args.num_threads) reduction(+ : num_bad)
-    {
+    for_each_range(args.num_threads, groups, [&](const Range& range) {
         Arena arena;
         uint8_t* codes = reinterpret_cast<uint8_t*>(arena.reserve(4 * args.shape.units() + 64));
-#pragma omp for schedule(static)
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t end = (group + 1) * kLanes < args.rows ? (group + 1) * kLanes : args.rows;
-            for (int64_t row = group * kLanes; row < end; ++row) {
-                if (!quantize_row(args, row, codes)) ++num_bad;
+        const int64_t last = range.end * kLanes;
+        const int64_t end = last < args.rows ? last : args.rows;
+        for (int64_t row = range.begin * kLanes; row < end; ++row) {
+            if (!quantize_row(args, row, codes)) {
+                __atomic_fetch_add(&num_bad, 1, __ATOMIC_RELAXED);
             }
         }
-    }
+    });
     return num_bad;
 }
 
@@ -193,8 +192,7 @@ inline void gather_row(const QuantizedGatherArgs& args, int64_t i) {
 }
 
 void run_gather_quantized_rows(const QuantizedGatherArgs& args) {
-#pragma omp parallel for num_threads(args.num_threads) schedule(static) if (args.num_ids > 1)
-    for (int64_t i = 0; i < args.num_ids; ++i) gather_row(args, i);
+    for_each(args.num_threads, args.num_ids, true, [&](int64_t i) { gather_row(args, i); });
 }
 
 }  // namespace

@@ -229,23 +229,10 @@ inline void run_share(const QuantizedLinearArgs& args, const Range& panels) {
 
 void run_quantized_linear(const QuantizedLinearArgs& args) {
     if (args.m == 0) return;
-#pragma omp parallel num_threads(args.num_threads)
-    {
-        const int64_t thread = thread_index(), threads = thread_count();
-        const Range panels = share(ceil_div(args.shape.n, kPanelRows), thread, threads);
-        if (args.m == 1) {
-            // Every thread rounds the one token: waiting for another to do it takes as long.
-            static thread_local Arena arena;
-            QuantizedLinearArgs own = args;
-            own.scratch = arena.reserve(args.shape.x_row_bytes());
-            round_tokens(own, {0, 1});
-            run_share(own, panels);
-        } else {
-            round_tokens(args, share(args.m, thread, threads));
-#pragma omp barrier
-            run_share(args, panels);
-        }
-    }
+    for_each_range(args.num_threads, args.m,
+                   [&](const Range& tokens) { round_tokens(args, tokens); });
+    for_each_range(args.num_threads, ceil_div(args.shape.n, kPanelRows),
+                   [&](const Range& panels) { run_share(args, panels); });
 }
 
 }  // namespace

@@ -130,25 +130,23 @@ void gather_row(const QuantizedGatherArgs& args, int64_t i) {
 int64_t quantize_rows(const QuantizeArgs& args) {
     const int64_t groups = ceil_div(args.rows, kLanes);
     int64_t num_bad = 0;
-#pragma omp parallel num_threads(args.num_threads) reduction(+ : num_bad)
-    {
+    for_each_range(args.num_threads, groups, [&](const Range& range) {
         Arena arena;
         const int64_t padded = 4 * args.shape.units();
         const RoundedRow rounded = RoundedRow::in(arena.reserve(RoundedRow::bytes(padded)), padded);
-#pragma omp for schedule(static)
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t end = (group + 1) * kLanes < args.rows ? (group + 1) * kLanes : args.rows;
-            for (int64_t row = group * kLanes; row < end; ++row) {
-                if (!quantize_row(args, row, rounded)) ++num_bad;
+        const int64_t last = range.end * kLanes;
+        const int64_t end = last < args.rows ? last : args.rows;
+        for (int64_t row = range.begin * kLanes; row < end; ++row) {
+            if (!quantize_row(args, row, rounded)) {
+                __atomic_fetch_add(&num_bad, 1, __ATOMIC_RELAXED);
             }
         }
-    }
+    });
     return num_bad;
 }
 
 void gather_quantized_rows(const QuantizedGatherArgs& args) {
-#pragma omp parallel for num_threads(args.num_threads) schedule(static) if (args.num_ids > 1)
-    for (int64_t i = 0; i < args.num_ids; ++i) gather_row(args, i);
+    for_each(args.num_threads, args.num_ids, true, [&](int64_t i) { gather_row(args, i); });
 }
 
 }  // namespace hal::cpu

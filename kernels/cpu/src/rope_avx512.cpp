@@ -98,27 +98,26 @@ void write_token(const WriteKvArgs& args, int64_t token) {
 
 void qk_norm_rope(const RopeArgs& args) {
     const int64_t heads = args.num_heads + args.num_kv_heads;
-    const bool parallel = args.num_tokens * heads * args.head_dim >= kParallelElements;
-#pragma omp parallel for num_threads(args.num_threads) schedule(static) if (parallel)
-    for (int64_t token = 0; token < args.num_tokens; ++token) rope_any(args, token);
+    const bool is_enough = args.num_tokens * heads * args.head_dim >= kParallelElements;
+    for_each(args.num_threads, args.num_tokens, is_enough,
+             [&](int64_t token) { rope_any(args, token); });
 }
 
 void write_kv(const WriteKvArgs& args) {
     const KvShape& shape = args.kv_shape;
     const int64_t elements = 2 * args.num_tokens * shape.num_kv_heads * shape.head_dim;
-    const bool parallel = elements >= kParallelElements;
-#pragma omp parallel for num_threads(args.num_threads) schedule(static) if (parallel)
-    for (int64_t token = 0; token < args.num_tokens; ++token) write_token(args, token);
+    const bool is_enough = elements >= kParallelElements;
+    for_each(args.num_threads, args.num_tokens, is_enough,
+             [&](int64_t token) { write_token(args, token); });
 }
 
 void rope_and_write_kv(const RopeArgs& rope, const WriteKvArgs& write) {
     const int64_t heads = rope.num_heads + 2 * rope.num_kv_heads;
-    const bool parallel = rope.num_tokens * heads * rope.head_dim >= kParallelElements;
-#pragma omp parallel for num_threads(rope.num_threads) schedule(static) if (parallel)
-    for (int64_t token = 0; token < rope.num_tokens; ++token) {
+    const bool is_enough = rope.num_tokens * heads * rope.head_dim >= kParallelElements;
+    for_each(rope.num_threads, rope.num_tokens, is_enough, [&](int64_t token) {
         rope_any(rope, token);
         write_token(write, token);
-    }
+    });
 }
 
 }  // namespace hal::cpu

@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "philox.h"
 #include "sampling_row.h"
+#include "threads.h"
 
 namespace hal::cpu {
 namespace {
@@ -125,8 +126,8 @@ int32_t sample_row(const SampleArgs& args, int64_t row) {
 }  // namespace
 
 void sample(const SampleArgs& args) {
-#pragma omp parallel for num_threads(args.num_threads) schedule(static) if (args.rows > 1)
-    for (int64_t row = 0; row < args.rows; ++row) args.tokens[row] = sample_row(args, row);
+    for_each(args.num_threads, args.rows, true,
+             [&](int64_t row) { args.tokens[row] = sample_row(args, row); });
 }
 
 }  // namespace hal::cpu

@@ -43,6 +43,7 @@ def one_thread() -> Iterator[None]:
 
 
 _EMULATED = Path(__file__).with_name("amx_emulated.cpp")
+_SOURCES = Path(__file__).parents[3] / "kernels/cpu/src"
 _AVX512 = ("f", "bw", "vl", "dq", "bf16", "vnni")
 
 
@@ -53,10 +54,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if reason := native.unavailable() or (None if compiler else "no C++ compiler"):
         pytest.skip(reason)
     path = tmp_path_factory.mktemp("amx") / "amx_emulated.so"
-    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-fopenmp", "-mfma", "-mavx2", "-mf16c"]
+    flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-pthread", "-mfma", "-mavx2", "-mf16c"]
     flags += [f"-mavx512{name}" for name in _AVX512]
     flags += os.environ.get("CXXFLAGS", "").split()
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    command = [str(compiler), *flags, str(_EMULATED), "-o", str(path)]
+    sources = [_EMULATED, *(_SOURCES / name for name in ("pool.cpp", "counters.cpp"))]
+    command = [str(compiler), *flags, *map(str, sources), "-o", str(path)]
     subprocess.run(command, check=True, env=environment, timeout=300)
     return ctypes.CDLL(str(path))

@@ -18,7 +18,7 @@ from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily, LinearProblem
 from hal.weights import WEIGHT_FORMATS
 
-HIDDEN, WIDE = 64, 4096
+HIDDEN, WIDE = 256, 4096
 FORMATS = [None, WEIGHT_FORMATS["int4"], WEIGHT_FORMATS["int8"]]
 NAMES = ["bf16", "int4", "int8"]
 
@@ -55,6 +55,12 @@ def mlp(stage: Stage, index: int) -> FusedMlpBlock:
     return block
 
 
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is alone waits for nobody."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
 def barriers_of(run: PackedLinear | FusedMlpBlock, num_tokens: int, width: int) -> int:
     x = torch.zeros(num_tokens, HIDDEN, dtype=torch.bfloat16)
     out = torch.empty(num_tokens, width, dtype=torch.bfloat16)
@@ -63,6 +69,7 @@ def barriers_of(run: PackedLinear | FusedMlpBlock, num_tokens: int, width: int) 
     return int(native.load().num_barriers() - before)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("index", range(3), ids=NAMES)
 def test_one_token_costs_one_barrier_in_a_product_and_two_in_an_mlp(
     stage: Stage, index: int
@@ -71,11 +78,12 @@ def test_one_token_costs_one_barrier_in_a_product_and_two_in_an_mlp(
     assert barriers_of(mlp(stage, index), 1, HIDDEN) == 2
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_many_tokens_cost_one_more_where_they_are_rounded(stage: Stage) -> None:
-    """Few values (8192) are rounded by every thread for itself."""
-    assert [barriers_of(linear(stage, 1), m, WIDE) for m in (128, 129)] == [1, 2]
-    assert [barriers_of(mlp(stage, 1), m, HIDDEN) for m in (2, 3, 129)] == [2, 3, 4]
-    assert [barriers_of(mlp(stage, 0), m, HIDDEN) for m in (2, 3, 129)] == [2, 2, 2]
+    """Few values (8192) are rounded by the calling thread alone."""
+    assert [barriers_of(linear(stage, 1), m, WIDE) for m in (32, 33)] == [1, 2]
+    assert [barriers_of(mlp(stage, 1), m, HIDDEN) for m in (2, 3, 33)] == [2, 3, 4]
+    assert [barriers_of(mlp(stage, 0), m, HIDDEN) for m in (2, 3, 33)] == [2, 2, 2]
 
 
 @pytest.mark.usefixtures("stage")

@@ -1,0 +1,29 @@
+// The one pool of threads behind all kernels. A parallel step is cut into chunks; each thread starts
+// with its own share of them, neighbours in memory, and helps the others when that is done. So a
+// thread whose core is busy with something else costs what it holds, one chunk, and not the step:
+// with shares that cannot move, two processes on one machine fell to a tenth of their speed.
+#pragma once
+
+#include <cstdint>
+
+namespace hal::cpu {
+
+using RunChunk = void (*)(const void* context, int64_t chunk);
+
+// Calls run(context, chunk) once for every chunk below num_chunks, on up to num_threads threads,
+// the caller's among them, and returns when all have returned. Chunks must not depend on each
+// other. Safe from several threads, which take turns, and after a fork; not from inside a chunk.
+void run_chunks(int num_threads, int64_t num_chunks, RunChunk run, const void* context);
+
+namespace {
+
+// Internal linkage, so that every file has a copy compiled for its own instruction set.
+template <class F>
+inline void for_each_chunk(int num_threads, int64_t num_chunks, const F& run) {
+    run_chunks(
+        num_threads, num_chunks,
+        [](const void* context, int64_t chunk) { (*static_cast<const F*>(context))(chunk); }, &run);
+}
+
+}  // namespace
+}  // namespace hal::cpu
