@@ -33,7 +33,7 @@ from hal.tensor import Tensor
 
 MAX_ROWS = 128  # tokens of one step, all of which are sampled
 NUM_BLOCKS = 96
-BLOCK_SIZE = 8
+BLOCK_SIZE = 16
 _NUM_SLOTS = 8  # of sequences; behind them a slot for every other sampled row
 
 

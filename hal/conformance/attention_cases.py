@@ -232,9 +232,7 @@ def _case(row: _Row, dtype: DType, kv_dtype: DType | None) -> AttentionCase:
         head_dim=row.head_dim,
         dtype=dtype,
         block_size=row.block_size,
-        spec=AttentionSpec(
-            scale=scale, window=row.window, softcap=row.softcap, kv_dtype=kv_dtype
-        ),
+        spec=AttentionSpec(scale=scale, window=row.window, softcap=row.softcap, kv_dtype=kv_dtype),
     )
     name = row.name if kv_dtype is None else f"{row.name}-kv-{kv_dtype}"
     return AttentionCase(op="attention", name=name, problem=problem, dtype=dtype, steps=row.steps)
