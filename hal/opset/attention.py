@@ -118,8 +118,10 @@ class AttentionFamily(ABC):
 
     @abstractmethod
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
-        """Store keys and values of qkv [T, qkv_width] (rotated) at the planned slots of `kv`, rounded
-        to codes where it holds those."""
+        """Store keys and values of qkv [T, qkv_width] (rotated) at the planned slots of `kv`.
+
+        As codes where it holds those.
+        """
 
     @abstractmethod
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:

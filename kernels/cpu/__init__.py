@@ -2,6 +2,7 @@
 
 from hal.kernels.cpu import (
     attention,
+    attention_block,
     block,
     elementwise,
     indexing,
@@ -15,6 +16,7 @@ from hal.kernels.cpu.native import compiled_part
 
 __all__ = [
     "attention",
+    "attention_block",
     "block",
     "compiled_part",
     "elementwise",

@@ -16,7 +16,6 @@ from hal.opset import attention
 from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem
 from hal.tensor import Tensor
 
-
 STRIP_TOKENS = 16  # kLanes of src/kernels.h
 SCALES_BYTES = 4 * STRIP_TOKENS  # of a strip: one for the keys of a token, one for its values
 
@@ -30,12 +29,12 @@ def _no_strips(problem: AttentionProblem) -> str | None:
     return None
 
 
-def _rejects(caps: Capabilities, problem: AttentionProblem) -> str | None:
+def rejects_plain(caps: Capabilities, problem: AttentionProblem) -> str | None:
     reason = native.needs_avx512_bf16(caps, problem) or needs_plain_cache(caps, problem)
     return reason or _no_strips(problem)
 
 
-def _rejects_codes(caps: Capabilities, problem: AttentionProblem) -> str | None:
+def rejects_codes(caps: Capabilities, problem: AttentionProblem) -> str | None:
     reason = native.needs_avx512_bf16(caps, problem) or needs_codes(caps, problem)
     if reason is None and Feature.AVX512_VNNI not in caps.features:
         reason = f"needs {Feature.AVX512_VNNI}; {caps.name} has {caps.feature_names()}"
@@ -48,14 +47,14 @@ def _rejects_codes(caps: Capabilities, problem: AttentionProblem) -> str | None:
     "avx512_vnni",
     preference=100,
     batch_invariant=True,
-    rejects=_rejects_codes,
+    rejects=rejects_codes,
     unavailable=native.unavailable,
 )
 @attention.family(
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
-    rejects=_rejects,
+    rejects=rejects_plain,
     unavailable=native.unavailable,
 )
 class NativeAttention(AttentionFamily):
@@ -88,7 +87,7 @@ class NativeAttention(AttentionFamily):
         return (num_blocks, p.num_kv_heads, p.block_size // STRIP_TOKENS, strip)
 
     def plan(self, meta: AttentionMeta) -> None:
-        self._slots = as_torch(meta.slot_mapping_device)
+        self.slots = as_torch(meta.slot_mapping_device)
         self._starts = as_torch(meta.cu_seqlens_q_device)
         self._lens = as_torch(meta.seq_lens_device)
         self._table = as_torch(meta.block_table_device)
@@ -109,7 +108,7 @@ class NativeAttention(AttentionFamily):
             p.num_kv_heads,
             p.block_size,
             p.head_dim,
-            self._slots.data_ptr(),
+            self.slots.data_ptr(),
             self._code,
             torch.get_num_threads(),
         )
@@ -124,17 +123,28 @@ class NativeAttention(AttentionFamily):
             native.load().advise_huge_pages(address, cache.nbytes)
 
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
-        rows, result, p = as_torch(qkv), as_torch(out), self.problem
+        rows = as_torch(qkv)
         native.load().attention(
             rows.data_ptr(),
+            *self.arguments(rows, as_torch(kv), as_torch(out)),
+            torch.get_num_threads(),
+        )
+
+    def arguments(
+        self, rows: torch.Tensor, cache: torch.Tensor, out: torch.Tensor
+    ) -> tuple[int | float, ...]:
+        """The native call's, between the rows' address and the number of threads."""
+        p = self.problem
+        self._advise_huge_pages(cache)
+        return (
             rows.stride(0),
-            as_torch(kv).data_ptr(),
+            cache.data_ptr(),
             self._kv_code,
             p.num_kv_heads,
             p.block_size,
             p.head_dim,
-            result.data_ptr(),
-            result.stride(0),
+            out.data_ptr(),
+            out.stride(0),
             self._starts.data_ptr(),
             self._lens.data_ptr(),
             self._table.data_ptr(),
@@ -145,5 +155,4 @@ class NativeAttention(AttentionFamily):
             p.spec.softcap or 0.0,
             p.spec.window or 0,
             self._code,
-            torch.get_num_threads(),
         )

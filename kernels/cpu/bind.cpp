@@ -213,29 +213,79 @@ void call_write_kv(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t 
               .num_threads = num_threads});
 }
 
-void call_attention(Address q, int64_t q_stride, Address kv, int kv_dtype,
-                    int64_t num_kv_heads, int64_t block_size, int64_t head_dim, Address out, int64_t out_stride,
-                    Address cu_seqlens_q, Address seq_lens, Address block_table,
-                    int64_t block_table_stride, int64_t num_seqs, int64_t num_heads, float scale,
-                    float softcap, int64_t window, int dtype, int num_threads) {
+AttentionArgs attention_args(Address q, int64_t q_stride, Address kv, int kv_dtype,
+                             int64_t num_kv_heads, int64_t block_size, int64_t head_dim,
+                             Address out, int64_t out_stride, Address cu_seqlens_q,
+                             Address seq_lens, Address block_table, int64_t block_table_stride,
+                             int64_t num_seqs, int64_t num_heads, float scale, float softcap,
+                             int64_t window, int dtype, int num_threads) {
+    return {.q = at(q),
+            .q_stride = q_stride,
+            .kv = at(kv),
+            .kv_shape = {num_kv_heads, block_size, head_dim, dtype_of(kv_dtype)},
+            .out = at(out),
+            .out_stride = out_stride,
+            .cu_seqlens_q = at<int32_t>(cu_seqlens_q),
+            .seq_lens = at<int32_t>(seq_lens),
+            .block_table = at<int32_t>(block_table),
+            .block_table_stride = block_table_stride,
+            .num_seqs = num_seqs,
+            .num_heads = num_heads,
+            .scale = scale,
+            .softcap = softcap,
+            .window = window,
+            .dtype = dtype_of(dtype),
+            .num_threads = num_threads};
+}
+
+// The arguments of attention_args.
+template <class... Args>
+void call_attention(Args... args) {
     nb::gil_scoped_release release;
-    attention({.q = at(q),
-               .q_stride = q_stride,
-               .kv = at(kv),
-               .kv_shape = {num_kv_heads, block_size, head_dim, dtype_of(kv_dtype)},
-               .out = at(out),
-               .out_stride = out_stride,
-               .cu_seqlens_q = at<int32_t>(cu_seqlens_q),
-               .seq_lens = at<int32_t>(seq_lens),
-               .block_table = at<int32_t>(block_table),
-               .block_table_stride = block_table_stride,
-               .num_seqs = num_seqs,
-               .num_heads = num_heads,
-               .scale = scale,
-               .softcap = softcap,
-               .window = window,
-               .dtype = dtype_of(dtype),
-               .num_threads = num_threads});
+    attention(attention_args(args...));
+}
+
+// Rotates the rows whose first heads are q, writes their K and V, attends. The arguments behind
+// num_tokens are those of attention_args after q.
+template <class... Args>
+void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int64_t rotary_dim,
+                            Address q_norm, Address k_norm, float eps, Address slot_mapping,
+                            int64_t num_tokens, Args... args) {
+    nb::gil_scoped_release release;
+    const AttentionArgs attend = attention_args(qkv, args...);
+    const RopeArgs rope{.qkv = at(qkv),
+                        .qkv_stride = attend.q_stride,
+                        .num_tokens = num_tokens,
+                        .num_heads = attend.num_heads,
+                        .num_kv_heads = attend.kv_shape.num_kv_heads,
+                        .head_dim = attend.kv_shape.head_dim,
+                        .positions = at<int32_t>(positions),
+                        .cos_sin = at<float>(cos_sin),
+                        .rotary_dim = rotary_dim,
+                        .q_norm = at(q_norm),
+                        .k_norm = at(k_norm),
+                        .eps = eps,
+                        .dtype = attend.dtype,
+                        .num_threads = attend.num_threads};
+    rope_and_write_kv(rope, {.qkv = at(qkv),
+                             .qkv_stride = attend.q_stride,
+                             .num_tokens = num_tokens,
+                             .num_heads = attend.num_heads,
+                             .kv = const_cast<void*>(attend.kv),
+                             .kv_shape = attend.kv_shape,
+                             .slot_mapping = at<int64_t>(slot_mapping),
+                             .dtype = attend.dtype,
+                             .num_threads = attend.num_threads});
+    attention(attend);
+}
+
+template <class Result, class First, class... Args>
+auto* call_attention_with(Result (*)(First, Args...)) {
+    return &call_attention<First, Args...>;
+}
+template <class Result, class First, class... Args>
+auto* call_rope_write_attend_with(Result (*)(First, Args...)) {
+    return &call_rope_write_attend<Args...>;
 }
 
 void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Address temperature,
@@ -294,7 +344,8 @@ NB_MODULE(_C, m) {
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);
     m.def("write_kv", &call_write_kv);
-    m.def("attention", &call_attention);
+    m.def("attention", call_attention_with(&attention_args));
+    m.def("rope_write_attend", call_rope_write_attend_with(&attention_args));
     m.def("sample", &call_sample);
 #endif
 }

@@ -12,7 +12,7 @@ from hal.opset.attention import RopeProblem
 MAX_HEAD_DIM = 512  # kMaxHeadDim of src/rope_avx512.cpp
 
 
-def _rejects(caps: Capabilities, problem: RopeProblem) -> str | None:
+def rejects_rope(caps: Capabilities, problem: RopeProblem) -> str | None:
     if problem.head_dim > MAX_HEAD_DIM:
         return f"holds heads of up to {MAX_HEAD_DIM} elements; head_dim is {problem.head_dim}"
     return native.needs_avx512_bf16(caps, problem)
@@ -22,7 +22,7 @@ def _rejects(caps: Capabilities, problem: RopeProblem) -> str | None:
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
-    rejects=_rejects,
+    rejects=rejects_rope,
     unavailable=native.unavailable,
 )
 def qk_norm_rope_avx512(

@@ -58,9 +58,9 @@ class ComposedAttentionBlock(AttentionBlock):
             ),
         )
         self.family: AttentionFamily = binder.shared(attention, inner)
-        self._rope = problem.rope
-        self._has_rope = problem.rope.rotary_dim > 0 or problem.rope.has_norm
-        self._qk_norm_rope = binder.bind(qk_norm_rope, problem.rope) if self._has_rope else None
+        self.rope = problem.rope
+        has_rope = problem.rope.rotary_dim > 0 or problem.rope.has_norm
+        self.qk_norm_rope = binder.bind(qk_norm_rope, problem.rope) if has_rope else None
         self._qkv_buffer = binder.arena.buffer("qkv", inner.qkv_width, inner.dtype)
         self._heads_buffer = binder.arena.buffer("heads", width, inner.dtype)
 
@@ -71,10 +71,17 @@ class ComposedAttentionBlock(AttentionBlock):
         qkv = self._qkv_buffer.rows(num_tokens)
         heads = self._heads_buffer.rows(num_tokens)
         self.qkv(x, qkv)
-        if self._qk_norm_rope is not None:
-            self._qk_norm_rope(
+        self.between(qkv, positions, kv, weights, heads)
+        self.output(heads, out)
+
+    def between(
+        self, qkv: Tensor, positions: Tensor, kv: Tensor, weights: AttentionWeights, heads: Tensor
+    ) -> None:
+        """What lies between the products: rotate qkv in place, write its K and V, attend."""
+        if self.qk_norm_rope is not None:
+            self.qk_norm_rope(
                 qkv,
-                self._rope,
+                self.rope,
                 positions,
                 weights.cos_sin,
                 weights.q_norm,
@@ -83,7 +90,6 @@ class ComposedAttentionBlock(AttentionBlock):
             )
         self.family.write_kv(qkv, kv)
         self.family.attend(qkv, kv, heads)
-        self.output(heads, out)
 
 
 @mlp_block.family("composed", preference=10, batch_invariant=True)

@@ -1,4 +1,4 @@
-"""--kv-cache-dtype from the setting to the logits, on the device under test and on the reference."""
+"""--kv-cache-dtype from the setting to the logits, here and on the reference."""
 
 from __future__ import annotations
 

@@ -63,6 +63,7 @@ void rope_token(const RopeArgs& args, int64_t token) {
 }
 
 void rope_any(const RopeArgs& args, int64_t token) {
+    if (args.rotary_dim == 0 && args.q_norm == nullptr) return;
     if (args.dtype == DType::kBfloat16) {
         rope_token<Bf16>(args, token);
     } else {
