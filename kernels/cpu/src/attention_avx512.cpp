@@ -40,7 +40,7 @@ Scratch make_scratch(const AttentionArgs& args, Arena& arena) {
     const KvShape& shape = args.kv_shape;
     const int64_t q_bytes = rows * parts * shape.head_dim * int64_t(sizeof(T));
     const int64_t row_floats = partial_row(args);
-    const int64_t dwords = rows * (2 * parts * kTileKeys + 2 * row_floats + parts + 2);
+    const int64_t dwords = rows * (2 * parts * kTileKeys + 2 * row_floats + parts + 2) + 2 * kTileKeys;
     char* memory = arena.reserve(3 * shape.strip_bytes() + q_bytes + 4 * dwords + 8 * 64);
     Scratch s;
     char* zeros = carve<char>(&memory, shape.strip_bytes());
@@ -50,6 +50,8 @@ Scratch make_scratch(const AttentionArgs& args, Arena& arena) {
     s.rows.q = carve<char>(&memory, q_bytes);
     s.rows.start = carve<int>(&memory, rows * parts);
     s.rows.q_scales = carve<float>(&memory, rows);
+    s.rows.k_scales = carve<float>(&memory, kTileKeys);
+    s.rows.v_scales = carve<float>(&memory, kTileKeys);
     s.rows.scores = carve<char>(&memory, 4 * rows * parts * kTileKeys);
     s.rows.p = carve<char>(&memory, rows * parts * kTileKeys * int64_t(sizeof(T)));
     s.rows.p_scales = carve<float>(&memory, rows);

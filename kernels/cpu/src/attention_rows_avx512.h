@@ -14,6 +14,8 @@ struct Rows {
     char* q;          // [rows * parts][dim] elements
     int* start;       // [rows * parts]: minus the offset of K's codes times the sum of q
     float* q_scales;  // [rows]
+    float* k_scales;  // [64] of the tile, and of its values
+    float* v_scales;
     char* scores;     // [rows * parts][64] dwords
     char* p;          // [rows * parts][64] elements: softmax weights
     float* p_scales;  // [rows], of one tile
@@ -58,19 +60,31 @@ inline void load_query(const AttentionArgs& args, const Bf16* from, const Rows& 
     to.q_scales[row] = bits >= kInfinity ? __builtin_nanf("") : as_float(bits) / most;
 }
 
-// q . K of 16 keys of the tile.
+// The scales of a tile's keys and values, in float32. Where a key is not in the item's sight they
+// may be anything.
+inline void load_scales(const AttentionArgs& args, const KeyTile& tile, int64_t strips,
+                        const Rows& to) {
+    for (int64_t i = 0; i < strips; ++i) {
+        const char* scales = tile.keys[i] + 2 * args.kv_shape.side_bytes();
+        const Bf16* from = reinterpret_cast<const Bf16*>(scales);
+        _mm512_storeu_ps(to.k_scales + i * kLanes, load(from));
+        _mm512_storeu_ps(to.v_scales + i * kLanes, load(from + kLanes));
+    }
+}
+
+// q . K of 16 keys times `product`.
 template <class T>
-inline __m512 products_of(const AttentionArgs& args, const KeyTile& tile, const Rows& rows,
-                          int64_t row, int64_t strip) {
-    const float* scores = reinterpret_cast<const float*>(rows.scores);
-    if constexpr (kParts<T> == 1) return load(scores + row * kTileKeys + strip * kLanes);
-    const char* hi = rows.scores + 4 * (2 * row * kTileKeys + strip * kLanes);
-    const __m512 hi_part = _mm512_cvtepi32_ps(_mm512_loadu_si512(hi));
-    const __m512 lo_part = _mm512_cvtepi32_ps(_mm512_loadu_si512(hi + 4 * kTileKeys));
-    const char* scales = tile.keys[strip] + 2 * args.kv_shape.side_bytes();
-    const __m512 scale = _mm512_mul_ps(load(reinterpret_cast<const Bf16*>(scales)),
-                                       _mm512_set1_ps(rows.q_scales[row]));
-    return _mm512_mul_ps(_mm512_fmadd_ps(hi_part, _mm512_set1_ps(256.0f), lo_part), scale);
+inline __m512 scaled_products(const Rows& rows, int64_t row, int64_t strip, float product) {
+    const char* scores = rows.scores + 4 * (kParts<T> * row * kTileKeys + strip * kLanes);
+    if constexpr (kParts<T> == 1) {
+        return _mm512_mul_ps(_mm512_loadu_ps(scores), _mm512_set1_ps(product));
+    } else {
+        const __m512 hi = _mm512_cvtepi32_ps(_mm512_loadu_si512(scores));
+        const __m512 lo = _mm512_cvtepi32_ps(_mm512_loadu_si512(scores + 4 * kTileKeys));
+        const __m512 dot = _mm512_fmadd_ps(hi, _mm512_set1_ps(256.0f), lo);
+        const __m512 scale = _mm512_set1_ps(rows.q_scales[row] * product);
+        return _mm512_mul_ps(dot, _mm512_mul_ps(load(rows.k_scales + strip * kLanes), scale));
+    }
 }
 
 // Weights of bfloat16, whose unit is 4e-3, and 16 bits need no better.
@@ -92,41 +106,49 @@ inline __m512 store_weights(const Rows& rows, int64_t row, const __m512 (&weight
     return sum;
 }
 
-// Weight times the scale of V's codes = scale * (256 * hi + lo), each an unsigned byte. Where a key
-// is not seen, its scale may be anything.
+// 64 whole numbers of 16 bits as a row of their upper bytes and one of their lower.
+inline void store_bytes(char* to, const __m512i (&codes)[kTileStrips]) {
+    // Packing takes four numbers of each operand in turn, so dwords come out transposed.
+    const __m512i order =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i first = _mm512_packus_epi32(codes[0], codes[1]);
+    const __m512i second = _mm512_packus_epi32(codes[2], codes[3]);
+    const __m512i low = _mm512_set1_epi16(0xff);
+    const __m512i hi =
+        _mm512_packus_epi16(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(second, 8));
+    const __m512i lo =
+        _mm512_packus_epi16(_mm512_and_si512(first, low), _mm512_and_si512(second, low));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, hi));
+    _mm512_storeu_si512(to + kTileKeys, _mm512_permutexvar_epi32(order, lo));
+}
+
+// Weight times the scale of V's codes = scale * (256 * hi + lo), each an unsigned byte. If one is
+// NaN the scale is, and codes mean nothing.
 template <int V>
-inline void round_weights(const AttentionArgs& args, const KeyTile& tile, const Rows& rows,
-                          int64_t row, uint64_t seen, const __m512 (&weights)[V]) {
-    const int64_t scales_at = 2 * args.kv_shape.side_bytes() + 2 * kLanes;
+inline void round_weights(const Rows& rows, int64_t row, uint64_t seen,
+                          const __m512 (&weights)[V]) {
+    constexpr float most = 65535.0f;
     __m512 scaled[V];
     __m512i largest = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-        const Bf16* scales = reinterpret_cast<const Bf16*>(tile.keys[v] + scales_at);
-        const __m512 kept = load(scales, __mmask16(seen >> (v * kLanes)));
-        scaled[v] = _mm512_mul_ps(weights[v], kept);
+        scaled[v] = _mm512_maskz_mul_ps(__mmask16(seen >> (v * kLanes)), weights[v],
+                                        load(rows.v_scales + v * kLanes));
         largest = _mm512_max_epu32(largest, magnitude_bits(scaled[v]));
     }
     const uint32_t bits = _mm512_reduce_max_epu32(largest);
-    const bool is_zero = bits < kInfinity && as_float(bits) <= kSmallest;
-    const float inverse = is_zero || bits >= kInfinity ? 0.0f : 65535.0f / as_float(bits);
-    rows.p_scales[row] = bits >= kInfinity ? __builtin_nanf("") : as_float(bits) / 65535.0f;
-    char* hi = rows.p + 2 * row * kTileKeys;
+    const bool is_zero = as_float(bits) <= kSmallest;
+    const __m512 inverse = _mm512_set1_ps(is_zero ? 0.0f : most / as_float(bits));
+    rows.p_scales[row] = bits >= kInfinity ? __builtin_nanf("") : as_float(bits) * (1.0f / most);
+    __m512i codes[kTileStrips] = {};
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-        const __m512i code = _mm512_min_epi32(rounded_codes(scaled[v], inverse),
-                                              _mm512_set1_epi32(65535));
-        const __m128i high = _mm512_cvtepi32_epi8(_mm512_srli_epi32(code, 8));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(hi + v * kLanes), high);
-        const __m128i low = _mm512_cvtepi32_epi8(code);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(hi + kTileKeys + v * kLanes), low);
-    }
+    for (int v = 0; v < V; ++v) codes[v] = _mm512_cvtps_epi32(_mm512_mul_ps(scaled[v], inverse));
+    store_bytes(rows.p + 2 * row * kTileKeys, codes);
 }
 
 // Scores -> softmax weights of one row, 16 * V keys, and its running state.
 template <class T, int V>
-inline void weigh_row(const AttentionArgs& args, const Scale& scale, const KeyTile& tile,
-                      const Rows& rows, int64_t row, uint64_t seen) {
+inline void weigh_row(const Scale& scale, const Rows& rows, int64_t row, uint64_t seen) {
     const Sums& sums = rows.split;
     __m512 scores[V];
     __m512 highest = _mm512_set1_ps(sums.maximum[row * sums.stride]);
@@ -134,7 +156,7 @@ inline void weigh_row(const AttentionArgs& args, const Scale& scale, const KeyTi
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
         const __mmask16 mask = __mmask16(seen >> (v * kLanes));
-        scores[v] = scale(products_of<T>(args, tile, rows, row, v));
+        scores[v] = scale.score(scaled_products<T>(rows, row, v, scale.product));
         highest = _mm512_mask_max_ps(highest, mask, highest, scores[v]);
     }
     if (_mm512_cmp_ps_mask(highest, before, _CMP_GT_OQ) != 0) raise_maximum(sums, row, highest);
@@ -152,7 +174,7 @@ inline void weigh_row(const AttentionArgs& args, const Scale& scale, const KeyTi
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) sum = _mm512_add_ps(sum, scores[v]);
         _mm512_storeu_ps(total, sum);
-        round_weights(args, tile, rows, row, seen, scores);
+        round_weights(rows, row, seen, scores);
     }
 }
 
@@ -163,12 +185,12 @@ inline uint64_t low_bits(int64_t count) {
 
 template <class T, int V>
 [[gnu::noinline]] void weigh_rows(const AttentionArgs& args, const Item& item, const Rows& rows,
-                                  const KeyTile& tile, int64_t begin, Range which) {
+                                  int64_t begin, Range which) {
     const Scale scale(args);
     for (int64_t row = which.begin; row < which.end; ++row) {
         const Range seen = visible_keys(args, item.sequence, item.rows.begin + row);
         const uint64_t bits = low_bits(seen.end - begin) & ~low_bits(seen.begin - begin);
-        weigh_row<T, V>(args, scale, tile, rows, row, bits);
+        weigh_row<T, V>(scale, rows, row, bits);
     }
 }
 
@@ -176,10 +198,11 @@ template <class T, int V>
 template <class T>
 void weigh(const AttentionArgs& args, const Item& item, const Rows& rows, const KeyTile& tile,
            int64_t begin, int64_t strips, Range which) {
-    if (strips == 4) weigh_rows<T, 4>(args, item, rows, tile, begin, which);
-    if (strips == 3) weigh_rows<T, 3>(args, item, rows, tile, begin, which);
-    if (strips == 2) weigh_rows<T, 2>(args, item, rows, tile, begin, which);
-    if (strips == 1) weigh_rows<T, 1>(args, item, rows, tile, begin, which);
+    if constexpr (kParts<T> == 2) load_scales(args, tile, strips, rows);
+    if (strips == 4) weigh_rows<T, 4>(args, item, rows, begin, which);
+    if (strips == 3) weigh_rows<T, 3>(args, item, rows, begin, which);
+    if (strips == 2) weigh_rows<T, 2>(args, item, rows, begin, which);
+    if (strips == 1) weigh_rows<T, 1>(args, item, rows, begin, which);
 }
 
 }  // namespace

@@ -75,17 +75,17 @@ struct Scale {
     explicit Scale(const AttentionArgs& args) {
         constexpr float log2_e = 1.44269504f;
         capped = args.softcap > 0;
-        product = _mm512_set1_ps(capped ? args.scale / args.softcap : args.scale * log2_e);
+        product = capped ? args.scale / args.softcap : args.scale * log2_e;
         cap = _mm512_set1_ps(args.softcap * log2_e);
     }
 
-    __m512 operator()(__m512 products) const {
-        const __m512 scaled = _mm512_mul_ps(products, product);
+    // scaled: products times `product`
+    __m512 score(__m512 scaled) const {
         return capped ? _mm512_mul_ps(tanh(scaled), cap) : scaled;
     }
 
     bool capped;
-    __m512 product;
+    float product;
     __m512 cap;
 };
 
