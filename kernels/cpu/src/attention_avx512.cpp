@@ -112,7 +112,7 @@ void run_tile(const AttentionArgs& args, const Item& item, Scratch& s, int64_t b
                       .start = r.start,
                       .scores = r.scores},
                      rows);
-    weigh<T>(args, item, r, tile, begin, strips, rows);
+    weigh<T>(args, item, r, tile, next, begin, strips, rows);
     // What codes are multiplied by is zero where they are not seen, and they are never NaN.
     if constexpr (kParts<T> == 1) hide_values<T>(args, item, begin, s.copies, tile);
     multiply_values<T>({.tile = tile,

@@ -62,10 +62,12 @@ inline void load_query(const AttentionArgs& args, const Bf16* from, const Rows& 
 
 // The scales of a tile's keys and values, in float32. Where a key is not in the item's sight they
 // may be anything.
-inline void load_scales(const AttentionArgs& args, const KeyTile& tile, int64_t strips,
-                        const Rows& to) {
+inline void load_scales(const AttentionArgs& args, const KeyTile& tile, const KeyTile& next,
+                        int64_t strips, const Rows& to) {
+    const int64_t at = 2 * args.kv_shape.side_bytes();
     for (int64_t i = 0; i < strips; ++i) {
-        const char* scales = tile.keys[i] + 2 * args.kv_shape.side_bytes();
+        const char* scales = tile.keys[i] + at;
+        _mm_prefetch(next.keys[i] + at, _MM_HINT_T1);
         const Bf16* from = reinterpret_cast<const Bf16*>(scales);
         _mm512_storeu_ps(to.k_scales + i * kLanes, load(from));
         _mm512_storeu_ps(to.v_scales + i * kLanes, load(from + kLanes));
@@ -197,8 +199,8 @@ template <class T, int V>
 // Of the tile at `begin`, as far as its first `strips`.
 template <class T>
 void weigh(const AttentionArgs& args, const Item& item, const Rows& rows, const KeyTile& tile,
-           int64_t begin, int64_t strips, Range which) {
-    if constexpr (kParts<T> == 2) load_scales(args, tile, strips, rows);
+           const KeyTile& next, int64_t begin, int64_t strips, Range which) {
+    if constexpr (kParts<T> == 2) load_scales(args, tile, next, strips, rows);
     if (strips == 4) weigh_rows<T, 4>(args, item, rows, begin, which);
     if (strips == 3) weigh_rows<T, 3>(args, item, rows, begin, which);
     if (strips == 2) weigh_rows<T, 2>(args, item, rows, begin, which);
