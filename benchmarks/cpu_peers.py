@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pairs", type=at_least_one, default=MIN_PAIRS, help="rounds of each case")
     cores = len(os.sched_getaffinity(0))
     made.add_argument("--threads", type=at_least_one, default=cores, help="of every arm")
+    made.add_argument("--kv", choices=("auto", "int8"), default="auto", help="our KV cache")
     made.add_argument("--cache", type=Path, default=environments.DEFAULT_CACHE, metavar="FOLDER")
     made.add_argument("--install", action="store_true", help="make the arms' environments, end")
     made.add_argument("--list", action="store_true", help="show arms, cases and weights, end")
@@ -169,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         timeout_s=options.timeout,
         cache=cache,
         measures_perplexity=not options.no_perplexity,
+        kv=options.kv,
     )
     return measure(plan, options)
 

@@ -1,9 +1,9 @@
-"""What each weight format costs the embedded model: perplexity and exact answers, held out.
+"""What weight formats and an int8 KV cache cost the embedded model: perplexity and exact answers.
 
     python tools/quantization_loss.py --device cpu --threads 2
 
 Every answer token is forced in turn, so that all formats see the same texts; the engine itself is
-measured, with the rounding of activations and of the cache that it does.
+measured, with all the rounding that it does. The texts are held out.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hal import LLM, SamplingParams
-from hal.config import UNQUANTIZED
+from hal.config import AUTO, UNQUANTIZED
+from hal.kv import KV_FORMATS
 from hal.weights import WEIGHT_FORMATS
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "hal" / "tiny"
 _SEED = 11
+_SETTINGS = [(name, AUTO) for name in (UNQUANTIZED, *WEIGHT_FORMATS)]
+_SETTINGS += [(name, kv) for name in (UNQUANTIZED, "int4") for kv in KV_FORMATS]
 _FORCED = 100.0  # a logit bias that decides; log-probabilities are of the logits before it
 
 
@@ -37,11 +40,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Nats a token of the right answers, how many were given, and what the weights take."""
+    """Nats a token of the right answers, how many were given, and what the weights and a token in
+    the cache take."""
 
     loss: float
     exact: float
     weights_bytes: int
+    kv_bytes_per_token: float
 
 
 def texts_of(tokenizer: Tokenizer, count: int) -> list[Text]:
@@ -77,25 +82,35 @@ def measure(llm: LLM, texts: list[Text]) -> Score:
         list(output.outputs[0].token_ids) == text.answer
         for output, text in zip(free, texts, strict=True)
     )
-    return Score(sum(losses) / len(losses), exact / len(texts), llm.plan.weights_bytes)
+    plan = llm.plan
+    return Score(
+        sum(losses) / len(losses), exact / len(texts), plan.weights_bytes, plan.kv_bytes_per_token
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--only", default="", help="settings whose `WEIGHTS CACHE` contains this")
     parser.add_argument("--count", type=int, default=20, help="texts of each task")
     options = parser.parse_args()
     texts = texts_of(AutoTokenizer.from_pretrained(_SHIPPED), options.count)
     sys.stdout.write(f"{len(texts)} texts, {sum(len(t.answer) for t in texts)} answer tokens\n")
-    for name in (UNQUANTIZED, *WEIGHT_FORMATS):
+    for name, kv in _SETTINGS:
+        if options.only not in f"{name} {kv}":
+            continue
         with LLM(
-            device=options.device, threads=options.threads, quantization=name, show_progress=False
+            device=options.device,
+            threads=options.threads,
+            quantization=name,
+            kv_cache_dtype=kv,
+            show_progress=False,
         ) as llm:
             score = measure(llm, texts)
         sys.stdout.write(
-            f"| {name} | {score.weights_bytes / 1e6:.1f} MB | {math.exp(score.loss):.4f} | "
-            f"{score.exact:.1%} |\n"
+            f"| {name} | {kv} | {score.weights_bytes / 1e6:.1f} MB | "
+            f"{score.kv_bytes_per_token:.0f} | {math.exp(score.loss):.4f} | {score.exact:.1%} |\n"
         )
         sys.stdout.flush()
     return 0

@@ -27,7 +27,10 @@ class NotSupportedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How an arm loads a model. max_len and max_num_seqs cover every case that will be asked."""
+    """How an arm loads a model. max_len and max_num_seqs cover every case that will be asked.
+
+    kv: our arm's cache, as --kv-cache-dtype takes it; the others keep their default.
+    """
 
     folder: Path
     weights: str
@@ -35,6 +38,7 @@ class Settings:
     max_len: int
     max_num_seqs: int
     cache: Path
+    kv: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Plan:
     timeout_s: float
     cache: Path
     measures_perplexity: bool
+    kv: str = "auto"
 
     def settings(self, folder: Path, weights: str) -> Settings:
         return Settings(
@@ -39,6 +40,7 @@ class Plan:
             max_len=max(case.max_len for case in self.cases),
             max_num_seqs=max(case.num_requests for case in self.cases),
             cache=self.cache,
+            kv=self.kv,
         )
 
 

@@ -66,6 +66,8 @@ class NativeAttention(AttentionFamily):
     Of codes, queries and softmax weights are rounded to 16 bits and their products are exact.
     """
 
+    legal_block_sizes = (16, 32, 64, 128)
+
     def __init__(self, problem: AttentionProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
         self._code = native.DTYPE_CODES[problem.dtype]

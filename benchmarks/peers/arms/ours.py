@@ -43,7 +43,7 @@ class Ours:
             engine=f"hal {hal.__version__}",
             weight_bytes=self._built.plan.weights_bytes - untied - rotary,
             logits_bits=bits,
-            kv_bits=16,
+            kv_bits=8 if self._settings.kv == "int8" else 16,
             note=f"{self._settings.weights}, logits {'bf16' if bits == 16 else f'int{bits}'}",
         )
 
@@ -86,6 +86,7 @@ def _config(settings: Settings) -> EngineConfig:
         "max_num_seqs": settings.max_num_seqs,
         "prefix_caching": False,
         "threads": settings.threads,
+        "kv_cache_dtype": settings.kv,
     }
     if settings.weights != "bf16":
         values["quantization"] = settings.weights
