@@ -89,21 +89,32 @@ inline __m512 scaled_products(const Rows& rows, int64_t row, int64_t strip, floa
     }
 }
 
-// Weights of bfloat16, whose unit is 4e-3, and 16 bits need no better.
+// Weights of bfloat16, whose unit is 4e-3, and those that multiply codes need no better.
 template <class T>
 inline __m512 weight_of(__m512 x) {
-    return exp2<sizeof(T) == 4 ? 6 : 4>(x);
+    return sizeof(T) == 4 ? exp2(x) : exp2_short(x);
 }
 
-// Stores a row's weights of a tile for the product with V; returns their sum as that will see them.
-template <class T, int V>
-inline __m512 store_weights(const Rows& rows, int64_t row, const __m512 (&weights)[V]) {
-    T* p = reinterpret_cast<T*>(rows.p) + row * kTileKeys;
-    __m512 sum = _mm512_setzero_ps();
+// Stores a row's weights of a tile for the product with V, and adds them to `sum` as that will see
+// them.
+template <int V>
+inline __m512 store_weights(float* p, __m512 sum, const __m512 (&weights)[V]) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-        store(p + v * kLanes, weights[v], __mmask16(0xffff));
-        sum = _mm512_add_ps(sum, rounded(p, weights[v]));
+        _mm512_storeu_ps(p + v * kLanes, weights[v]);
+        sum = _mm512_add_ps(sum, weights[v]);
+    }
+    return sum;
+}
+template <int V>
+inline __m512 store_weights(Bf16* p, __m512 sum, const __m512 (&weights)[V]) {
+    const __m512i ones = _mm512_set1_epi16(0x3f80);
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v += 2) {
+        const __m512 second = v + 1 < V ? weights[v + 1] : _mm512_setzero_ps();
+        const __m512bh pairs = _mm512_cvtne2ps_pbh(second, weights[v]);
+        _mm512_storeu_si512(p + v * kLanes, (__m512i)pairs);
+        sum = _mm512_dpbf16_ps(sum, pairs, (__m512bh)ones);
     }
     return sum;
 }
@@ -169,15 +180,15 @@ inline void weigh_row(const Scale& scale, const Rows& rows, int64_t row, uint64_
         scores[v] = _mm512_maskz_mov_ps(mask, weight_of<T>(_mm512_sub_ps(scores[v], maximum)));
     }
     float* total = sums.weights + row * sums.stride;
+    __m512 sum = load(total);
     if constexpr (kParts<T> == 1) {
-        _mm512_storeu_ps(total, _mm512_add_ps(load(total), store_weights<T>(rows, row, scores)));
+        sum = store_weights(reinterpret_cast<T*>(rows.p) + row * kTileKeys, sum, scores);
     } else {
-        __m512 sum = load(total);
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) sum = _mm512_add_ps(sum, scores[v]);
-        _mm512_storeu_ps(total, sum);
         round_weights(rows, row, seen, scores);
     }
+    _mm512_storeu_ps(total, sum);
 }
 
 inline uint64_t low_bits(int64_t count) {

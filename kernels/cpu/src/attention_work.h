@@ -12,8 +12,8 @@ constexpr int64_t kTileKeys = 64;
 constexpr int64_t kSplitKeys = 512;
 // Query rows (token, head of the group) of one item: 16 micro-kernel tiles of 6.
 constexpr int64_t kItemRows = 96;
-// Reading and packing one key costs about as much as using it for this many rows.
-constexpr int64_t kKeyCost = 16;
+// Reading one key costs about as much as using it for this many rows.
+constexpr int64_t kKeyCost = 4;
 
 struct Sequence {
     int64_t index;
