@@ -30,8 +30,8 @@ _AVX512 = "avx2 avx512f avx512_vnni"
 CPU_FLAGS = {
     "avx2": "avx2",
     "avx512": _AVX512,
-    "avx512-bf16": f"{_AVX512} avx512_bf16",
-    "amx": f"{_AVX512} avx512_bf16 amx_tile amx_bf16 amx_int8",
+    "avx512-bf16": f"{_AVX512} avx512_bf16 avx512vbmi",
+    "amx": f"{_AVX512} avx512_bf16 avx512vbmi amx_tile amx_bf16 amx_int8",
     "arm-bf16": "asimd sve bf16 i8mm",
     "arm-neon": "asimd",
 }
