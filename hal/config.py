@@ -10,7 +10,7 @@ from hal.dtypes import DType, parse_dtype
 from hal.errors import ConfigError, UnsupportedError
 from hal.kv import KV_FORMATS
 from hal.memory import MemoryRequest, parse_memory
-from hal.weights import UNQUANTIZED, WeightFormat, find_format
+from hal.weights import FORMAT_NAMES, UNQUANTIZED, WeightFormat, find_format
 
 DEFAULT_MODEL = "hal-tiny"
 AUTO = "auto"
@@ -197,8 +197,9 @@ def _resolve_weights(wanted: str, caps: Capabilities) -> tuple[WeightFormat | No
         return None, "weights are stored in dtype"
     if caps.is_accelerator:
         raise UnsupportedError(
-            f"not supported yet: quantization={wanted!r} on {caps.name} ({caps.arch}); the kernels "
-            f"for it run on CPUs: use --device cpu, or --quantization {UNQUANTIZED}"
+            f"not supported yet: quantization={wanted!r} on {caps.name} ({caps.arch}); kernels for "
+            f"weights of codes need a CPU: use --device cpu with any of {FORMAT_NAMES}, or "
+            f"--quantization {UNQUANTIZED} on this device"
         )
     return weights, (
         f"set by the user; the matrix that makes logits is {weights.head}, "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from hal.problem import describe
-from hal.select import Kernel, Level, Regime, Rejection, Selection, Selector
+from hal.select import OPS, Kernel, Level, Regime, Rejection, Selection, Selector
 
 EvidenceOf = Callable[[str, str, Kernel], object]
 """(arch, op, kernel) -> the evidence level, as `hal.evidence.level_of` has it."""
@@ -57,7 +57,7 @@ def site_reports(selector: Selector, evidence_of: EvidenceOf) -> tuple[SiteRepor
     """Every site that was selected so far, in order."""
     arch = selector.caps.arch
     return tuple(
-        site_report(s, str(evidence_of(arch, s.op, s.kernel)), selector.num_uses(s))
+        site_report(s, str(evidence_of(arch, s.op, s.kernel)), selector.num_uses(s), selector)
         for s in selector.report()
     )
 
@@ -77,19 +77,31 @@ def emulation_ledger(sites: Sequence[SiteReport]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lines))
 
 
-def site_report(selection: Selection, evidence: str, num_uses: int = 1) -> SiteReport:
-    """One Selection as a row."""
-    traits = selection.kernel.traits
-    fallback = _REFERENCE_COST if selection.level is Level.REFERENCE else ""
+def site_report(
+    selection: Selection, evidence: str, num_uses: int = 1, selector: Selector | None = None
+) -> SiteReport:
+    """One Selection as a row; with its selector, a fallback names the formats that need none."""
     return SiteReport(
         op=selection.op,
         problem=describe(selection.problem),
         num_uses=num_uses,
         kernel=selection.kernel.name,
         level=selection.level,
-        cost="" if selection.level is Level.NATIVE else traits.cost or fallback,
+        cost=_cost(selection, selector),
         evidence=evidence,
-        regimes=traits.regimes(selection.problem),
+        regimes=selection.kernel.traits.regimes(selection.problem),
         reason=selection.reason,
         rejected=selection.rejected,
     )
+
+
+def _cost(selection: Selection, selector: Selector | None) -> str:
+    if selection.level is Level.NATIVE:
+        return ""
+    fallback = _REFERENCE_COST if selection.level is Level.REFERENCE else ""
+    cost = selection.kernel.traits.cost or fallback
+    if selector is None:
+        return cost
+    op = OPS[selection.op]
+    formats = selector.running_formats(op, selection.problem, natively=True)
+    return f"{cost}; native here: --quantization {', '.join(formats)}" if formats else cost

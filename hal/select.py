@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hal.device import Capabilities
 from hal.errors import ConfigError, SelectionError
 from hal.problem import describe
+from hal.weights import UNQUANTIZED, WEIGHT_FORMATS
 
 if TYPE_CHECKING:
     from hal.binding import Binder
@@ -250,6 +251,27 @@ class Selector:
         """How often this site was selected: the places of the model that share it."""
         return self._uses[selection.op, selection.problem]
 
+    def running_formats(self, op: Op, problem: Any, *, natively: bool = False) -> tuple[str, ...]:
+        """What --quantization could be for a kernel of `op` to run here; () for ops of no weight.
+
+        natively: as native kernels only.
+        """
+        if getattr(problem, "weights", None) is None:
+            return ()
+        return tuple(
+            name
+            for name in (UNQUANTIZED, *WEIGHT_FORMATS)
+            for changed in (replace(problem, weights=WEIGHT_FORMATS.get(name)),)
+            if any(self._may_run(k, changed, natively=natively) for k in op.kernels.values())
+        )
+
+    def _may_run(self, kernel: Kernel, problem: Any, *, natively: bool) -> bool:
+        if self.policy.overrides.get(kernel.op, kernel.name) != kernel.name:
+            return False
+        if self._refused(kernel, problem) is not None:
+            return False
+        return not natively or kernel.traits.level_on(self.caps, problem) is Level.NATIVE
+
     def report(self) -> tuple[Selection, ...]:
         """Every Selection made so far, in order."""
         return tuple(self._selections.values())
@@ -268,8 +290,10 @@ class Selector:
             else:
                 rejected.append(rejection)
         if chosen is None:
+            formats = self.running_formats(op, problem)
             raise SelectionError(
-                _nothing_fits(op, problem, self.caps, rejected),
+                _nothing_fits(op, problem, self.caps, rejected)
+                + (f"; --quantization that runs here: {', '.join(formats)}" if formats else ""),
                 rows=tuple(rejection.line(op.name) for rejection in rejected),
             )
         return Selection(

@@ -9,6 +9,7 @@ from hal.dtypes import DType
 from hal.engine.config_fields import ConfigFields
 from hal.errors import ConfigError
 from hal.planning.shape import Role, Weight
+from hal.weights import FORMAT_NAMES, WEIGHT_FORMATS, WeightFormat
 
 NO_QUANTIZATION = "none"
 _WHOLE_ROW = 0
@@ -70,19 +71,29 @@ PLANNED = {
     "fp8": Scheme(name="fp8", weight_bits=8, compute=DType.FLOAT8_E4M3FN),
     "int4": Scheme(name="int4", weight_bits=4, group_size=128, zero_bits=4),
 }
-"""What `--quantization` plans, most precise first."""
+"""What `--quantization` plans for devices without formats of ours, most precise first."""
+
+
+def _as_stored(name: str, format: WeightFormat) -> Scheme:
+    """One of the formats that the kernels of CPUs store."""
+    return Scheme(
+        name=name,
+        weight_bits=format.codes.bits,
+        group_size=format.group_size or _WHOLE_ROW,
+        scale_bits=16 if format.group_size else 32,
+        zero_bits=8 if format.has_zeros else 0,
+    )
 
 
 def planned_scheme(name: str) -> Scheme | None:
     """The scheme called `name`, None for "none"; raises ConfigError."""
     if name == NO_QUANTIZATION:
         return None
-    if name not in PLANNED:
-        raise ConfigError(
-            f"--quantization {name!r} is not known; choose {', '.join(PLANNED)} or "
-            f"{NO_QUANTIZATION}"
-        )
-    return PLANNED[name]
+    if name in PLANNED:
+        return PLANNED[name]
+    if name in WEIGHT_FORMATS:
+        return _as_stored(name, WEIGHT_FORMATS[name])
+    raise ConfigError(f"--quantization {name!r} is not known; choose one of {FORMAT_NAMES}")
 
 
 def stored_scheme(fields: ConfigFields) -> Scheme | None:

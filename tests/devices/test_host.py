@@ -10,7 +10,7 @@ from hal.device import Feature, MemoryKind
 from hal.devices import host
 
 GIB = 1 << 30
-ZEN4 = "avx2 avx512f avx512_bf16 avx512_vnni"
+ZEN4 = "avx2 avx512f avx512_bf16 avx512_vnni avx512vbmi"
 SAPPHIRE_RAPIDS = f"{ZEN4} amx_tile amx_bf16 amx_int8"
 
 
@@ -75,8 +75,13 @@ def test_every_feature_of_a_big_cpu() -> None:
         Feature.AVX512,
         Feature.AVX512_BF16,
         Feature.AVX512_VNNI,
+<<<<<<< HEAD
         Feature.AMX_BF16,
         Feature.AMX_INT8,
+=======
+        Feature.AVX512_VBMI,
+        Feature.AMX,
+>>>>>>> wip-formats
         Feature.BF16_MMA,
         Feature.INT8_MMA,
     }

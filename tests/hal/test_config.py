@@ -11,7 +11,7 @@ from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.device import Capabilities, Feature, Memory, MemoryKind
 from hal.dtypes import DType
 from hal.errors import ConfigError, UnsupportedError
-from hal.weights import WeightFormat
+from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 MEMORY = Memory(kind=MemoryKind.HOST, total_bytes=1 << 34, available_bytes=1 << 33)
 CPU = Capabilities(
@@ -53,12 +53,41 @@ def test_quantization() -> None:
 
 
 def test_quantization_is_refused_where_nothing_runs_it() -> None:
-    with pytest.raises(
-        UnsupportedError, match=r"quantization='int4' on a card \(sm_90\).*--device"
-    ):
+    with pytest.raises(UnsupportedError) as caught:
         resolved(caps=CARD, quantization="int4")
-    with pytest.raises(UnsupportedError, match=r"'awq'; choose one of none, int8\[-a16\], fp8"):
-        EngineConfig(quantization="awq")
+    assert caught.value.message == (
+        "not supported yet: quantization='int4' on a card (sm_90); kernels for weights of codes "
+        "need a CPU: use --device cpu with any of none, int8[-a16], fp8, "
+        "int4[-g64|-g128][-asym][-a16], or --quantization none on this device"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("awq", "quantization='awq'; choose one of none, int8[-a16], fp8"),
+        ("int4-g256", "nearest: int4-g64, int4-g128"),
+        ("fp8-e5m2", "nearest: fp8"),
+        ("int4-int4", "nearest: int4"),
+    ],
+)
+def test_an_unknown_format_is_refused_with_the_nearest(name: str, said: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        EngineConfig(quantization=name)
+    assert said in caught.value.message
+
+
+def test_suffixes_of_a_format_come_in_any_order() -> None:
+    assert resolved(quantization="int4-a16-asym").weights == WEIGHT_FORMATS["int4-asym-a16"]
+
+
+@pytest.mark.parametrize(("name", "format"), WEIGHT_FORMATS.items())
+def test_a_format_is_called_what_it_is_asked_for_as(name: str, format: WeightFormat) -> None:
+    config = resolved(quantization=name)
+    assert (str(format), config.weights) == (name, format)
+    head = "int8-a16" if format.keeps_activations else "int8"
+    assert str(config.head_weights) == head
+    assert f"the matrix that makes logits is {head}," in reason(config, "quantization")
 
 
 def reason(config: ResolvedConfig, name: str) -> str:

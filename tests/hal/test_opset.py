@@ -14,6 +14,7 @@ from hal.conformance.cases import cases_by_op
 from hal.device import Capabilities, Feature, Limits, Memory, MemoryKind
 from hal.dtypes import DType
 from hal.errors import SelectionError
+from hal.explain import emulation_ledger, site_reports
 from hal.kernels import register_all
 from hal.opset.linear import LinearProblem
 from hal.select import OPS, Level, SelectionPolicy, Selector
@@ -226,3 +227,62 @@ def test_a_kernel_that_cannot_read_the_format_is_refused_with_those_that_can() -
         Selector(OLD_CPU, policy, is_present=False).select(OPS["linear"], problem)
     assert "torch: stores weights in bfloat16; the problem asks for int4" in caught.value.message
     assert "reference_quantized: --kernel linear=torch was given" in caught.value.message
+    assert caught.value.message.endswith("; --quantization that runs here: none")
+
+
+FP8 = LinearProblem(
+    in_features=64, out_features=48, dtype=DType.BFLOAT16, weights=WEIGHT_FORMATS["fp8"]
+)
+WITHOUT_VBMI = dataclasses.replace(
+    OLD_CPU,
+    features=frozenset({Feature.AVX512, Feature.AVX512_BF16, Feature.AVX512_VNNI}),
+)
+CARD = dataclasses.replace(
+    OLD_CPU,
+    vendor="nvidia",
+    name="a card",
+    arch="sm_90",
+    features=frozenset({Feature.BF16_MMA}),
+    is_accelerator=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("caps", "policy", "rule", "formats"),
+    [
+        (
+            WITHOUT_VBMI,
+            SelectionPolicy(deterministic=True),
+            "avx512_decoded: needs avx512_vbmi; an old CPU has avx512",
+            "none, int8, int4, int4-g64, int4-g128, int4-asym, int4-g64-asym, int4-g128-asym",
+        ),
+        (
+            WITHOUT_VBMI,
+            SelectionPolicy(overrides={"linear": "avx512_vnni"}),
+            "avx512_vnni: rounds activations to int8; fp8 keeps them in bfloat16",
+            "int8, int4, int4-g64, int4-g128, int4-asym, int4-g64-asym, int4-g128-asym",
+        ),
+        (
+            CARD,
+            SelectionPolicy(strict=True),
+            "reference_quantized: --strict refuses reference kernels on an accelerator",
+            "none",
+        ),
+    ],
+)
+def test_a_format_without_a_kernel_is_refused_with_the_rule_and_the_formats_that_run(
+    caps: Capabilities, policy: SelectionPolicy, rule: str, formats: str
+) -> None:
+    with pytest.raises(SelectionError) as caught:
+        Selector(caps, policy, is_present=False).select(OPS["linear"], FP8)
+    assert rule in caught.value.message
+    assert caught.value.message.endswith(f"; --quantization that runs here: {formats}")
+
+
+def test_a_format_on_the_reference_says_which_run_natively() -> None:
+    selector = Selector(WITHOUT_VBMI, is_present=False)
+    selector.select(OPS["linear"], FP8)
+    (line,) = emulation_ledger(site_reports(selector, lambda *_: "conforms"))
+    assert line.startswith("linear runs reference_quantized (reference): widens codes")
+    assert "; native here: --quantization none, int8, int4, " in line
+    assert "a16" not in line and "fp8" not in line

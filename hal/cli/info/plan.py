@@ -12,6 +12,7 @@ from hal.cli.arguments import ENGINE_FLAGS, CommandLine, Flag, FlagGroup, report
 from hal.cli.info.command import PROG
 from hal.env import wants_traceback
 from hal.errors import ConfigError, HalError, UnsupportedError
+from hal.weights import FORMAT_NAMES
 
 if TYPE_CHECKING:
     from hal.planning.settings import PlanSettings
@@ -60,7 +61,7 @@ _FLAGS = FlagGroup(
         Flag(name="kv", help="KV cache: auto, fp8 or int8", metavar="TYPE", default="auto"),
         Flag(
             name="quantization",
-            help="weights: none, int8, fp8 or int4",
+            help=f"weights: one of {FORMAT_NAMES}",
             metavar="TYPE",
             default="none",
         ),

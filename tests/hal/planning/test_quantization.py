@@ -14,8 +14,10 @@ import hal
 from hal.dtypes import DType
 from hal.engine.config_fields import ConfigFields
 from hal.errors import ConfigError
+from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.planning.quantization import PLANNED, Scheme, planned_scheme, stored_scheme
 from hal.planning.shape import ModelShape
+from hal.weights import WEIGHT_FORMATS
 
 Published = Callable[..., str]
 
@@ -62,7 +64,9 @@ def test_bytes_of_one_matrix(config: dict[str, Any], num_bytes: float) -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="'magic' is not known to planning; known: gptq, awq"):
         scheme(quant_method="magic")
-    with pytest.raises(ConfigError, match="'int3' is not known; choose int8, fp8, int4"):
+    with pytest.raises(
+        ConfigError, match=r"'int3' is not known; choose one of none, int8\[-a16\], fp8"
+    ):
         planned_scheme("int3")
 
 
@@ -77,6 +81,15 @@ def test_only_linear_layers_and_experts_shrink(published: Published) -> None:
         assert 0 < overhead < 0.03 * linear
         assert any(f"not supported yet: --quantization {name}" in note for note in report.notes)
     assert PLANNED["int4"].num_bytes(1, 128) == 64 + 3  # 4 bit, one scale, one 4-bit zero
+
+
+@pytest.mark.parametrize("name", sorted(set(WEIGHT_FORMATS) - set(PLANNED)))
+def test_a_format_is_planned_as_its_kernels_store_it(name: str) -> None:
+    scheme = planned_scheme(name)
+    assert scheme is not None
+    stored = QuantizedWeight(512, 1024, WEIGHT_FORMATS[name])
+    assert scheme.num_bytes(512, 1024) == stored.num_bytes
+    assert scheme.describe().startswith(f"{name}: ")
 
 
 def test_a_published_gptq_checkpoint_weighs_what_its_files_weigh(published: Published) -> None:

@@ -103,6 +103,43 @@ def test_rows_come_back_as_their_codes(
     assert torch.equal(out, reference(values, format, stage).look_up(ids))
 
 
+def e4m3_ladder() -> torch.Tensor:
+    """[2, 379]: every magnitude of e4m3 up to 448, what lies half way between two, and close by."""
+    steps = [m * 2.0**-9 for m in range(8)]
+    steps += [(8 + m) * 2.0 ** (e - 10) for e in range(1, 16) for m in range(8)][:-1]
+    exact = torch.tensor(steps)
+    half = (exact[1:] + exact[:-1]) / 2
+    row = torch.cat([exact, half, torch.nextafter(half, torch.zeros(()))])
+    return torch.stack([row, -row])
+
+
+def test_every_e4m3_is_stored_and_decoded(stage: Stage) -> None:
+    """The subnormal ones as well, whose share in a product is too small to show there."""
+    values, fp8 = e4m3_ladder(), WEIGHT_FORMATS["fp8"]
+    weight, matrix = stored(values, fp8, stage), reference(values, fp8, stage)
+    found = torch.empty_like(values)
+    weight.look_up(torch.arange(2, dtype=torch.int32), found)
+    assert torch.equal(found, matrix.look_up(torch.arange(2)))
+    exact, half, below = values[0, :127], found[0, 127:253], found[0, 253:]
+    assert torch.equal(found[:, :127], torch.stack([exact, -exact]))
+    assert torch.equal(below, exact[:-1])
+    even = torch.stack([exact[:-1], exact[1:]])[torch.arange(126) % 2, torch.arange(126)]
+    assert torch.equal(half, even), "of two equally near the one with an even code"
+    for columns in torch.arange(values.shape[1]).split(16):
+        one_of_each = torch.zeros(len(columns), values.shape[1])
+        one_of_each[torch.arange(len(columns)), columns] = 1.0
+        assert torch.equal(product(one_of_each, weight), found[:, columns].T)
+
+
+@pytest.mark.parametrize("name", ["int8-a16", "int4-a16", "int4-asym-a16"])
+def test_every_whole_code_is_decoded(stage: Stage, name: str) -> None:
+    """Columns of one token each, in groups that hold all codes."""
+    values = random(40, 320)
+    weight = stored(values, WEIGHT_FORMATS[name], stage)
+    found = reference(values, WEIGHT_FORMATS[name], stage).look_up(torch.arange(40))
+    assert torch.equal(product(torch.eye(320), weight), found.T)
+
+
 @pytest.mark.parametrize("format", FORMATS, ids=WEIGHT_FORMATS)
 def test_an_id_outside_the_vocabulary_gives_nan(stage: Stage, format: WeightFormat) -> None:
     out = torch.zeros(3, 40)
