@@ -330,6 +330,34 @@ void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, in
                  .num_threads = num_threads});
 }
 
+void call_row_attention(decltype(LevelKernels::attention) attention, Address q, int64_t q_stride,
+                        Address kv, int64_t num_kv_heads, int64_t block_size, int64_t head_dim,
+                        Address out, int64_t out_stride, Address cu_seqlens_q, Address seq_lens,
+                        Address block_table, int64_t block_table_stride, int64_t num_seqs,
+                        int64_t num_heads, float scale, float softcap, int64_t window, int dtype,
+                        int num_threads) {
+    nb::gil_scoped_release release;
+    attention({.q = at(q),
+               .q_stride = q_stride,
+               .kv = at(kv),
+               .num_kv_heads = num_kv_heads,
+               .block_size = block_size,
+               .head_dim = head_dim,
+               .out = at(out),
+               .out_stride = out_stride,
+               .cu_seqlens_q = at<int32_t>(cu_seqlens_q),
+               .seq_lens = at<int32_t>(seq_lens),
+               .block_table = at<int32_t>(block_table),
+               .block_table_stride = block_table_stride,
+               .num_seqs = num_seqs,
+               .num_heads = num_heads,
+               .scale = scale,
+               .softcap = softcap,
+               .window = window,
+               .dtype = dtype_of(dtype),
+               .num_threads = num_threads});
+}
+
 // `call` with its first argument given.
 template <class Result, class Kernel, class... Args>
 void define(nb::module_& m, const char* name, Result (*call)(Kernel, Args...), Kernel kernel) {
@@ -371,12 +399,14 @@ NB_MODULE(_C, m) {
         nb::module_ part = m.def_submodule(level.name.c_str());
         part.attr("needs") = nb::cast(level.needs);
         define_products(part, *level.kernels);
+        define(part, "attention", &call_row_attention, level.kernels->attention);
     }
 #if defined(HAL_HAS_AVX512)
     define_products(m, {.linear = &linear,
                         .quantize_rows = &quantize_rows,
                         .gather_quantized_rows = &gather_quantized_rows,
-                        .quantized_linear = &any_quantized_linear});
+                        .quantized_linear = &any_quantized_linear,
+                        .attention = nullptr});
     m.def("norm", &call_norm);
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);
@@ -390,6 +420,7 @@ NB_MODULE(_C, m) {
     define_products(tiles, {.linear = &linear_amx,
                             .quantize_rows = &quantize_rows,
                             .gather_quantized_rows = &gather_quantized_rows,
-                            .quantized_linear = &quantized_linear_amx});
+                            .quantized_linear = &quantized_linear_amx,
+                            .attention = nullptr});
 #endif
 }

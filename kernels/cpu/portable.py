@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from hal.device import Capabilities, Feature
+from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.block import FusedMlpBlock, cannot_alternate
 from hal.kernels.cpu.linear import PackedLinear, PackedUp
@@ -36,14 +37,20 @@ class Level:
         """The part of the native module that is compiled for it."""
         return _products(self.name)
 
-    def rejects(self, caps: Capabilities, problem: HasWeights) -> str | None:
+    def lacks(self, caps: Capabilities, dtype: DType) -> str | None:
+        """Why a device cannot run it in this dtype."""
         if caps.vendor == "null" or caps.is_accelerator:
             return f"runs on CPUs only; this is {caps.name} ({caps.arch})"
         if self.feature not in caps.features:
             return f"needs {self.feature}; {caps.name} has {caps.feature_names()}"
-        if problem.dtype not in native.COMPUTED:
+        if dtype not in native.COMPUTED:
             computed = ", ".join(map(str, native.COMPUTED))
-            return f"computes in {computed}; the problem is in {problem.dtype}"
+            return f"computes in {computed}; the problem is in {dtype}"
+        return None
+
+    def rejects(self, caps: Capabilities, problem: HasWeights) -> str | None:
+        if reason := self.lacks(caps, problem.dtype):
+            return reason
         if problem.weights is not None and problem.weights not in native.DOTS_WITHOUT_ZEROS:
             return f"has no products with weights in {problem.weights}"
         return None

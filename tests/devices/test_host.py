@@ -75,13 +75,9 @@ def test_every_feature_of_a_big_cpu() -> None:
         Feature.AVX512,
         Feature.AVX512_BF16,
         Feature.AVX512_VNNI,
-<<<<<<< HEAD
+        Feature.AVX512_VBMI,
         Feature.AMX_BF16,
         Feature.AMX_INT8,
-=======
-        Feature.AVX512_VBMI,
-        Feature.AMX,
->>>>>>> wip-formats
         Feature.BF16_MMA,
         Feature.INT8_MMA,
     }

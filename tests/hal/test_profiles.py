@@ -30,17 +30,10 @@ _AVX512 = "avx2 avx512f avx512_vnni"
 CPU_FLAGS = {
     "avx2": "avx2",
     "avx512": _AVX512,
-<<<<<<< HEAD
-    "avx512-bf16": f"{_AVX512} avx512_bf16",
-    "amx": f"{_AVX512} avx512_bf16 amx_tile amx_bf16 amx_int8",
-    "arm-bf16": "asimd asimddp sve bf16 i8mm",
-    "arm-neon": "asimd asimddp",
-=======
     "avx512-bf16": f"{_AVX512} avx512_bf16 avx512vbmi",
     "amx": f"{_AVX512} avx512_bf16 avx512vbmi amx_tile amx_bf16 amx_int8",
-    "arm-bf16": "asimd sve bf16 i8mm",
-    "arm-neon": "asimd",
->>>>>>> wip-formats
+    "arm-bf16": "asimd asimddp sve bf16 i8mm",
+    "arm-neon": "asimd asimddp",
 }
 ASKED_FOR = """v100-16gb v100-32gb a100-40gb a100-80gb a6000 l4 l40s rtx3090 rtx4090 rtx5090 h100
 h200 gh200 b200 gb10 mi210 mi250x mi300x mi300a mi325x mi355x rx7900xtx rx9070xt w7900 strixhalo

@@ -116,6 +116,10 @@ inline Floats exp(Floats x) {
     return scaled_by_power(p, power);
 }
 
+inline Floats tanh(Floats x) {
+    return splat(1.0f) - splat(2.0f) / (exp(x + x) + splat(1.0f));
+}
+
 inline Floats silu(Floats x) { return x / (splat(1.0f) + exp(zeros() - x)); }
 
 // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), written as x * sigmoid of twice that argument.

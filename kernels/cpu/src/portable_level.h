@@ -2,6 +2,7 @@
 #pragma once
 
 #include "level.h"
+#include "portable_attention.h"
 #include "portable_linear.h"
 #include "portable_quantized_linear.h"
 
@@ -13,6 +14,7 @@ constexpr LevelKernels kPortableKernels = {
     .quantize_rows = &run_quantize_rows,
     .gather_quantized_rows = &run_gather_quantized_rows,
     .quantized_linear = &run_quantized_linear,
+    .attention = &run_attention,
 };
 
 }  // namespace

@@ -5,7 +5,7 @@ What they compute is checked in C++ too (tests/kernels/native), also where this 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
@@ -14,6 +14,8 @@ import torch
 
 import hal
 import hal.kernels
+from hal.conformance.cases import cases_by_op
+from hal.conformance.run import conform
 from hal.conformance.stage import Stage
 from hal.devices.cpu import CpuDevice
 from hal.dtypes import DType
@@ -134,6 +136,37 @@ def test_every_level_has_its_own_family(op: Op, level: Level) -> None:
     traits = op.kernels[level.name].traits
     assert traits.preference == level.preference < op.kernels["avx512_bf16"].traits.preference
     assert traits.is_batch_invariant(None)
+
+
+# What the module has beside its levels where it was built without AVX512.
+_BASELINE = ("features", "advise_huge_pages", "gather_rows", "pack_rows", "gather_packed_rows")
+
+
+@pytest.fixture
+def built_for_it_alone(level: Level, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The native module as if the level were the highest that it was compiled for."""
+    whole = native.load()
+    names = (*_BASELINE, level.name)
+    module = SimpleNamespace(**{name: getattr(whole, name) for name in names})
+    module.has_avx512_bf16_kernels = lambda: False
+    remembered = (native.unavailable, native.quantized_unavailable, portable._unavailable)
+    monkeypatch.setattr(native, "load", lambda: module)
+    for function in remembered:
+        function.cache_clear()
+    yield
+    for function in remembered:
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("built_for_it_alone")
+@pytest.mark.parametrize("op", [linear, vocab, mlp_block], ids=lambda op: op.name)
+def test_a_level_calls_nothing_that_is_compiled_for_another(level: Level, op: Op) -> None:
+    """On this CPU a wrong call would give a right result; on one without AVX512 it would crash."""
+    hal.kernels.register_all()
+    kernel, device = op.kernels[level.name], CpuDevice()
+    records = [conform(kernel, case, device) for case in cases_by_op()[op.name]]
+    assert [str(record) for record in records if record.has_failed] == []
+    assert any(record.has_passed for record in records)
 
 
 def test_a_model_runs_on_a_level_alone(level: Level) -> None:

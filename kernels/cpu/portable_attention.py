@@ -1,0 +1,90 @@
+"""attention for CPUs without AVX512-BF16: the paged cache of the reference, read in place."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from hal.device import Capabilities
+from hal.kernels.cpu import native
+from hal.kernels.cpu.portable import LEVELS, Level
+from hal.kernels.reference.attention import PagedAttention
+from hal.kernels.reference.tensors import as_torch
+from hal.opset import attention
+from hal.opset.attention import AttentionMeta, AttentionProblem, AttentionSpec
+from hal.tensor import Tensor
+
+_LANES = 16
+
+
+def rejects(level: Level, caps: Capabilities, problem: AttentionProblem) -> str | None:
+    """Why this level cannot attend: what a CPU or the module lacks is said first."""
+    spec = problem.spec
+    known = AttentionSpec(scale=spec.scale, window=spec.window, softcap=spec.softcap)
+    if reason := level.lacks(caps, problem.dtype):
+        return reason
+    if problem.head_dim % _LANES != 0:
+        return f"reads {_LANES} elements of a head at a time; head_dim is {problem.head_dim}"
+    return None if spec == known else f"has no attention with {spec}"
+
+
+class PortableAttention(PagedAttention):
+    """One call per layer for decodes, chunks and prefills together.
+
+    Keys are summed in order in tiles of 64 at fixed positions, so neither the batch, the chunking
+    nor the number of threads changes a bit. A sequence's KV heads run in parallel, and its new
+    tokens; its keys do not.
+    """
+
+    level: ClassVar[Level]
+
+    def plan(self, meta: AttentionMeta) -> None:
+        super().plan(meta)
+        self._starts = as_torch(meta.cu_seqlens_q_device)
+        self._lens = as_torch(meta.seq_lens_device)
+        self._table = as_torch(meta.block_table_device)
+
+    def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
+        rows, result, p = as_torch(qkv), as_torch(out), self.problem
+        self.level.products().attention(
+            rows.data_ptr(),
+            rows.stride(0),
+            as_torch(kv).data_ptr(),
+            p.num_kv_heads,
+            p.block_size,
+            p.head_dim,
+            result.data_ptr(),
+            result.stride(0),
+            self._starts.data_ptr(),
+            self._lens.data_ptr(),
+            self._table.data_ptr(),
+            self._table.stride(0),
+            self._lens.shape[0],
+            p.num_heads,
+            p.spec.scale,
+            p.spec.softcap or 0.0,
+            p.spec.window or 0,
+            native.DTYPE_CODES[p.dtype],
+            torch.get_num_threads(),
+        )
+
+
+def _register(of: Level) -> None:
+    class Attention(PortableAttention):
+        level = of
+
+    def rejects_attention(caps: Capabilities, problem: AttentionProblem) -> str | None:
+        return rejects(of, caps, problem)
+
+    attention.family(
+        of.name,
+        preference=of.preference,
+        batch_invariant=True,
+        rejects=rejects_attention,
+        unavailable=of.unavailable,
+    )(Attention)
+
+
+for _level in LEVELS:
+    _register(_level)

@@ -1,0 +1,282 @@
+// Causal attention over the paged cache, for decodes, chunks and prefills alike. An item is up to 64
+// query rows (a new token, a head of the group) of one KV head; lanes are rows, so that scores of a
+// key need no sum across lanes and keys and values are read where they lie.
+//
+// Keys are summed in order in tiles of 64 at fixed positions, whatever the batch, the chunk and the
+// number of threads, so none of them changes a bit.
+#pragma once
+
+#include "arena.h"
+#include "level.h"
+#include "portable_tile.h"
+
+namespace hal::cpu {
+namespace {
+
+constexpr int64_t kTileKeys = 64;
+constexpr int64_t kItemRows = kPanelRows;
+
+// Finite, so that differences of two are: of a key that a row does not see, and of no key yet.
+constexpr float kUnseen = -3e38f;
+constexpr float kNoMaximum = -1e30f;
+
+struct AttentionItem {
+    int64_t sequence;
+    int64_t kv_head;
+    Range rows;  // of the sequence: new token * group + head of the group
+    Range keys;  // seen by any of the rows
+};
+
+// Of one item. Panels are [64 rows][64 columns].
+struct AttentionScratch {
+    float* queries;  // [head_dim][width]
+    float* weights;  // [kTileKeys][kPanelRows]: scores, then weights
+    float* output;   // a panel for every 64 elements of a head
+    float* widened;  // [kTileKeys][head_dim]
+    float* maximum;  // [kPanelRows], as the following
+    float* sum;
+    float* correction;
+    int32_t* positions;
+
+    static int64_t num_floats(int64_t head_dim) {
+        return (2 * head_dim + round_up(head_dim, kPanelRows) + kTileKeys + 4) * kPanelRows;
+    }
+    AttentionScratch(char* memory, int64_t head_dim) {
+        queries = reinterpret_cast<float*>(memory);
+        weights = queries + head_dim * kPanelRows;
+        output = weights + kTileKeys * kPanelRows;
+        widened = output + round_up(head_dim, kPanelRows) * kPanelRows;
+        maximum = widened + head_dim * kTileKeys;
+        sum = maximum + kPanelRows;
+        correction = sum + kPanelRows;
+        positions = reinterpret_cast<int32_t*>(correction + kPanelRows);
+    }
+};
+
+template <class T>
+class ItemAttention {
+  public:
+    ItemAttention(const RowAttentionArgs& args, const AttentionItem& item, AttentionScratch scratch)
+        : args_(args), item_(item), scratch_(scratch), head_dim_(args.head_dim),
+          rows_(item.rows.end - item.rows.begin), width_(round_up(rows_, kLanes)) {}
+
+    void run() {
+        load_queries();
+        for (int64_t key = item_.keys.begin; key < item_.keys.end;) {
+            const int64_t end = key / kTileKeys * kTileKeys + kTileKeys;
+            const Range tile{key, end < item_.keys.end ? end : item_.keys.end};
+            const auto score_part = [&](int64_t first, int64_t count, const float* keys) {
+                score(tile, first, count, keys);
+            };
+            const auto add_part = [&](int64_t first, int64_t count, const float* values) {
+                add_values(tile, first, count, values);
+            };
+            visit_blocks(tile, 0, score_part);
+            weigh(tile);
+            visit_blocks(tile, plane(), add_part);
+            key = tile.end;
+        }
+        store_output();
+    }
+
+  private:
+    // Elements of a block's keys, and of its values.
+    int64_t plane() const { return args_.num_kv_heads * args_.block_size * head_dim_; }
+    int64_t group() const { return args_.num_heads / args_.num_kv_heads; }
+    int64_t token(int64_t row) const { return (item_.rows.begin + row) / group(); }
+    // Of the row's head among the elements of a token.
+    int64_t column(int64_t row) const {
+        const int64_t head = item_.kv_head * group() + (item_.rows.begin + row) % group();
+        return head * head_dim_;
+    }
+
+    void load_queries() {
+        const int64_t first_token = args_.cu_seqlens_q[item_.sequence];
+        const int64_t num_tokens = args_.cu_seqlens_q[item_.sequence + 1] - first_token;
+        const int64_t before = args_.seq_lens[item_.sequence] - num_tokens;
+        for (int64_t row = 0; row < width_; ++row) {
+            // Rows that pad the last register repeat a real one.
+            const int64_t from = row < rows_ ? row : rows_ - 1;
+            const T* q = static_cast<const T*>(args_.q) +
+                         (first_token + token(from)) * args_.q_stride + column(from);
+            alignas(64) float values[kWidth];
+            for (int64_t k = 0; k < head_dim_; k += kWidth) {
+                store(values, load(q + k));
+                for (int i = 0; i < kWidth; ++i) scratch_.queries[(k + i) * width_ + row] = values[i];
+            }
+            scratch_.positions[row] = int32_t(before + token(from));
+            scratch_.maximum[row] = kNoMaximum;
+            scratch_.sum[row] = 0.0f;
+        }
+        const int64_t size = round_up(head_dim_, kPanelRows) * kPanelRows;
+        for (int64_t i = 0; i < size; i += kWidth) store(scratch_.output + i, zeros());
+    }
+
+    // The parts of a tile that lie in one block each, as floats; side: 0 or plane().
+    template <class Visit>
+    void visit_blocks(const Range& tile, int64_t side, const Visit& visit) {
+        const int32_t* blocks = args_.block_table + item_.sequence * args_.block_table_stride;
+        for (int64_t key = tile.begin; key < tile.end;) {
+            const int64_t offset = key % args_.block_size, left = args_.block_size - offset;
+            const int64_t count = left < tile.end - key ? left : tile.end - key;
+            const int64_t block = blocks[key / args_.block_size];
+            const int64_t row = item_.kv_head * args_.block_size + offset;
+            const T* from = static_cast<const T*>(args_.kv) + side + 2 * block * plane() +
+                            row * head_dim_;
+            visit(key, count, as_floats(from, count * head_dim_));
+            key += count;
+        }
+    }
+    const float* as_floats(const float* from, int64_t) const { return from; }
+    const float* as_floats(const Bf16* from, int64_t count) const {
+        for (int64_t i = 0; i < count; i += kWidth) store(scratch_.widened + i, load(from + i));
+        return scratch_.widened;
+    }
+
+    void score(const Range& tile, int64_t first, int64_t count, const float* keys) {
+        tile_block<float>({.a = keys,
+                           .a_stride = head_dim_,
+                           .a_step = 1,
+                           .b = scratch_.queries,
+                           .b_stride = width_,
+                           .units = head_dim_,
+                           .c = scratch_.weights + (first - tile.begin) * kPanelRows,
+                           .accumulate = false},
+                          count, width_);
+    }
+
+    // The scores of one key for kWidth rows; unseen ones far below all others.
+    Floats seen_scores(int64_t key, const float* scores, Ints positions) const {
+        Floats score = load(scores) * splat(args_.scale);
+        if (args_.softcap > 0) {
+            score = tanh(score / splat(args_.softcap)) * splat(args_.softcap);
+        }
+        const Floats unseen = splat(kUnseen);
+        const Ints is_later = is_greater(splat(int32_t(key)), positions);
+        score = hal::cpu::as_floats(choose(is_later, as_ints(unseen), as_ints(score)));
+        if (args_.window == 0) return score;
+        const Ints last_hidden = sub(positions, splat(int32_t(args_.window)));
+        const Ints is_seen = is_greater(splat(int32_t(key)), last_hidden);
+        return hal::cpu::as_floats(choose(is_seen, as_ints(score), as_ints(unseen)));
+    }
+
+    // Scores to weights e^(score - maximum so far), and what that makes of the sums before.
+    void weigh(const Range& tile) {
+        for (int64_t lane = 0; lane < width_; lane += kWidth) {
+            const Ints positions = load_bytes(scratch_.positions + lane);
+            const Floats before = load(scratch_.maximum + lane);
+            Floats maximum = before;
+            for (int64_t key = tile.begin; key < tile.end; ++key) {
+                float* weight = scratch_.weights + (key - tile.begin) * kPanelRows + lane;
+                const Floats score = seen_scores(key, weight, positions);
+                store(weight, score);
+                maximum = max(maximum, score);
+            }
+            const Floats correction = exp(before - maximum);
+            Floats sum = load(scratch_.sum + lane) * correction;
+            for (int64_t key = tile.begin; key < tile.end; ++key) {
+                float* weight = scratch_.weights + (key - tile.begin) * kPanelRows + lane;
+                const Floats value = exp(load(weight) - maximum);
+                store(weight, value);
+                sum = sum + value;
+            }
+            store(scratch_.maximum + lane, maximum);
+            store(scratch_.sum + lane, sum);
+            store(scratch_.correction + lane, correction);
+        }
+        scale_output(scratch_.correction);
+    }
+
+    void scale_output(const float* factors) {
+        for (int64_t row = 0; row < rows_; ++row) {
+            const Floats factor = splat(factors[row]);
+            for (int64_t k = 0; k < head_dim_; k += kWidth) {
+                float* value = output_at(row, k);
+                store(value, load(value) * factor);
+            }
+        }
+    }
+    float* output_at(int64_t row, int64_t k) const {
+        const int64_t panel = k / kPanelRows;
+        return scratch_.output + (panel * kPanelRows + row) * kPanelRows + k % kPanelRows;
+    }
+
+    void add_values(const Range& tile, int64_t first, int64_t count, const float* values) {
+        for (int64_t k = 0; k < head_dim_; k += kPanelRows) {
+            const int64_t columns = head_dim_ - k < kPanelRows ? head_dim_ - k : kPanelRows;
+            tile_block<float>({.a = scratch_.weights + (first - tile.begin) * kPanelRows,
+                               .a_stride = 1,
+                               .a_step = kPanelRows,
+                               .b = values + k,
+                               .b_stride = head_dim_,
+                               .units = count,
+                               .c = output_at(0, k),
+                               .accumulate = true},
+                              rows_, columns);
+        }
+    }
+
+    void store_output() {
+        for (int64_t row = 0; row < rows_; ++row) {
+            const int64_t token_row = args_.cu_seqlens_q[item_.sequence] + token(row);
+            T* out = static_cast<T*>(args_.out) + token_row * args_.out_stride + column(row);
+            const Floats sum = splat(scratch_.sum[row]);
+            for (int64_t k = 0; k < head_dim_; k += kWidth) {
+                store(out + k, load(output_at(row, k)) / sum);
+            }
+        }
+    }
+
+    const RowAttentionArgs& args_;
+    const AttentionItem& item_;
+    const AttentionScratch scratch_;
+    const int64_t head_dim_;
+    const int64_t rows_;
+    const int64_t width_;
+};
+
+// The `chunk`th 64 rows of a sequence.
+inline AttentionItem item_at(const RowAttentionArgs& args, int64_t sequence, int64_t kv_head,
+                             int64_t num_rows, int64_t chunk) {
+    const int64_t group = args.num_heads / args.num_kv_heads;
+    const int64_t before = args.seq_lens[sequence] - num_rows / group;
+    const int64_t begin = chunk * kItemRows, end = begin + kItemRows;
+    const Range rows{begin, end < num_rows ? end : num_rows};
+    const int64_t first = args.window > 0 ? before + rows.begin / group + 1 - args.window : 0;
+    return {sequence, kv_head, rows, {first > 0 ? first : 0, before + (rows.end - 1) / group + 1}};
+}
+
+// Every parts-th item, from `part` on: later ones of a prefill see more keys.
+template <class T>
+void run_items(const RowAttentionArgs& args, int64_t part, int64_t parts) {
+    static thread_local Arena arena;
+    const int64_t head_dim = args.head_dim;
+    const AttentionScratch scratch(arena.reserve(4 * AttentionScratch::num_floats(head_dim)),
+                                   head_dim);
+    const int64_t group = args.num_heads / args.num_kv_heads;
+    int64_t index = 0;
+    for (int64_t sequence = 0; sequence < args.num_seqs; ++sequence) {
+        const int64_t tokens = args.cu_seqlens_q[sequence + 1] - args.cu_seqlens_q[sequence];
+        const int64_t chunks = ceil_div(tokens * group, kItemRows);
+        for (int64_t i = 0; i < chunks * args.num_kv_heads; ++i) {
+            if (index++ % parts != part) continue;
+            const AttentionItem item =
+                item_at(args, sequence, i / chunks, tokens * group, i % chunks);
+            ItemAttention<T>(args, item, scratch).run();
+        }
+    }
+}
+
+void run_attention(const RowAttentionArgs& args) {
+    const int64_t parts = chunks_for(args.num_threads, args.num_seqs * args.num_kv_heads);
+    for_each_chunk(args.num_threads, parts, [&](int64_t part) {
+        if (args.dtype == DType::kBfloat16) {
+            run_items<Bf16>(args, part, parts);
+        } else {
+            run_items<float>(args, part, parts);
+        }
+    });
+}
+
+}  // namespace
+}  // namespace hal::cpu
