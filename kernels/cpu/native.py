@@ -59,17 +59,19 @@ class Repeated:
     addresses and strides takes several times as long as the call into the module.
     """
 
-    __slots__ = ("_prepare", "_ids", "_arguments", "_run")
+    __slots__ = ("_ids", "_arguments", "_run")
 
-    def __init__(self, prepare: Callable[..., Callable[[int], object]]) -> None:
-        """prepare(*arguments) gives what is still to be called with the number of threads."""
-        self._prepare = prepare
+    def __init__(self) -> None:
         self._ids: tuple[int, ...] = ()
 
-    def __call__(self, *arguments: object) -> None:
+    def __call__(self, prepare: Callable[..., Callable[[int], object]], *arguments: object) -> None:
+        """prepare(*arguments) gives what is still to be called with the number of threads.
+
+        It is not kept: a method would keep its weight, in a circle, beyond the last use.
+        """
         ids = tuple(map(id, arguments))
         if ids != self._ids:
-            self._run = self._prepare(*arguments)
+            self._run = prepare(*arguments)
             self._ids = ids
             self._arguments = arguments  # alive, so that no other object gets one of these ids
         self._run(torch.get_num_threads())

@@ -24,7 +24,7 @@ class NativeRmsNorm:
     """Float32 inside, rounded once after the weight."""
 
     def __init__(self, _problem: NormProblem, _binder: Binder) -> None:
-        self._norm = native.Repeated(_prepare)
+        self._norm = native.Repeated()
 
     def __call__(
         self,
@@ -34,7 +34,7 @@ class NativeRmsNorm:
         eps: float,
         out: torch.Tensor,
     ) -> None:
-        self._norm(x, residual, weight, None, eps, out)
+        self._norm(_prepare, x, residual, weight, None, eps, out)
 
 
 @layer_norm.family(
@@ -48,7 +48,7 @@ class NativeLayerNorm:
     """Two passes, centred before squaring; rounded once."""
 
     def __init__(self, _problem: NormProblem, _binder: Binder) -> None:
-        self._norm = native.Repeated(_prepare)
+        self._norm = native.Repeated()
 
     def __call__(
         self,
@@ -59,7 +59,7 @@ class NativeLayerNorm:
         eps: float,
         out: torch.Tensor,
     ) -> None:
-        self._norm(x, residual, weight, bias, eps, out)
+        self._norm(_prepare, x, residual, weight, bias, eps, out)
 
 
 def _prepare(

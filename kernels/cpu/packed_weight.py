@@ -45,7 +45,7 @@ class PackedWeight:
         self._products = products
         self.address = 0
         step = 2 if dtype is DType.BFLOAT16 else 1
-        self._multiply = native.Repeated(self._product)
+        self._multiply = native.Repeated()
         self._num_elements = -(-rows // LANES) * LANES * -(-columns // step) * step
 
     @property
@@ -98,7 +98,7 @@ class PackedWeight:
         x [M, columns] in the weight's dtype; out [M, rows] (gated: [M, rows / 2]) in that dtype or
         float32; rows of both may be apart. Sums are one float32 chain per element at every M.
         """
-        self._multiply(x, out, bias, activation)
+        self._multiply(self._product, x, out, bias, activation)
 
     def _product(
         self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int

@@ -51,7 +51,7 @@ class QuantizedWeight:
         self.has_zeros = format.has_zeros
         self.codes = native.layout_code(format)
         self.scratch: Buffer | None = None
-        self._multiply = native.Repeated(self._product)
+        self._multiply = native.Repeated()
 
     @property
     def num_bytes(self) -> int:
@@ -120,7 +120,7 @@ class QuantizedWeight:
         activation: int = native.NO_ACTIVATION,
     ) -> None:
         """As PackedWeight.multiply, x in float32 or bfloat16 and bias in x's dtype."""
-        self._multiply(x, out, bias, activation)
+        self._multiply(self._product, x, out, bias, activation)
 
     def _product(
         self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int

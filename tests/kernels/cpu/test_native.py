@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -13,6 +15,7 @@ import torch
 from hal.device import Capabilities, Feature, Memory, MemoryKind
 from hal.dtypes import DType
 from hal.kernels.cpu import native
+from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.opset.linear import LinearProblem
 from hal.opset.norm import NormProblem
 from hal.weights import WEIGHT_FORMATS
@@ -118,12 +121,12 @@ def test_arguments_are_prepared_again_only_when_one_is_another_object() -> None:
         prepared.append((x, scale))
         return threads.append
 
-    call = native.Repeated(prepare)
+    call = native.Repeated()
     x, scale = torch.zeros(1), 0.5
-    call(x, scale)
-    call(x, scale)
-    call(torch.zeros(1), scale)
-    call(x, scale)
+    call(prepare, x, scale)
+    call(prepare, x, scale)
+    call(prepare, torch.zeros(1), scale)
+    call(prepare, x, scale)
     assert [seen is x for seen, _ in prepared] == [True, False, True]
     assert threads == 4 * [torch.get_num_threads()]
 
@@ -162,3 +165,21 @@ class Swapped(ModuleType):
         codes = {0: 0, 1: 2, 2: 1}[arguments[9]]
         module = import_module("hal.kernels.cpu._C")
         module.quantized_linear(*arguments[:9], codes, *arguments[10:])
+
+
+def test_a_weight_ends_with_its_last_use() -> None:
+    """Not at some later time, when Python looks for circles: that may be gigabytes."""
+    if native.unavailable() is not None:
+        pytest.skip("no native module")
+    weight = PackedWeight(16, 2, DType.BFLOAT16)
+    packed = torch.zeros(32, dtype=torch.bfloat16)
+    weight.address = packed.data_ptr()
+    x, out = torch.zeros(1, 2, dtype=torch.bfloat16), torch.empty(1, 16)
+    weight.multiply(x, out)
+    ended = weakref.ref(weight)
+    gc.disable()
+    try:
+        del weight
+        assert ended() is None
+    finally:
+        gc.enable()
