@@ -33,6 +33,7 @@ def start_and_plan(
     dtype: str,
     step: int | None,
     quantization: str = "none",
+    kv: str = "auto",
 ) -> None:
     """Both with the same settings; every part must agree."""
     built = build_engine(
@@ -44,6 +45,7 @@ def start_and_plan(
             max_model_len=length,
             max_num_batched_tokens=step,
             quantization=quantization,
+            kv_cache_dtype=kv,
         )
     )
     report = hal.plan(
@@ -54,6 +56,7 @@ def start_and_plan(
         ctx=length,
         max_num_batched_tokens=step,
         quantization=quantization,
+        kv=kv,
     )
     plan, predicted = built.plan, report.memory
     assert report.basis is Basis.ENGINE and predicted is not None
@@ -78,6 +81,17 @@ def test_a_started_engine_allocates_what_was_planned(
 @pytest.mark.parametrize(("slots", "length", "dtype"), [(8, 1024, "auto"), (64, 512, "float32")])
 def test_the_embedded_model_allocates_what_was_planned(slots: int, length: int, dtype: str) -> None:
     start_and_plan("hal-tiny", slots, length, dtype, None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cache_of_codes_is_planned_as_it_is_allocated(tiny_checkpoint: Maker, dtype: str) -> None:
+    folder = str(tiny_checkpoint("llama"))
+    start_and_plan(folder, 4, 128, dtype, None, kv="int8")
+    sizes = {kv: hal.plan(folder, device="cpu", dtype=dtype, kv=kv) for kv in ("auto", "int8")}
+    per_block = {kv: report.inputs.kv_bytes_per_block for kv, report in sizes.items()}
+    element_bytes = 2 if dtype == "bfloat16" else 4
+    assert per_block["int8"] * 16 * element_bytes == per_block["auto"] * (16 + 2)
+    assert not any("not supported yet" in note for note in sizes["int8"].notes)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
