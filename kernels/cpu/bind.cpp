@@ -92,26 +92,25 @@ void call_linear(Address x, int64_t x_stride, int64_t m, Address weight, int64_t
 
 void call_quantized_linear(Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
                            int64_t n, int64_t k, int64_t group, bool has_zeros, int codes,
-                           Address scratch, Address bias, Address out, int out_dtype, int64_t out_stride,
-                           int activation, bool gated, int num_threads) {
+                           Address scratch, Address bias, Address out, int out_dtype,
+                           int64_t out_stride, int activation, bool gated, int num_threads) {
     nb::gil_scoped_release release;
-    const auto product = codes == 0 ? quantized_linear : decoded_linear;
-    product({.x = at(x),
-             .x_dtype = dtype_of(x_dtype),
-             .x_stride = x_stride,
-             .m = m,
-             .weight = at(weight),
-             .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
-             .scratch = at(scratch),
-             .output = {.n = n,
-                        .bias = at(bias),
-                        .bias_dtype = dtype_of(x_dtype),
-                        .out = at(out),
-                        .dtype = dtype_of(out_dtype),
-                        .stride = out_stride,
-                        .activation = static_cast<Activation>(activation),
-                        .gated = gated},
-             .num_threads = num_threads});
+    quantized_linear({.x = at(x),
+                      .x_dtype = dtype_of(x_dtype),
+                      .x_stride = x_stride,
+                      .m = m,
+                      .weight = at(weight),
+                      .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
+                      .scratch = at(scratch),
+                      .output = {.n = n,
+                                 .bias = at(bias),
+                                 .bias_dtype = dtype_of(x_dtype),
+                                 .out = at(out),
+                                 .dtype = dtype_of(out_dtype),
+                                 .stride = out_stride,
+                                 .activation = static_cast<Activation>(activation),
+                                 .gated = gated},
+                      .num_threads = num_threads});
 }
 
 int64_t call_quantize_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -70,11 +71,15 @@ def quantized_unavailable() -> str | None:
     module = load()
     if not hasattr(module, "quantized_linear"):
         return "the native module was built from older sources; install hal again"
-    failures = (_quantized_smoke_failure(module, format) for format in WEIGHT_FORMATS.values())
-    return next(filter(None, failures), None)
+    return quantized_smoke_failure(module, WEIGHT_FORMATS.values())
 
 
-def _quantized_smoke_failure(module: ModuleType, format: WeightFormat) -> str | None:
+def quantized_smoke_failure(module: ModuleType, formats: Iterable[WeightFormat]) -> str | None:
+    """The first of these formats in which the product of the smoke run is wrong."""
+    return next(filter(None, (_codes_failure(module, format) for format in formats)), None)
+
+
+def _codes_failure(module: ModuleType, format: WeightFormat) -> str | None:
     """The same product; codes miss it by a hundredth."""
     x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
     codes, scratch = torch.zeros(1024, dtype=torch.uint8), torch.zeros(128, dtype=torch.uint8)

@@ -189,8 +189,8 @@ struct QuantizedGatherArgs {
 void gather_quantized_rows(const QuantizedGatherArgs& args);
 
 // As LinearArgs, by a weight of codes, each group's dots scaled and added in float32 along k,
-// whatever m is. For dots, x is rounded to codes first and a group's are exact; decoded_linear takes
-// the codes as floats and x as it is, each group's dots in one chain along k.
+// whatever m is. For dots, x is rounded to codes first and a group's are exact; decoded codes are
+// multiplied as floats by x as it is, each group's in one chain along k.
 struct QuantizedLinearArgs {
     const void* x;
     DType x_dtype;
@@ -203,7 +203,8 @@ struct QuantizedLinearArgs {
     int num_threads;
 };
 void quantized_linear(const QuantizedLinearArgs& args);
-void decoded_linear(const QuantizedLinearArgs& args);
+// One thread's part of it for decoded codes; all threads of the parallel region come there together.
+void decoded_product(const QuantizedLinearArgs& args);
 
 // RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
 // of the sum as stored (rounded to its dtype).

@@ -209,15 +209,11 @@ void run_thread(const QuantizedLinearArgs& args) {
 
 }  // namespace
 
-void decoded_linear(const QuantizedLinearArgs& args) {
-    if (args.m == 0) return;
-#pragma omp parallel num_threads(args.num_threads)
-    {
-        if (args.x_dtype == DType::kBfloat16) {
-            run_thread<Bf16>(args);
-        } else {
-            run_thread<float>(args);
-        }
+void decoded_product(const QuantizedLinearArgs& args) {
+    if (args.x_dtype == DType::kBfloat16) {
+        run_thread<Bf16>(args);
+    } else {
+        run_thread<float>(args);
     }
 }
 

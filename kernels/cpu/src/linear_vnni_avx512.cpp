@@ -234,25 +234,34 @@ void run_share(const QuantizedLinearArgs& args, const Range& panels) {
     }
 }
 
+// One thread's part; all threads of the parallel region come here together.
+void run_product(const QuantizedLinearArgs& args) {
+    const int64_t thread = thread_index(), threads = thread_count();
+    const Range panels = share(ceil_div(args.shape.n, kPanelRows), thread, threads);
+    if (args.m == 1) {
+        // Every thread rounds the one token: waiting for another to do it takes as long.
+        static thread_local Arena arena;
+        QuantizedLinearArgs own = args;
+        own.scratch = arena.reserve(args.shape.x_row_bytes());
+        round_tokens(own, {0, 1});
+        run_share(own, panels);
+        return;
+    }
+    round_tokens(args, share(args.m, thread, threads));
+#pragma omp barrier
+    run_share(args, panels);
+}
+
 }  // namespace
 
 void quantized_linear(const QuantizedLinearArgs& args) {
     if (args.m == 0) return;
 #pragma omp parallel num_threads(args.num_threads)
     {
-        const int64_t thread = thread_index(), threads = thread_count();
-        const Range panels = share(ceil_div(args.shape.n, kPanelRows), thread, threads);
-        if (args.m == 1) {
-            // Every thread rounds the one token: waiting for another to do it takes as long.
-            static thread_local Arena arena;
-            QuantizedLinearArgs own = args;
-            own.scratch = arena.reserve(args.shape.x_row_bytes());
-            round_tokens(own, {0, 1});
-            run_share(own, panels);
+        if (args.shape.codes == Codes::kDots) {
+            run_product(args);
         } else {
-            round_tokens(args, share(args.m, thread, threads));
-#pragma omp barrier
-            run_share(args, panels);
+            decoded_product(args);
         }
     }
 }
