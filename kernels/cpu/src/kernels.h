@@ -190,8 +190,8 @@ struct QuantizedGatherArgs {
 void gather_quantized_rows(const QuantizedGatherArgs& args);
 
 // As LinearArgs, by a weight of codes, each group's dots scaled and added in float32 along k,
-// whatever m is. For dots, x is rounded to codes first and a group's are exact; decoded_linear takes
-// the codes as floats and x as it is, each group's dots in one chain along k.
+// whatever m is. For dots, x is rounded to codes first and a group's are exact; decoded codes are
+// multiplied as floats by x as it is, each group's in one chain along k.
 struct QuantizedLinearArgs {
     const void* x;
     DType x_dtype;
