@@ -44,7 +44,7 @@ FORMATS = native.DOTS_WITHOUT_ZEROS
 # less than a unit, an odd one, one element short of a step, several steps.
 SHAPES = [(1, 3), (16, 8), (100, 72), (130, 77), (48, 31), (70, 1027)]
 # The ends of both tiles, an uneven block, more than one.
-NUM_TOKENS = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 300]
+NUM_TOKENS = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 67]
 
 hal.kernels.register_all()
 
