@@ -1,6 +1,7 @@
 """Products of one 4096 x 4096 weight in every format: bytes read and operations a second.
 
     python benchmarks/cpu_linear.py --threads 2
+    python benchmarks/cpu_linear.py --threads 2 --formats none,fp8,int4-a16
 
 Enough copies of the weight pass by that none is in cache when its turn comes again, and formats
 take turns, so that a neighbour on the machine slows all of them. The rate at which torch sums a
@@ -21,16 +22,15 @@ import torch
 
 import hal.kernels
 from hal.binding import Arena, Binder
-from hal.config import UNQUANTIZED
 from hal.devices.cpu import CpuDevice
 from hal.dtypes import DType
 from hal.opset import linear
 from hal.opset.linear import LinearFamily, LinearProblem
 from hal.select import Selector
-from hal.weights import WEIGHT_FORMATS, LogicalWeight
+from hal.weights import UNQUANTIZED, WEIGHT_FORMATS, LogicalWeight, find_format
 
 _SIZE = 4096
-_FORMATS = (UNQUANTIZED, *WEIGHT_FORMATS)
+_FORMATS = ",".join((UNQUANTIZED, *WEIGHT_FORMATS))
 _NUM_TOKENS = (1, 2, 4, 8, 16, 32, 128, 512)
 _CACHE_BYTES = 128 << 20  # more than any last-level cache here
 
@@ -79,21 +79,21 @@ def measure_row(name: str, layers: list[LinearFamily], num_tokens: int, times: l
     )
 
 
-def measure(rounds: int) -> list[Row]:
+def measure(formats: list[str], rounds: int) -> list[Row]:
     device = CpuDevice()
     binder = Binder(Selector(device.capabilities), Arena(max(_NUM_TOKENS)), device)
-    arms = {name: layers_of(name, binder, device) for name in _FORMATS}
+    arms = {name: layers_of(name, binder, device) for name in formats}
     binder.arena.allocate(device)
     rows = []
     for num_tokens in _NUM_TOKENS:
         x = torch.randn(num_tokens, _SIZE).bfloat16()
         out = torch.empty(num_tokens, _SIZE, dtype=torch.bfloat16)
-        times: dict[str, list[float]] = {name: [] for name in _FORMATS}
+        times: dict[str, list[float]] = {name: [] for name in formats}
         for _ in range(rounds):
             for name, layers in arms.items():
                 used = layers if num_tokens <= 16 else layers[:3]
                 times[name] += [seconds(partial(layer, x, out)) for layer in used]
-        rows += [measure_row(name, arms[name], num_tokens, times[name]) for name in _FORMATS]
+        rows += [measure_row(name, arms[name], num_tokens, times[name]) for name in formats]
     return rows
 
 
@@ -109,10 +109,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--formats", default=_FORMATS, help="of --quantization, with commas")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     hal.kernels.register_all()
-    rate, rows = read_rate(), measure(options.rounds)
+    formats = options.formats.split(",")
+    for name in formats:
+        find_format(name)  # an error before the minutes
+    rate, rows = read_rate(), measure(formats, options.rounds)
     report = {
         **record.header("cpu_linear"),
         "threads": options.threads,
@@ -124,7 +128,7 @@ def main() -> int:
     sys.stdout.write(f"read {rate.median:.1f} GB/s (best {rate.highest:.1f})\n")
     for row in rows:
         sys.stdout.write(
-            f"{row.format:10} M={row.num_tokens:<4} {row.gigabytes_s.median:6.1f} GB/s "
+            f"{row.format:18} M={row.num_tokens:<4} {row.gigabytes_s.median:6.1f} GB/s "
             f"{row.teraops_s.median:.3f} Top/s (best {row.teraops_s.highest:.3f})\n"
         )
     return 0

@@ -19,9 +19,9 @@ from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from hal import LLM, SamplingParams
-from hal.config import AUTO, UNQUANTIZED
+from hal.config import AUTO
 from hal.kv import KV_FORMATS
-from hal.weights import WEIGHT_FORMATS
+from hal.weights import UNQUANTIZED, WEIGHT_FORMATS
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "hal" / "tiny"
 _SEED = 11

@@ -61,7 +61,7 @@ def greedy(built: BuiltEngine) -> list[Answer]:
     return list(answers.values())
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "int4-g128"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "int4-g128", "fp8", "int4-asym-a16"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
 def test_tokens_are_those_of_the_reference(
     tiny_checkpoint: Maker, device_name: str, arch: str, quantization: str
@@ -134,7 +134,7 @@ def test_weights_that_are_not_finite_are_refused(
 ) -> None:
     """A code would hide them."""
     folder = copy_with_nan(tiny_checkpoint("llama"), tmp_path / "nan")
-    for quantization in ("int8", "int4"):
+    for quantization in ("int8", "int4", "fp8", "int4-asym-a16"):
         with pytest.raises(WeightsError, match="1 rows of a weight hold NaN"):
             build(folder, device_name, quantization)
 
