@@ -2,10 +2,12 @@
 
     python benchmarks/cpu_linear.py --threads 2
     python benchmarks/cpu_linear.py --threads 2 --formats none,fp8,int4-a16
+    python benchmarks/cpu_linear.py --threads 1 --kernel avx2 --kernel avx512
 
 Enough copies of the weight pass by that none is in cache when its turn comes again, and formats
 take turns, so that a neighbour on the machine slows all of them. The rate at which torch sums a
-large tensor is measured in the same run, as what reading memory can reach.
+large tensor is measured in the same run, as what reading memory can reach. Each --kernel is one
+more arm of every format that it can run, beside the kernels that are preferred here.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -24,9 +27,10 @@ import hal.kernels
 from hal.binding import Arena, Binder
 from hal.devices.cpu import CpuDevice
 from hal.dtypes import DType
+from hal.errors import SelectionError
 from hal.opset import linear
 from hal.opset.linear import LinearFamily, LinearProblem
-from hal.select import Selector
+from hal.select import SelectionPolicy, Selector
 from hal.weights import UNQUANTIZED, WEIGHT_FORMATS, LogicalWeight, find_format
 
 _SIZE = 4096
@@ -37,12 +41,44 @@ _CACHE_BYTES = 128 << 20  # more than any last-level cache here
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One format at one number of tokens; rates are of the weight's bytes and of 2 M N K."""
+    """One format at one number of tokens; rates are of the weight's bytes and of 2 M N K.
 
+    kernel: the one asked for; "" where the preferred one ran
+    """
+
+    kernel: str
     format: str
     num_tokens: int
     gigabytes_s: record.Spread
     teraops_s: record.Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A kernel and a format; kernel "": the preferred one."""
+
+    kernel: str
+    format: str
+
+
+def binder_of(kernel: str, device: CpuDevice) -> Binder:
+    overrides = {"linear": kernel} if kernel else {}
+    policy = SelectionPolicy(overrides=overrides)
+    return Binder(Selector(device.capabilities, policy), Arena(max(_NUM_TOKENS)), device)
+
+
+def arms_of(
+    formats: Sequence[str], kernels: Sequence[str], device: CpuDevice
+) -> dict[Arm, list[LinearFamily]]:
+    """Of every kernel the formats that it can run."""
+    arms = {}
+    for kernel in ("", *kernels):
+        binder = binder_of(kernel, device)
+        for name in formats:
+            with suppress(SelectionError):
+                arms[Arm(kernel, name)] = layers_of(name, binder, device)
+        binder.arena.allocate(device)
+    return arms
 
 
 def layers_of(name: str, binder: Binder, device: CpuDevice) -> list[LinearFamily]:
@@ -69,31 +105,29 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure_row(name: str, layers: list[LinearFamily], num_tokens: int, times: list[float]) -> Row:
+def measure_row(arm: Arm, layers: list[LinearFamily], num_tokens: int, times: list[float]) -> Row:
     num_bytes = layers[0].num_bytes
     return Row(
-        name,
+        arm.kernel,
+        arm.format,
         num_tokens,
         record.spread([num_bytes / t / 1e9 for t in times]),
         record.spread([2 * num_tokens * _SIZE**2 / t / 1e12 for t in times]),
     )
 
 
-def measure(formats: list[str], rounds: int) -> list[Row]:
-    device = CpuDevice()
-    binder = Binder(Selector(device.capabilities), Arena(max(_NUM_TOKENS)), device)
-    arms = {name: layers_of(name, binder, device) for name in formats}
-    binder.arena.allocate(device)
+def measure(formats: Sequence[str], rounds: int, kernels: Sequence[str]) -> list[Row]:
+    arms = arms_of(formats, kernels, CpuDevice())
     rows = []
     for num_tokens in _NUM_TOKENS:
         x = torch.randn(num_tokens, _SIZE).bfloat16()
         out = torch.empty(num_tokens, _SIZE, dtype=torch.bfloat16)
-        times: dict[str, list[float]] = {name: [] for name in formats}
+        times: dict[Arm, list[float]] = {arm: [] for arm in arms}
         for _ in range(rounds):
-            for name, layers in arms.items():
+            for arm, layers in arms.items():
                 used = layers if num_tokens <= 16 else layers[:3]
-                times[name] += [seconds(partial(layer, x, out)) for layer in used]
-        rows += [measure_row(name, arms[name], num_tokens, times[name]) for name in formats]
+                times[arm] += [seconds(partial(layer, x, out)) for layer in used]
+        rows += [measure_row(arm, arms[arm], num_tokens, times[arm]) for arm in arms]
     return rows
 
 
@@ -110,13 +144,14 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--formats", default=_FORMATS, help="of --quantization, with commas")
+    parser.add_argument("--kernel", action="append", default=[], help="one more; may be repeated")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     hal.kernels.register_all()
     formats = options.formats.split(",")
     for name in formats:
         find_format(name)  # an error before the minutes
-    rate, rows = read_rate(), measure(formats, options.rounds)
+    rate, rows = read_rate(), measure(formats, options.rounds, options.kernel)
     report = {
         **record.header("cpu_linear"),
         "threads": options.threads,
@@ -128,7 +163,8 @@ def main() -> int:
     sys.stdout.write(f"read {rate.median:.1f} GB/s (best {rate.highest:.1f})\n")
     for row in rows:
         sys.stdout.write(
-            f"{row.format:18} M={row.num_tokens:<4} {row.gigabytes_s.median:6.1f} GB/s "
+            f"{row.kernel or 'preferred':12} {row.format:18} M={row.num_tokens:<4} "
+            f"{row.gigabytes_s.median:6.1f} GB/s "
             f"{row.teraops_s.median:.3f} Top/s (best {row.teraops_s.highest:.3f})\n"
         )
     return 0

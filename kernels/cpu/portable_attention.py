@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
 from hal.kernels.cpu.portable import LEVELS, Level
@@ -39,11 +40,23 @@ class PortableAttention(PagedAttention):
 
     level: ClassVar[Level]
 
+    def __init__(self, problem: AttentionProblem, binder: Binder) -> None:
+        super().__init__(problem, binder)
+        self._advised: set[int] = set()
+
     def plan(self, meta: AttentionMeta) -> None:
         super().plan(meta)
         self._starts = as_torch(meta.cu_seqlens_q_device)
         self._lens = as_torch(meta.seq_lens_device)
         self._table = as_torch(meta.block_table_device)
+
+    def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
+        cache = as_torch(kv)
+        address = cache.data_ptr()
+        if address not in self._advised:  # before its pages are first touched
+            self._advised.add(address)
+            native.load().advise_huge_pages(address, cache.nbytes)
+        super().write_kv(qkv, kv)
 
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
         rows, result, p = as_torch(qkv), as_torch(out), self.problem

@@ -112,20 +112,36 @@ class ItemAttention {
         for (int64_t i = 0; i < size; i += kWidth) store(scratch_.output + i, zeros());
     }
 
-    // The parts of a tile that lie in one block each, as floats; side: 0 or plane().
+    // Where the cache has what is kept of a key; side: 0 for keys, plane() for values.
+    const T* cached(int64_t key, int64_t side) const {
+        const int32_t* blocks = args_.block_table + item_.sequence * args_.block_table_stride;
+        const int64_t block = blocks[key / args_.block_size];
+        const int64_t row = item_.kv_head * args_.block_size + key % args_.block_size;
+        return static_cast<const T*>(args_.kv) + side + 2 * block * plane() + row * head_dim_;
+    }
+
+    // The parts of a tile that lie in one block each, as floats.
     template <class Visit>
     void visit_blocks(const Range& tile, int64_t side, const Visit& visit) {
-        const int32_t* blocks = args_.block_table + item_.sequence * args_.block_table_stride;
         for (int64_t key = tile.begin; key < tile.end;) {
-            const int64_t offset = key % args_.block_size, left = args_.block_size - offset;
+            const int64_t left = args_.block_size - key % args_.block_size;
             const int64_t count = left < tile.end - key ? left : tile.end - key;
-            const int64_t block = blocks[key / args_.block_size];
-            const int64_t row = item_.kv_head * args_.block_size + offset;
-            const T* from = static_cast<const T*>(args_.kv) + side + 2 * block * plane() +
-                            row * head_dim_;
-            visit(key, count, as_floats(from, count * head_dim_));
+            if (side == 0) fetch_ahead(key, count);
+            visit(key, count, as_floats(cached(key, side), count * head_dim_));
             key += count;
         }
+    }
+    // Blocks lie in no order that the hardware could guess: the values of these keys, and the keys
+    // of the next block. Inlined, as GCC drops calls of functions that do nothing but prefetch.
+    [[gnu::always_inline]] void fetch_ahead(int64_t key, int64_t count) const {
+        fetch(cached(key, plane()), count);
+        const int64_t next = key + count, left = item_.keys.end - next;
+        if (left > 0) fetch(cached(next, 0), left < args_.block_size ? left : args_.block_size);
+    }
+    [[gnu::always_inline]] void fetch(const T* rows, int64_t count) const {
+        const char* from = reinterpret_cast<const char*>(rows);
+        const int64_t bytes = count * head_dim_ * int64_t(sizeof(T));
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
     }
     const float* as_floats(const float* from, int64_t) const { return from; }
     const float* as_floats(const Bf16* from, int64_t count) const {

@@ -17,6 +17,7 @@ import hal.kernels
 from hal.conformance.cases import cases_by_op
 from hal.conformance.run import conform
 from hal.conformance.stage import Stage
+from hal.device import Feature
 from hal.devices.cpu import CpuDevice
 from hal.dtypes import DType
 from hal.errors import WeightsError
@@ -26,13 +27,15 @@ from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.cpu.portable import LEVELS, Level
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.kernels.reference.quantized_rows import QuantizedMatrix
-from hal.opset import linear, mlp_block, vocab
+from hal.opset import attention, linear, mlp_block, vocab
+from hal.opset.attention import AttentionProblem, AttentionSpec
 from hal.opset.linear import LinearProblem
 from hal.sampling_params import SamplingParams
 from hal.select import Op
 from hal.weights import LogicalWeight, WeightFormat
 
 LEVEL_NAMES = [level.name for level in LEVELS]
+OPS = (linear, vocab, mlp_block, attention)
 SMALL = LinearProblem(in_features=8, out_features=8, dtype=DType.FLOAT32)
 
 
@@ -129,7 +132,7 @@ def test_what_is_not_finite_stays_in_its_row_of_x_and_out_of_weights(
         stored(values, format, level, stage)
 
 
-@pytest.mark.parametrize("op", [linear, vocab, mlp_block], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 def test_every_level_has_its_own_family(op: Op, level: Level) -> None:
     hal.kernels.register_all()
@@ -159,7 +162,7 @@ def built_for_it_alone(level: Level, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @pytest.mark.usefixtures("built_for_it_alone")
-@pytest.mark.parametrize("op", [linear, vocab, mlp_block], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_a_level_calls_nothing_that_is_compiled_for_another(level: Level, op: Op) -> None:
     """On this CPU a wrong call would give a right result; on one without AVX512 it would crash."""
     hal.kernels.register_all()
@@ -171,8 +174,9 @@ def test_a_level_calls_nothing_that_is_compiled_for_another(level: Level, op: Op
 
 def test_a_model_runs_on_a_level_alone(level: Level) -> None:
     """With the reference's text: the codes and their sums are the same, and little else differs."""
-    ours = [f"{op}={level.name}" for op in ("linear", "vocab", "mlp_block")]
+    ours = [f"{op.name}={level.name}" for op in OPS]
     reference = ["linear=reference_quantized", "vocab=reference_quantized", "mlp_block=composed"]
+    reference += ["attention=reference"]
     texts = []
     for kernel in (ours, reference):
         with hal.LLM(quantization="int4", kernel=tuple(kernel), dtype="float32") as llm:
@@ -191,6 +195,23 @@ def test_formats_that_the_sources_do_not_know_are_refused(level: Level) -> None:
     assert "has no products with weights in " in (level.rejects(caps, odd) or "")
     half = replace(SMALL, dtype=DType.FLOAT16)
     assert "the problem is in float16" in (level.rejects(caps, half) or "")
+
+
+def test_attention_that_the_sources_do_not_know_is_refused() -> None:
+    hal.kernels.register_all()
+    caps = replace(CpuDevice().capabilities, features=frozenset({Feature.AVX2}))
+    problem = AttentionProblem(
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=64,
+        dtype=DType.FLOAT32,
+        block_size=16,
+        spec=AttentionSpec(scale=0.125, window=9, softcap=30.0),
+    )
+    rejects = attention.kernels["avx2"].traits.rejects
+    assert rejects(caps, problem) is None
+    assert "head_dim is 24" in (rejects(caps, replace(problem, head_dim=24)) or "")
+    assert "needs avx2" in (rejects(replace(caps, features=frozenset()), problem) or "")
 
 
 def unavailable(monkeypatch: pytest.MonkeyPatch, load: Callable[[], ModuleType]) -> str:

@@ -341,7 +341,102 @@ void check_extremes(const Level& level, int64_t group) {
     });
 }
 
+// A cache of one sequence in blocks of 8 in reverse order, NaN wherever no key of it lies.
+struct Cache {
+    static constexpr int64_t kBlock = 8;
+    int64_t heads, head_dim, num_keys, num_blocks;
+    std::vector<int32_t> table;
+    std::vector<float> memory;
+    Matrix keys, values;  // [num_keys, heads * head_dim]
+
+    Cache(int64_t heads, int64_t head_dim, int64_t num_keys)
+        : heads(heads), head_dim(head_dim), num_keys(num_keys), num_blocks(ceil_div(num_keys, kBlock)),
+          memory(size_t(num_blocks * 2 * heads * kBlock * head_dim), NAN),
+          keys(num_keys, heads * head_dim, DType::kFloat32, 0, 10),
+          values(num_keys, heads * head_dim, DType::kFloat32, 0, 11) {
+        for (int64_t i = 0; i < num_blocks; ++i) table.push_back(int32_t(num_blocks - 1 - i));
+        for (int64_t key = 0; key < num_keys; ++key) {
+            for (int64_t i = 0; i < heads * head_dim; ++i) {
+                at(key, 0, i) = keys.at(key, i);
+                at(key, 1, i) = values.at(key, i);
+            }
+        }
+    }
+    float& at(int64_t key, int64_t side, int64_t i) {
+        const int64_t block = table[size_t(key / kBlock)], head = i / head_dim;
+        const int64_t row = ((2 * block + side) * heads + head) * kBlock + key % kBlock;
+        return memory[size_t(row * head_dim + i % head_dim)];
+    }
+};
+
+double attended(const Cache& cache, const Matrix& q, int64_t token, int64_t head, int64_t i,
+                int64_t group, double softcap, int64_t window) {
+    const int64_t position = cache.num_keys - q.rows + token, kv = head / group * cache.head_dim;
+    double sum = 0, total = 0;
+    for (int64_t key = window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0; key <= position;
+         ++key) {
+        double score = 0;
+        for (int64_t k = 0; k < cache.head_dim; ++k) {
+            score += q.at(token, head * cache.head_dim + k) * cache.keys.at(key, kv + k);
+        }
+        score *= 0.25;
+        if (softcap > 0) score = softcap * std::tanh(score / softcap);
+        total += std::exp(score);
+        sum += std::exp(score) * cache.values.at(key, kv + i);
+    }
+    return sum / total;
+}
+
+// The last tokens of a sequence in one chunk, and each alone as it would be decoded.
+void check_attention(const Level& level, int64_t head_dim, int64_t group, float softcap,
+                     int64_t window) {
+    Cache cache(2, head_dim, 150);
+    const int64_t num_heads = 2 * group, width = num_heads * head_dim;
+    const Matrix q(40, width, DType::kFloat32, 3, 12);
+    const auto run = [&](int64_t first, int64_t last, std::vector<float>& out) {
+        const int32_t starts[] = {0, int32_t(last - first)}, length = int32_t(110 + last);
+        level.kernels->attention({.q = q.floats.data() + first * q.stride,
+                                  .q_stride = q.stride,
+                                  .kv = cache.memory.data(),
+                                  .num_kv_heads = 2,
+                                  .block_size = Cache::kBlock,
+                                  .head_dim = head_dim,
+                                  .out = out.data(),
+                                  .out_stride = width,
+                                  .cu_seqlens_q = starts,
+                                  .seq_lens = &length,
+                                  .block_table = cache.table.data(),
+                                  .block_table_stride = cache.num_blocks,
+                                  .num_seqs = 1,
+                                  .num_heads = num_heads,
+                                  .scale = 0.25f,
+                                  .softcap = softcap,
+                                  .window = window,
+                                  .dtype = DType::kFloat32,
+                                  .num_threads = 1});
+    };
+    std::vector<float> all(size_t(40 * width), NAN), one(size_t(width), NAN);
+    run(0, 40, all);
+    const std::string what = level.name + " attention, head_dim " + std::to_string(head_dim);
+    double worst = 0;
+    for (int64_t token = 0; token < 40; ++token) {
+        for (int64_t i = 0; i < width; ++i) {
+            const double wanted =
+                attended(cache, q, token, i / head_dim, i % head_dim, group, softcap, window);
+            const double error = std::fabs(all[size_t(token * width + i)] - wanted);
+            worst = error <= worst ? worst : error;
+        }
+        run(token, token + 1, one);
+        check(std::equal(one.begin(), one.end(), all.begin() + token * width),
+              what + ": other bits in a chunk, token " + std::to_string(token));
+    }
+    check(worst < 1e-5, what + ": error " + std::to_string(worst));
+}
+
 void check_level(const Level& level) {
+    check_attention(level, 48, 3, 0, 0);
+    check_attention(level, 80, 1, 20, 0);
+    check_attention(level, 128, 7, 0, 33);
     for (const DType dtype : {DType::kFloat32, DType::kBfloat16}) {
         const std::string type = dtype == DType::kFloat32 ? " float32" : " bfloat16";
         for (const Setting& setting : kSettings) {
