@@ -89,10 +89,17 @@ class NativeAttention(AttentionFamily):
         return (num_blocks, p.num_kv_heads, p.block_size // STRIP_TOKENS, strip)
 
     def plan(self, meta: AttentionMeta) -> None:
-        self.slots = as_torch(meta.slot_mapping_device)
-        self._starts = as_torch(meta.cu_seqlens_q_device)
-        self._lens = as_torch(meta.seq_lens_device)
-        self._table = as_torch(meta.block_table_device)
+        slots, lens = as_torch(meta.slot_mapping_device), as_torch(meta.seq_lens_device)
+        starts, table = as_torch(meta.cu_seqlens_q_device), as_torch(meta.block_table_device)
+        self._planned = slots, lens, starts, table  # alive until the next step
+        self.slots = slots.data_ptr()
+        self._step = (
+            starts.data_ptr(),
+            lens.data_ptr(),
+            table.data_ptr(),
+            table.stride(0),
+            lens.shape[0],
+        )
 
     def copy_blocks(self, kv: Tensor, pairs: NDArray[np.int32]) -> None:
         copy_blocks(as_torch(kv), pairs)
@@ -110,7 +117,7 @@ class NativeAttention(AttentionFamily):
             p.num_kv_heads,
             p.block_size,
             p.head_dim,
-            self.slots.data_ptr(),
+            self.slots,
             self._code,
             torch.get_num_threads(),
         )
@@ -147,11 +154,7 @@ class NativeAttention(AttentionFamily):
             p.head_dim,
             out.data_ptr(),
             out.stride(0),
-            self._starts.data_ptr(),
-            self._lens.data_ptr(),
-            self._table.data_ptr(),
-            self._table.stride(0),
-            self._lens.shape[0],
+            *self._step,
             p.num_heads,
             p.spec.scale,
             p.spec.softcap or 0.0,

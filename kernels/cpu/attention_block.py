@@ -40,6 +40,7 @@ class FusedAttentionBlock(ComposedAttentionBlock):
         super().__init__(problem, binder)
         rotates = self.qk_norm_rope in (None, qk_norm_rope_avx512)
         self._native = self.family if isinstance(self.family, NativeAttention) and rotates else None
+        self._weights: AttentionWeights | None = None
 
     def between(
         self, qkv: Tensor, positions: Tensor, kv: Tensor, weights: AttentionWeights, heads: Tensor
@@ -47,18 +48,25 @@ class FusedAttentionBlock(ComposedAttentionBlock):
         if self._native is None:
             super().between(qkv, positions, kv, weights, heads)
             return
-        rows, cos_sin = as_torch(qkv), weights.cos_sin
-        rotary_dim = self.rope.rotary_dim
-        norms = (weights.q_norm, weights.k_norm) if self.rope.has_norm else (None, None)
+        if weights is not self._weights:
+            self._weights, self._rotation = weights, self._arguments_of(weights)
+        rows = as_torch(qkv)
         native.load().rope_write_attend(
             rows.data_ptr(),
             as_torch(positions).data_ptr(),
-            0 if cos_sin is None else as_torch(cos_sin).data_ptr(),
-            rotary_dim,
-            *(0 if norm is None else as_torch(norm).data_ptr() for norm in norms),
-            weights.norm_eps,
-            self._native.slots.data_ptr(),
+            *self._rotation,
+            self._native.slots,
             rows.shape[0],
             *self._native.arguments(rows, as_torch(kv), as_torch(heads)),
             torch.get_num_threads(),
+        )
+
+    def _arguments_of(self, weights: AttentionWeights) -> tuple[int | float, ...]:
+        """Of the native call, what the layer's own vectors make up."""
+        norms = (weights.q_norm, weights.k_norm) if self.rope.has_norm else (None, None)
+        return (
+            0 if weights.cos_sin is None else as_torch(weights.cos_sin).data_ptr(),
+            self.rope.rotary_dim,
+            *(0 if norm is None else as_torch(norm).data_ptr() for norm in norms),
+            weights.norm_eps,
         )

@@ -14,7 +14,7 @@ namespace {
 
 // A wait that long is shorter than the gap between two kernels of a step; after it the thread
 // sleeps, since whatever it waits for may need its core.
-constexpr int kSpins = 2000;
+constexpr int kSpins = 4000;
 constexpr int kMaxThreads = 256;
 constexpr int64_t kMaxChunks = 0xffff;
 
