@@ -40,9 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def load_native_module(path: Path) -> None:
-    """Make `path` the module that the CPU kernels find; torch is first, which shares its OpenMP."""
-    import torch  # noqa: F401  # not for every test: it takes seconds
-
+    """Make `path` the module that the CPU kernels find."""
     name = "hal.kernels.cpu._C"
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, f"{path} is no module"

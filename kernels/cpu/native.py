@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-import torch  # before the module, which then shares torch's OpenMP threads
+import torch
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
