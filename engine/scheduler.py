@@ -117,8 +117,7 @@ class Scheduler:
         self.num_steps += 1
         step = make_step(self.num_steps, decodes, list(self._chunks.values()))
         sample_slots = row_slots(step, slots)
-        self._in_flight = step
-        return build_batch(
+        batch = build_batch(
             step,
             slots,
             self._num_computed[slots],
@@ -126,6 +125,13 @@ class Scheduler:
             self._sampling.build(sample_slots, step.rows),
             (block_update_array(self._grown), copies),
         )
+        self._in_flight = step
+        return batch
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether a batch is out that neither update() nor fail() has been told of."""
+        return self._in_flight is not None
 
     def update(self, batch: Batch, result: StepResult) -> list[Output]:
         """Take over what the step sampled. Raises EngineError if `result` is malformed."""

@@ -129,6 +129,27 @@ def test_an_interrupt_passes_unchanged_and_the_engine_goes_on() -> None:
     assert run_all(engine) == expect_all([request], CONFIG)
 
 
+def test_an_interrupt_while_a_step_is_chosen_can_be_cleaned_up_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine(CONFIG, FaultyExecutor(ValueError("unused"), at=99), random.Random(0))
+    engine.add(make_request("a"))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hal.engine.scheduler.build_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    (ended,) = engine.abort("a")
+    assert ended.finish_reason is FinishReason.ABORT
+    assert engine.stats().num_blocks_used == 0
+    request = make_request("b")
+    engine.add(request)
+    assert run_all(engine) == expect_all([request], CONFIG)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
