@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cache", type=Path, default=environments.DEFAULT_CACHE, metavar="FOLDER")
     made.add_argument("--install", action="store_true", help="make the arms' environments, end")
     made.add_argument("--list", action="store_true", help="show arms, cases and weights, end")
-    made.add_argument("--load-limit", type=float, default=1.0, help="refuse to start above it")
+    made.add_argument(
+        "--load-limit", type=float, default=machine.QUIET, help="refuse to start above it"
+    )
     made.add_argument("--force", action="store_true", help="run whatever the load")
     made.add_argument("--no-perplexity", action="store_true", help="leave the quality out")
     made.add_argument("--timeout", type=float, default=1800.0, help="seconds for one answer")
@@ -154,7 +156,7 @@ def measure(plan: Plan, options: argparse.Namespace) -> int:
         "shape": plan.shape,
         "threads": plan.threads,
         "pairs": plan.pairs,
-        "is_loaded": problem is not None,
+        "is_loaded": load > machine.QUIET,
         "ceilings_before": asdict(before),
         "ceilings_after": asdict(after),
         "arms": report.as_json(session.arm_rows),

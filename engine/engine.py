@@ -45,7 +45,6 @@ class Engine:
         if self._undelivered:
             outputs, self._undelivered = self._undelivered, []
             return outputs
-        batch = None
         try:
             batch = self.scheduler.schedule()
             if batch is None:
@@ -53,17 +52,15 @@ class Engine:
             result = self._executor.submit(batch).wait()
             return self.scheduler.update(batch, result)
         except BaseException as error:  # Ctrl-C too must leave no block behind
-            if batch is None and not self.scheduler.is_in_flight:
+            if not self.scheduler.is_in_flight:
                 raise
             message = error.message if isinstance(error, HalError) else str(error)
             code = error.code if isinstance(error, HalError) else EngineError.code
             reason = f"step {self.scheduler.num_steps} failed: {type(error).__name__}: {message}"
             self._undelivered = self.scheduler.fail(reason, code)
-            num_seqs = 0 if batch is None else batch.num_seqs
             if isinstance(error, Exception):
-                raise EngineError(
-                    f"{reason}. Its {num_seqs} sequences ended; others go on", code=code
-                ) from error
+                ended = f"Its {len(self._undelivered)} sequences ended; others go on"
+                raise EngineError(f"{reason}. {ended}", code=code) from error
             raise
 
     def stats(self) -> EngineStats:

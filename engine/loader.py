@@ -9,7 +9,7 @@ from hal.engine.progress import Progress
 from hal.engine.weights import CheckpointReader, check_names
 from hal.opset.linear import LinearFamily
 from hal.opset.vocab import VocabFamily
-from hal.pack_cache import KeptWeight, PackCache
+from hal.pack_cache import MADE, KeptWeight, PackCache
 
 
 def load_weights(
@@ -30,7 +30,7 @@ def load_weights(
     names = [name for name in reader.names() if name in expected]
     if cache is None:
         _load_tensors(parameters, reader, progress, names)
-        return "made from the checkpoint"
+        return MADE
     kept = kept_weights(parameters, reader)
     packed = cache.open(reader.paths, list(kept.values()))
     rest = [name for name in names if parameters[name].family not in kept]

@@ -13,6 +13,7 @@ from typing import Self
 
 SOURCE = Path(__file__).with_name("machine.cpp")
 READ_MIB = 512  # far beyond any last-level cache share of a small machine
+QUIET = 1.0  # load average above which a run may mislead
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

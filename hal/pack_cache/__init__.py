@@ -6,6 +6,6 @@ release and the device. Every chunk has a checksum that is compared while it is 
 is wrong costs a start its speed and one line in the log, never its answers.
 """
 
-from hal.pack_cache.cache import KeptWeight, PackCache
+from hal.pack_cache.cache import MADE, KeptWeight, PackCache
 
-__all__ = ["KeptWeight", "PackCache"]
+__all__ = ["MADE", "KeptWeight", "PackCache"]

@@ -25,6 +25,7 @@ _logger = logging.getLogger("hal")
 LEAST_SOURCE_BYTES = 64 << 20
 # Packing without rounding is a copy at memory speed: 1 GB took 0.2 s, and so does reading it back.
 MOST_SHARE = 0.75
+MADE = "made from the checkpoint"  # where weights come from without an entry
 _ZEROS = bytes(1 << 20)
 
 
@@ -72,7 +73,7 @@ class PackedLoad:
         self._hasher = CheckpointHasher(cache.folder / "hashes", cache.num_threads)
         self._entry: OpenEntry | None = None
         self._fault = ""
-        self.outcome = "made from the checkpoint"
+        self.outcome = MADE
         self._started_at = time.perf_counter()
         self._key = self._key_of() if _is_worth_it(kept) else None
         if self._key is not None:

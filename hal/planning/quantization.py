@@ -9,9 +9,8 @@ from hal.dtypes import DType
 from hal.engine.config_fields import ConfigFields
 from hal.errors import ConfigError
 from hal.planning.shape import Role, Weight
-from hal.weights import FORMAT_NAMES, WEIGHT_FORMATS, WeightFormat
+from hal.weights import FORMAT_NAMES, UNQUANTIZED, WEIGHT_FORMATS, WeightFormat
 
-NO_QUANTIZATION = "none"
 _WHOLE_ROW = 0
 _METHODS = "gptq, awq, fp8, compressed-tensors, bitsandbytes, mxfp4"
 
@@ -87,7 +86,7 @@ def _as_stored(name: str, format: WeightFormat) -> Scheme:
 
 def planned_scheme(name: str) -> Scheme | None:
     """The scheme called `name`, None for "none"; raises ConfigError."""
-    if name == NO_QUANTIZATION:
+    if name == UNQUANTIZED:
         return None
     if name in PLANNED:
         return PLANNED[name]

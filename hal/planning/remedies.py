@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from hal.device import Feature
 from hal.memory import memory_budget, size_argument
-from hal.planning.quantization import NO_QUANTIZATION
 from hal.planning.search import fits, largest, longest_context, smallest_tp
 from hal.planning.settings import PlanSettings
 from hal.planning.sizing import Sizer, can_cache
 from hal.planning.target import PlanDevice, absent, larger_profiles
+from hal.weights import UNQUANTIZED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Remedies:
 
     def _quantization(self, base: PlanSettings) -> Iterator[Remedy]:
         """8 bit where that is enough, in the flavour that the device multiplies; else 4 bit."""
-        if base.quantization != NO_QUANTIZATION or self.sizer.model.stored is not None:
+        if base.quantization != UNQUANTIZED or self.sizer.model.stored is not None:
             return
         features = self.device.capabilities.features
         has_fp8 = bool({Feature.FP8_OCP_MMA, Feature.FP8_FNUZ_MMA} & features)
@@ -96,7 +96,7 @@ class Remedies:
     def _pair(self) -> Iterator[Remedy]:
         """Smaller weights with a smaller cache, or with less to remember."""
         starts: list[PlanSettings] = [self.settings]
-        if self.sizer.model.stored is None and self.settings.quantization == NO_QUANTIZATION:
+        if self.sizer.model.stored is None and self.settings.quantization == UNQUANTIZED:
             starts = [replace(self.settings, quantization=name) for name in ("int8", "int4")]
         steps: list[Callable[[PlanSettings], Iterator[Remedy]]] = [
             self._kv,

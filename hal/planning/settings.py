@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from hal.config import DEFAULT_MAX_NUM_SEQS, EngineConfig
 from hal.errors import ConfigError
-from hal.planning.quantization import NO_QUANTIZATION, planned_scheme
+from hal.planning.quantization import planned_scheme
+from hal.weights import UNQUANTIZED
 
 KV_TYPES = ("auto", "fp8", "int8")
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)(k|m)?")
@@ -32,7 +33,7 @@ class PlanSettings:
     concurrency: int | None = None
     typical: int | None = None
     kv: str = "auto"
-    quantization: str = NO_QUANTIZATION
+    quantization: str = UNQUANTIZED
     tp: int | None = None
     dtype: str = "auto"
     memory: str | float = 0.9

@@ -26,13 +26,13 @@ from hal.kv import KV_FORMATS, peak_blocks
 from hal.memory import PlanInputs, memory_budget
 from hal.planning.model import PlannedModel
 from hal.planning.parallel import COLLECTIVE_BYTES
-from hal.planning.quantization import NO_QUANTIZATION, Scheme, planned_scheme, weight_bytes
+from hal.planning.quantization import Scheme, planned_scheme, weight_bytes
 from hal.planning.settings import PlanSettings
 from hal.planning.shape import KVLayers
 from hal.planning.target import PlanDevice
 from hal.sampling_params import MAX_LOGPROBS
 from hal.select import Selector
-from hal.weights import WEIGHT_FORMATS
+from hal.weights import UNQUANTIZED, WEIGHT_FORMATS
 
 
 class Basis(StrEnum):
@@ -96,7 +96,7 @@ class Sizer:
         # A format that start-up would refuse is planned from the shapes.
         is_engine = basis is Basis.ENGINE
         config = settings.engine_config(
-            settings.quantization if is_engine else NO_QUANTIZATION,
+            settings.quantization if is_engine else UNQUANTIZED,
             settings.kv if is_engine else AUTO,
         )
         resolved = resolve(config, device.capabilities, self.model.limits)
@@ -131,7 +131,7 @@ def can_cache(kv: str, device: PlanDevice) -> bool:
 
 def _can_store(quantization: str, device: PlanDevice) -> bool:
     """Whether this version could start with weights in that format on such a device."""
-    if quantization == NO_QUANTIZATION:
+    if quantization == UNQUANTIZED:
         return True
     return quantization in WEIGHT_FORMATS and not device.capabilities.is_accelerator
 

@@ -20,6 +20,39 @@ STRIP_TOKENS = 16  # kLanes of src/kernels.h
 SCALES_BYTES = 4 * STRIP_TOKENS  # of a strip: one for the keys of a token, one for its values
 
 
+class PlannedStep:
+    """A step's tensors, which live as long as this, and their addresses, looked up once."""
+
+    def __init__(self, meta: AttentionMeta) -> None:
+        starts, lens = as_torch(meta.cu_seqlens_q_device), as_torch(meta.seq_lens_device)
+        table = as_torch(meta.block_table_device)
+        self._tensors = starts, lens, table
+        self._addresses = starts.data_ptr(), lens.data_ptr(), table.data_ptr(), table.stride(0)
+        self._num_seqs = lens.shape[0]
+
+    def arguments(
+        self, p: AttentionProblem, rows: torch.Tensor, cache: torch.Tensor, out: torch.Tensor
+    ) -> tuple[int | float, ...]:
+        """The native call's, between the rows' address and the number of threads."""
+        return (
+            rows.stride(0),
+            cache.data_ptr(),
+            native.DTYPE_CODES[p.kv_dtype],
+            p.num_kv_heads,
+            p.block_size,
+            p.head_dim,
+            out.data_ptr(),
+            out.stride(0),
+            *self._addresses,
+            self._num_seqs,
+            p.num_heads,
+            p.spec.scale,
+            p.spec.softcap or 0.0,
+            p.spec.window or 0,
+            native.DTYPE_CODES[p.dtype],
+        )
+
+
 def _no_strips(problem: AttentionProblem) -> str | None:
     step = 4 * 8 // problem.kv_dtype.bits
     if problem.head_dim % step != 0:
@@ -72,7 +105,7 @@ class NativeAttention(AttentionFamily):
         super().__init__(problem, binder)
         self._code = native.DTYPE_CODES[problem.dtype]
         self._kv_code = native.DTYPE_CODES[problem.kv_dtype]
-        self._advised: set[int] = set()
+        self._pages = native.HugePages()
 
     @property
     def kv_layout(self) -> str:
@@ -89,24 +122,16 @@ class NativeAttention(AttentionFamily):
         return (num_blocks, p.num_kv_heads, p.block_size // STRIP_TOKENS, strip)
 
     def plan(self, meta: AttentionMeta) -> None:
-        slots, lens = as_torch(meta.slot_mapping_device), as_torch(meta.seq_lens_device)
-        starts, table = as_torch(meta.cu_seqlens_q_device), as_torch(meta.block_table_device)
-        self._planned = slots, lens, starts, table  # alive until the next step
-        self.slots = slots.data_ptr()
-        self._step = (
-            starts.data_ptr(),
-            lens.data_ptr(),
-            table.data_ptr(),
-            table.stride(0),
-            lens.shape[0],
-        )
+        self._slots = as_torch(meta.slot_mapping_device)
+        self.slots = self._slots.data_ptr()
+        self._step = PlannedStep(meta)
 
     def copy_blocks(self, kv: Tensor, pairs: NDArray[np.int32]) -> None:
         copy_blocks(as_torch(kv), pairs)
 
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
         rows, p = as_torch(qkv), self.problem
-        self._advise_huge_pages(as_torch(kv))
+        self._pages.advise(as_torch(kv))
         native.load().write_kv(
             rows.data_ptr(),
             rows.stride(0),
@@ -122,15 +147,6 @@ class NativeAttention(AttentionFamily):
             torch.get_num_threads(),
         )
 
-    def _advise_huge_pages(self, cache: torch.Tensor) -> None:
-        """Before a cache's pages are first touched: its blocks are read in no order at all, and
-        with small pages each costs a walk of the page tables.
-        """
-        address = cache.data_ptr()
-        if address not in self._advised:
-            self._advised.add(address)
-            native.load().advise_huge_pages(address, cache.nbytes)
-
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
         rows = as_torch(qkv)
         native.load().attention(
@@ -143,21 +159,5 @@ class NativeAttention(AttentionFamily):
         self, rows: torch.Tensor, cache: torch.Tensor, out: torch.Tensor
     ) -> tuple[int | float, ...]:
         """The native call's, between the rows' address and the number of threads."""
-        p = self.problem
-        self._advise_huge_pages(cache)
-        return (
-            rows.stride(0),
-            cache.data_ptr(),
-            self._kv_code,
-            p.num_kv_heads,
-            p.block_size,
-            p.head_dim,
-            out.data_ptr(),
-            out.stride(0),
-            *self._step,
-            p.num_heads,
-            p.spec.scale,
-            p.spec.softcap or 0.0,
-            p.spec.window or 0,
-            self._code,
-        )
+        self._pages.advise(cache)
+        return self._step.arguments(self.problem, rows, cache, out)

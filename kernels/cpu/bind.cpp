@@ -246,11 +246,11 @@ AttentionArgs attention_args(Address q, int64_t q_stride, Address kv, int kv_dty
             .num_threads = num_threads};
 }
 
-// The arguments of attention_args.
+// Its arguments behind the kernel are those of attention_args.
 template <class... Args>
-void call_attention(Args... args) {
+void call_attention(void (*kernel)(const AttentionArgs&), Args... args) {
     nb::gil_scoped_release release;
-    attention(attention_args(args...));
+    kernel(attention_args(args...));
 }
 
 // Rotates the rows whose first heads are q, writes their K and V, attends. The arguments behind
@@ -287,9 +287,9 @@ void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int
     attention(attend);
 }
 
-template <class Result, class First, class... Args>
-auto* call_attention_with(Result (*)(First, Args...)) {
-    return &call_attention<First, Args...>;
+template <class Result, class... Args>
+auto* call_attention_with(Result (*)(Args...)) {
+    return &call_attention<Args...>;
 }
 template <class Result, class First, class... Args>
 auto* call_rope_write_attend_with(Result (*)(First, Args...)) {
@@ -328,34 +328,6 @@ void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, in
                  .out_stride_bytes = out_stride_bytes,
                  .row_bytes = row_bytes,
                  .num_threads = num_threads});
-}
-
-void call_row_attention(decltype(LevelKernels::attention) attention, Address q, int64_t q_stride,
-                        Address kv, int64_t num_kv_heads, int64_t block_size, int64_t head_dim,
-                        Address out, int64_t out_stride, Address cu_seqlens_q, Address seq_lens,
-                        Address block_table, int64_t block_table_stride, int64_t num_seqs,
-                        int64_t num_heads, float scale, float softcap, int64_t window, int dtype,
-                        int num_threads) {
-    nb::gil_scoped_release release;
-    attention({.q = at(q),
-               .q_stride = q_stride,
-               .kv = at(kv),
-               .num_kv_heads = num_kv_heads,
-               .block_size = block_size,
-               .head_dim = head_dim,
-               .out = at(out),
-               .out_stride = out_stride,
-               .cu_seqlens_q = at<int32_t>(cu_seqlens_q),
-               .seq_lens = at<int32_t>(seq_lens),
-               .block_table = at<int32_t>(block_table),
-               .block_table_stride = block_table_stride,
-               .num_seqs = num_seqs,
-               .num_heads = num_heads,
-               .scale = scale,
-               .softcap = softcap,
-               .window = window,
-               .dtype = dtype_of(dtype),
-               .num_threads = num_threads});
 }
 
 // `call` with its first argument given.
@@ -399,7 +371,7 @@ NB_MODULE(_C, m) {
         nb::module_ part = m.def_submodule(level.name.c_str());
         part.attr("needs") = nb::cast(level.needs);
         define_products(part, *level.kernels);
-        define(part, "attention", &call_row_attention, level.kernels->attention);
+        define(part, "attention", call_attention_with(&attention_args), level.kernels->attention);
     }
 #if defined(HAL_HAS_AVX512)
     define_products(m, {.linear = &linear,
@@ -411,7 +383,7 @@ NB_MODULE(_C, m) {
     m.def("activate", &call_activate);
     m.def("qk_norm_rope", &call_qk_norm_rope);
     m.def("write_kv", &call_write_kv);
-    m.def("attention", call_attention_with(&attention_args));
+    define(m, "attention", call_attention_with(&attention_args), &attention);
     m.def("rope_write_attend", call_rope_write_attend_with(&attention_args));
     m.def("sample", &call_sample);
 #endif

@@ -5,14 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from hal.binding import Binder
-from hal.device import Capabilities
-from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import (
-    PackedUp,
-    decoded_regimes,
-    quantized_regimes,
-    regimes,
-)
+from hal.kernels.cpu.linear import PackedUp
+from hal.kernels.cpu.products import AVX512_BF16, AVX512_DECODED, AVX512_VNNI
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
@@ -26,42 +20,9 @@ def cannot_alternate(problem: MlpBlockProblem) -> str | None:
     return None
 
 
-def _rejects(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return cannot_alternate(problem) or native.needs_plain_weights(caps, problem)
-
-
-def _rejects_quantized(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return cannot_alternate(problem) or native.needs_avx512_vnni(caps, problem)
-
-
-def _rejects_decoded(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-    return cannot_alternate(problem) or native.needs_avx512_vbmi(caps, problem)
-
-
-@mlp_block.family(
-    "avx512_decoded",
-    preference=100,
-    regimes=decoded_regimes,
-    batch_invariant=True,
-    rejects=_rejects_decoded,
-    unavailable=native.decoded_unavailable,
-)
-@mlp_block.family(
-    "avx512_vnni",
-    preference=100,
-    regimes=quantized_regimes,
-    batch_invariant=True,
-    rejects=_rejects_quantized,
-    unavailable=native.quantized_unavailable,
-)
-@mlp_block.family(
-    "avx512_bf16",
-    preference=100,
-    regimes=regimes,
-    batch_invariant=True,
-    rejects=_rejects,
-    unavailable=native.unavailable,
-)
+@AVX512_DECODED.of(mlp_block, cannot_alternate)
+@AVX512_VNNI.of(mlp_block, cannot_alternate)
+@AVX512_BF16.of(mlp_block, cannot_alternate)
 class FusedMlpBlock(MlpBlock):
     """Two products; what lies between is written once, activated, in the model's dtype."""
 

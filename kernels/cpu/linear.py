@@ -11,13 +11,13 @@ from hal.device import Device
 from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.packed_weight import PackedWeight
+from hal.kernels.cpu.products import AVX512_BF16, AVX512_DECODED, AVX512_VNNI
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.opset import linear
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily, LinearProblem
 from hal.opset.stored import StoredForm
-from hal.select import Regime
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
@@ -50,56 +50,9 @@ def stored_form(
     )
 
 
-def regimes(_problem: object) -> tuple[Regime, ...]:
-    """Of products with a packed weight; src/linear_avx512.cpp has the limits."""
-    return (
-        Regime(1, 6, "each panel of the weight is read once and reused from registers"),
-        Regime(7, None, "blocks of the weight stay in cache while tiles of 6 tokens pass"),
-    )
-
-
-def quantized_regimes(_problem: object) -> tuple[Regime, ...]:
-    """Of products with codes; src/linear_vnni_avx512.cpp has the limits."""
-    return (
-        Regime(1, 1, "the weight is one linear stream"),
-        Regime(2, 16, "codes are unpacked once, used from registers by every token"),
-        Regime(17, None, "panels of the weight stay in L2 while tiles of 16 tokens pass"),
-    )
-
-
-def decoded_regimes(_problem: object) -> tuple[Regime, ...]:
-    """Of products with decoded codes; src/linear_decoded_avx512.cpp has the limits."""
-    return (
-        Regime(1, 1, "the weight is one linear stream, its codes decoded in registers"),
-        Regime(2, 16, "codes are decoded once, used from registers by every token"),
-        Regime(17, None, "panels of codes stay in L2 while tiles of 16 tokens pass"),
-    )
-
-
-@linear.family(
-    "avx512_decoded",
-    preference=100,
-    regimes=decoded_regimes,
-    batch_invariant=True,
-    rejects=native.needs_avx512_vbmi,
-    unavailable=native.decoded_unavailable,
-)
-@linear.family(
-    "avx512_vnni",
-    preference=100,
-    regimes=quantized_regimes,
-    batch_invariant=True,
-    rejects=native.needs_avx512_vnni,
-    unavailable=native.quantized_unavailable,
-)
-@linear.family(
-    "avx512_bf16",
-    preference=100,
-    regimes=regimes,
-    batch_invariant=True,
-    rejects=native.needs_plain_weights,
-    unavailable=native.unavailable,
-)
+@AVX512_DECODED.of(linear)
+@AVX512_VNNI.of(linear)
+@AVX512_BF16.of(linear)
 class PackedLinear(LinearFamily):
     """A packed or quantised weight; at M = 1 it is read at memory bandwidth.
 

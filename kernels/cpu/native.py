@@ -77,6 +77,22 @@ class Repeated:
         self._run(torch.get_num_threads())
 
 
+class HugePages:
+    """Advised for a cache before its pages are first touched: its blocks are read in no order at
+    all, and with small pages each costs a walk of the page tables.
+    """
+
+    def __init__(self) -> None:
+        self._advised: set[int] = set()
+
+    def advise(self, cache: torch.Tensor) -> None:
+        """Once for each."""
+        address = cache.data_ptr()
+        if address not in self._advised:
+            self._advised.add(address)
+            load().advise_huge_pages(address, cache.nbytes)
+
+
 @cache
 def compiled_part() -> CompiledPart | None:
     """What the module was made from; None where there is none, or one that does not say."""
@@ -96,7 +112,7 @@ def unavailable() -> str | None:
         return NOT_BUILT.format(error)
     if not module.has_avx512_bf16_kernels():
         return f"compiled without AVX512, or this CPU has only {', '.join(module.features())}"
-    return smoke_failure(module, module)
+    return smoke_failure(module)
 
 
 @cache
@@ -121,25 +137,29 @@ def decoded_unavailable() -> str | None:
     return quantized_smoke_failure(module, DECODED)
 
 
-def quantized_smoke_failure(products: ModuleType, formats: Iterable[WeightFormat]) -> str | None:
+def quantized_smoke_failure(
+    products: ModuleType, formats: Iterable[WeightFormat], num_tokens: int = 1
+) -> str | None:
     """The product of the smoke run with weights in each format."""
-    return next(filter(None, (_codes_failure(products, format) for format in formats)), None)
+    failures = (_codes_failure(products, format, num_tokens) for format in formats)
+    return next(filter(None, failures), None)
 
 
-def _codes_failure(module: ModuleType, format: WeightFormat) -> str | None:
+def _codes_failure(products: ModuleType, format: WeightFormat, num_tokens: int) -> str | None:
     """The same product; codes miss it by a hundredth."""
-    x, weight = torch.tensor([[3.0, 1.0]]), torch.tensor([[5.0, 0.5]])
-    codes, scratch = torch.zeros(1024, dtype=torch.uint8), torch.zeros(128, dtype=torch.uint8)
-    out = torch.empty(1, 1)
+    x, weight = torch.tensor([[3.0, 1.0]]).repeat(num_tokens, 1), torch.tensor([[5.0, 0.5]])
+    codes = torch.zeros(1024, dtype=torch.uint8)
+    scratch = torch.zeros(128 * num_tokens, dtype=torch.uint8)
+    out = torch.zeros(num_tokens, 1)
     layout = (codes.data_ptr(), 1, 2, *layout_of(format))
-    module.quantize_rows(weight.data_ptr(), 0, 2, 1, *layout, 0, False, 1)
-    module.quantized_linear(
-        *(x.data_ptr(), 0, 2, 1, *layout, scratch.data_ptr()),
+    products.quantize_rows(weight.data_ptr(), 0, 2, 1, *layout, 0, False, 1)
+    products.quantized_linear(
+        *(x.data_ptr(), 0, 2, num_tokens, *layout, scratch.data_ptr()),
         *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
     )
-    if abs(out.item() - 15.5) < 0.2:
+    if bool(((out - 15.5).abs() < 0.2).all()):
         return None
-    return f"smoke run: 3 * 5 + 1 * 0.5 in codes of {format} gave {out.item()}"
+    return f"smoke run: 3 * 5 + 1 * 0.5 in codes of {format} gave {out.flatten().tolist()}"
 
 
 def layout_of(format: WeightFormat) -> tuple[int, bool, int]:
@@ -154,24 +174,44 @@ def layout_code(format: WeightFormat) -> int:
     return 2 if format.codes is DType.FLOAT8_E4M3FN else 1
 
 
-def smoke_failure(module: ModuleType, products: ModuleType) -> str | None:
+def smoke_failure(products: ModuleType, num_tokens: int = 1) -> str | None:
     """Multiply 3 by 5 through the real path: catches a broken build before a model does."""
-    x = torch.tensor([[3.0, 1.0]], dtype=torch.bfloat16)
+    x = torch.tensor([[3.0, 1.0]], dtype=torch.bfloat16).repeat(num_tokens, 1)
     weight = torch.tensor([[5.0, 0.5]], dtype=torch.bfloat16)
-    packed, out = torch.zeros(32, dtype=torch.bfloat16), torch.empty(1, 1)
-    module.pack_rows(weight.data_ptr(), 1, 2, 1, packed.data_ptr(), 1, 2, 1, 0, False, 1)
+    packed, out = torch.zeros(32, dtype=torch.bfloat16), torch.zeros(num_tokens, 1)
+    load().pack_rows(weight.data_ptr(), 1, 2, 1, packed.data_ptr(), 1, 2, 1, 0, False, 1)
     products.linear(
-        x.data_ptr(), 2, 1, packed.data_ptr(), 1, 2, 1, 0, out.data_ptr(), 0, 1, 0, False, 1
+        *(x.data_ptr(), 2, num_tokens, packed.data_ptr(), 1, 2, 1),
+        *(0, out.data_ptr(), 0, 1, NO_ACTIVATION, False, 1),
     )
-    return None if out.item() == 15.5 else f"smoke run: 3 * 5 + 1 * 0.5 gave {out.item()}"
+    if bool((out == 15.5).all()):
+        return None
+    return f"smoke run: 3 * 5 + 1 * 0.5 gave {out.flatten().tolist()}"
+
+
+def needs(feature: Feature, caps: Capabilities) -> str | None:
+    """Why a device is no CPU that has it: pure, so it holds for absent CPUs too."""
+    if caps.vendor == "null" or caps.is_accelerator:
+        return f"runs on CPUs only; this is {caps.name} ({caps.arch})"
+    if feature not in caps.features:
+        return f"needs {feature}; {caps.name} has {caps.feature_names()}"
+    return None
+
+
+def computes_in(dtype: DType) -> str | None:
+    """Why no kernel here does."""
+    if dtype in COMPUTED:
+        return None
+    return f"computes in {', '.join(map(str, COMPUTED))}; the problem is in {dtype}"
+
+
+def needs_cpu(caps: Capabilities, _problem: object) -> str | None:
+    """What all kernels for AVX512-BF16 share, also those of problems whose dtype is fixed."""
+    return needs(Feature.AVX512_BF16, caps)
 
 
 def needs_avx512_bf16(caps: Capabilities, problem: HasDType) -> str | None:
-    """The predicate that all kernels here share: pure, so it holds for absent CPUs too."""
-    reason = needs_cpu(caps, problem)
-    if reason is None and problem.dtype not in COMPUTED:
-        return f"computes in {', '.join(map(str, COMPUTED))}; the problem is in {problem.dtype}"
-    return reason
+    return needs_cpu(caps, problem) or computes_in(problem.dtype)
 
 
 def needs_plain_weights(caps: Capabilities, problem: HasWeights) -> str | None:
@@ -181,24 +221,18 @@ def needs_plain_weights(caps: Capabilities, problem: HasWeights) -> str | None:
 
 def needs_avx512_vnni(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that store a weight as codes; the module is compiled with BF16 throughout."""
-    reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VNNI, caps)
+    reason = needs_avx512_bf16(caps, problem) or needs(Feature.AVX512_VNNI, caps)
     return reason or needs_codes(caps, problem)
 
 
 def needs_avx512_vbmi(caps: Capabilities, problem: HasWeights) -> str | None:
     """For families that decode a weight's codes to floats; the module has BF16 throughout."""
-    reason = needs_avx512_bf16(caps, problem) or _needs(Feature.AVX512_VBMI, caps)
+    reason = needs_avx512_bf16(caps, problem) or needs(Feature.AVX512_VBMI, caps)
     return reason or needs_floats(caps, problem)
 
 
-def _needs(feature: Feature, caps: Capabilities) -> str | None:
-    if feature in caps.features:
+def multiplies(problem: HasWeights) -> str | None:
+    """Why products that know int8 and int4 without zero points have none for this weight."""
+    if problem.weights is None or problem.weights in DOTS_WITHOUT_ZEROS:
         return None
-    return f"needs {feature}; {caps.name} has {caps.feature_names()}"
-
-
-def needs_cpu(caps: Capabilities, _problem: object) -> str | None:
-    """The same for problems whose dtype is fixed."""
-    if caps.vendor == "null" or caps.is_accelerator:
-        return f"runs on CPUs only; this is {caps.name} ({caps.arch})"
-    return _needs(Feature.AVX512_BF16, caps)
+    return f"has no products with weights in {problem.weights}"

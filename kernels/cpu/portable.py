@@ -1,5 +1,5 @@
 """linear, vocab and mlp_block for CPUs without AVX512-BF16: a family for each instruction set that
-the portable sources are compiled for. All kinds of weights, in the layouts of the other families.
+the portable sources are compiled for, on weights in the layouts of the other families.
 """
 
 from __future__ import annotations
@@ -7,18 +7,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.block import FusedMlpBlock, cannot_alternate
 from hal.kernels.cpu.linear import PackedLinear, PackedUp
+from hal.kernels.cpu.products import ProductKernel
 from hal.kernels.cpu.vocab import PackedVocab, only_looked_up
 from hal.kernels.reference.weight_rows import HasWeights
 from hal.opset import linear, mlp_block, vocab
-from hal.opset.block import MlpBlockProblem
-from hal.opset.vocab import VocabProblem
 from hal.select import Regime
 
 
@@ -39,21 +37,10 @@ class Level:
 
     def lacks(self, caps: Capabilities, dtype: DType) -> str | None:
         """Why a device cannot run it in this dtype."""
-        if caps.vendor == "null" or caps.is_accelerator:
-            return f"runs on CPUs only; this is {caps.name} ({caps.arch})"
-        if self.feature not in caps.features:
-            return f"needs {self.feature}; {caps.name} has {caps.feature_names()}"
-        if dtype not in native.COMPUTED:
-            computed = ", ".join(map(str, native.COMPUTED))
-            return f"computes in {computed}; the problem is in {dtype}"
-        return None
+        return native.needs(self.feature, caps) or native.computes_in(dtype)
 
     def rejects(self, caps: Capabilities, problem: HasWeights) -> str | None:
-        if reason := self.lacks(caps, problem.dtype):
-            return reason
-        if problem.weights is not None and problem.weights not in native.DOTS_WITHOUT_ZEROS:
-            return f"has no products with weights in {problem.weights}"
-        return None
+        return self.lacks(caps, problem.dtype) or native.multiplies(problem)
 
     def unavailable(self) -> str | None:
         return _unavailable(self.name)
@@ -98,7 +85,7 @@ def _unavailable(name: str) -> str | None:
     features = module.features()
     if missing := [need for need in products.needs if need not in features]:
         return f"needs {', '.join(missing)}, which this CPU lacks; it has {', '.join(features)}"
-    return native.smoke_failure(module, products) or native.quantized_smoke_failure(
+    return native.smoke_failure(products) or native.quantized_smoke_failure(
         products, native.DOTS_WITHOUT_ZEROS
     )
 
@@ -116,21 +103,17 @@ def _register(level: Level) -> None:
     class Mlp(FusedMlpBlock):
         up_family = Up
 
-    def rejects_vocab(caps: Capabilities, problem: VocabProblem) -> str | None:
-        return only_looked_up(problem) or level.rejects(caps, problem)
-
-    def rejects_mlp(caps: Capabilities, problem: MlpBlockProblem) -> str | None:
-        return cannot_alternate(problem) or level.rejects(caps, problem)
-
-    traits: dict[str, Any] = {
-        "preference": level.preference,
-        "regimes": level.regimes,
-        "batch_invariant": True,
-        "unavailable": level.unavailable,
-    }
-    linear.family(level.name, rejects=level.rejects, **traits)(Linear)
-    vocab.family(level.name, rejects=rejects_vocab, **traits)(Vocab)
-    mlp_block.family(level.name, rejects=rejects_mlp, **traits)(Mlp)
+    kernel = ProductKernel(
+        name=level.name,
+        preference=level.preference,
+        regimes=level.regimes,
+        batch_invariant=True,
+        rejects=level.rejects,
+        unavailable=level.unavailable,
+    )
+    kernel.of(linear)(Linear)
+    kernel.of(vocab, only_looked_up)(Vocab)
+    kernel.of(mlp_block, cannot_alternate)(Mlp)
 
 
 for _level in LEVELS:

@@ -9,6 +9,7 @@ import torch
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
+from hal.kernels.cpu.attention import PlannedStep
 from hal.kernels.cpu.portable import LEVELS, Level
 from hal.kernels.reference.attention import PagedAttention
 from hal.kernels.reference.tensors import as_torch
@@ -42,43 +43,21 @@ class PortableAttention(PagedAttention):
 
     def __init__(self, problem: AttentionProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
-        self._advised: set[int] = set()
+        self._pages = native.HugePages()
 
     def plan(self, meta: AttentionMeta) -> None:
         super().plan(meta)
-        self._starts = as_torch(meta.cu_seqlens_q_device)
-        self._lens = as_torch(meta.seq_lens_device)
-        self._table = as_torch(meta.block_table_device)
+        self._step = PlannedStep(meta)
 
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
-        cache = as_torch(kv)
-        address = cache.data_ptr()
-        if address not in self._advised:  # before its pages are first touched
-            self._advised.add(address)
-            native.load().advise_huge_pages(address, cache.nbytes)
+        self._pages.advise(as_torch(kv))
         super().write_kv(qkv, kv)
 
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
-        rows, result, p = as_torch(qkv), as_torch(out), self.problem
+        rows = as_torch(qkv)
         self.level.products().attention(
             rows.data_ptr(),
-            rows.stride(0),
-            as_torch(kv).data_ptr(),
-            p.num_kv_heads,
-            p.block_size,
-            p.head_dim,
-            result.data_ptr(),
-            result.stride(0),
-            self._starts.data_ptr(),
-            self._lens.data_ptr(),
-            self._table.data_ptr(),
-            self._table.stride(0),
-            self._lens.shape[0],
-            p.num_heads,
-            p.spec.scale,
-            p.spec.softcap or 0.0,
-            p.spec.window or 0,
-            native.DTYPE_CODES[p.dtype],
+            *self._step.arguments(self.problem, rows, as_torch(kv), as_torch(out)),
             torch.get_num_threads(),
         )
 

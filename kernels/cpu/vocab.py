@@ -5,15 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 
 from hal.binding import Binder
-from hal.device import Capabilities, Device
+from hal.device import Device
 from hal.kernels.cpu import native
-from hal.kernels.cpu.linear import (
-    decoded_regimes,
-    quantized_regimes,
-    regimes,
-    stored_form,
-    stored_weight,
-)
+from hal.kernels.cpu.linear import stored_form, stored_weight
+from hal.kernels.cpu.products import AVX512_BF16, AVX512_DECODED, AVX512_VNNI
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import vocab
 from hal.opset.linear import LinearProblem
@@ -27,42 +22,9 @@ def only_looked_up(problem: VocabProblem) -> str | None:
     return None if problem.makes_logits else "packs for products; this matrix is only looked up"
 
 
-def _rejects(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return only_looked_up(problem) or native.needs_plain_weights(caps, problem)
-
-
-def _rejects_quantized(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return only_looked_up(problem) or native.needs_avx512_vnni(caps, problem)
-
-
-def _rejects_decoded(caps: Capabilities, problem: VocabProblem) -> str | None:
-    return only_looked_up(problem) or native.needs_avx512_vbmi(caps, problem)
-
-
-@vocab.family(
-    "avx512_decoded",
-    preference=100,
-    regimes=decoded_regimes,
-    batch_invariant=True,
-    rejects=_rejects_decoded,
-    unavailable=native.decoded_unavailable,
-)
-@vocab.family(
-    "avx512_vnni",
-    preference=100,
-    regimes=quantized_regimes,
-    batch_invariant=True,
-    rejects=_rejects_quantized,
-    unavailable=native.quantized_unavailable,
-)
-@vocab.family(
-    "avx512_bf16",
-    preference=100,
-    regimes=regimes,
-    batch_invariant=True,
-    rejects=_rejects,
-    unavailable=native.unavailable,
-)
+@AVX512_DECODED.of(vocab, only_looked_up)
+@AVX512_VNNI.of(vocab, only_looked_up)
+@AVX512_BF16.of(vocab, only_looked_up)
 class PackedVocab(VocabFamily):
     """Logits leave the float32 sums unrounded."""
 

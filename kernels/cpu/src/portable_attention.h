@@ -56,8 +56,8 @@ struct AttentionScratch {
 template <class T>
 class ItemAttention {
   public:
-    ItemAttention(const RowAttentionArgs& args, const AttentionItem& item, AttentionScratch scratch)
-        : args_(args), item_(item), scratch_(scratch), head_dim_(args.head_dim),
+    ItemAttention(const AttentionArgs& args, const AttentionItem& item, AttentionScratch scratch)
+        : args_(args), item_(item), scratch_(scratch), head_dim_(args.kv_shape.head_dim),
           rows_(item.rows.end - item.rows.begin), width_(round_up(rows_, kLanes)) {}
 
     void run() {
@@ -81,8 +81,8 @@ class ItemAttention {
 
   private:
     // Elements of a block's keys, and of its values.
-    int64_t plane() const { return args_.num_kv_heads * args_.block_size * head_dim_; }
-    int64_t group() const { return args_.num_heads / args_.num_kv_heads; }
+    int64_t plane() const { return args_.kv_shape.num_kv_heads * args_.kv_shape.block_size * head_dim_; }
+    int64_t group() const { return args_.num_heads / args_.kv_shape.num_kv_heads; }
     int64_t token(int64_t row) const { return (item_.rows.begin + row) / group(); }
     // Of the row's head among the elements of a token.
     int64_t column(int64_t row) const {
@@ -115,8 +115,8 @@ class ItemAttention {
     // Where the cache has what is kept of a key; side: 0 for keys, plane() for values.
     const T* cached(int64_t key, int64_t side) const {
         const int32_t* blocks = args_.block_table + item_.sequence * args_.block_table_stride;
-        const int64_t block = blocks[key / args_.block_size];
-        const int64_t row = item_.kv_head * args_.block_size + key % args_.block_size;
+        const int64_t block = blocks[key / args_.kv_shape.block_size];
+        const int64_t row = item_.kv_head * args_.kv_shape.block_size + key % args_.kv_shape.block_size;
         return static_cast<const T*>(args_.kv) + side + 2 * block * plane() + row * head_dim_;
     }
 
@@ -124,7 +124,7 @@ class ItemAttention {
     template <class Visit>
     void visit_blocks(const Range& tile, int64_t side, const Visit& visit) {
         for (int64_t key = tile.begin; key < tile.end;) {
-            const int64_t left = args_.block_size - key % args_.block_size;
+            const int64_t left = args_.kv_shape.block_size - key % args_.kv_shape.block_size;
             const int64_t count = left < tile.end - key ? left : tile.end - key;
             if (side == 0) fetch_ahead(key, count);
             visit(key, count, as_floats(cached(key, side), count * head_dim_));
@@ -136,7 +136,7 @@ class ItemAttention {
     [[gnu::always_inline]] void fetch_ahead(int64_t key, int64_t count) const {
         fetch(cached(key, plane()), count);
         const int64_t next = key + count, left = item_.keys.end - next;
-        if (left > 0) fetch(cached(next, 0), left < args_.block_size ? left : args_.block_size);
+        if (left > 0) fetch(cached(next, 0), left < args_.kv_shape.block_size ? left : args_.kv_shape.block_size);
     }
     [[gnu::always_inline]] void fetch(const T* rows, int64_t count) const {
         const char* from = reinterpret_cast<const char*>(rows);
@@ -243,7 +243,7 @@ class ItemAttention {
         }
     }
 
-    const RowAttentionArgs& args_;
+    const AttentionArgs& args_;
     const AttentionItem& item_;
     const AttentionScratch scratch_;
     const int64_t head_dim_;
@@ -252,9 +252,9 @@ class ItemAttention {
 };
 
 // The `chunk`th 64 rows of a sequence.
-inline AttentionItem item_at(const RowAttentionArgs& args, int64_t sequence, int64_t kv_head,
+inline AttentionItem item_at(const AttentionArgs& args, int64_t sequence, int64_t kv_head,
                              int64_t num_rows, int64_t chunk) {
-    const int64_t group = args.num_heads / args.num_kv_heads;
+    const int64_t group = args.num_heads / args.kv_shape.num_kv_heads;
     const int64_t before = args.seq_lens[sequence] - num_rows / group;
     const int64_t begin = chunk * kItemRows, end = begin + kItemRows;
     const Range rows{begin, end < num_rows ? end : num_rows};
@@ -264,17 +264,17 @@ inline AttentionItem item_at(const RowAttentionArgs& args, int64_t sequence, int
 
 // Every parts-th item, from `part` on: later ones of a prefill see more keys.
 template <class T>
-void run_items(const RowAttentionArgs& args, int64_t part, int64_t parts) {
+void run_items(const AttentionArgs& args, int64_t part, int64_t parts) {
     static thread_local Arena arena;
-    const int64_t head_dim = args.head_dim;
+    const int64_t head_dim = args.kv_shape.head_dim;
     const AttentionScratch scratch(arena.reserve(4 * AttentionScratch::num_floats(head_dim)),
                                    head_dim);
-    const int64_t group = args.num_heads / args.num_kv_heads;
+    const int64_t group = args.num_heads / args.kv_shape.num_kv_heads;
     int64_t index = 0;
     for (int64_t sequence = 0; sequence < args.num_seqs; ++sequence) {
         const int64_t tokens = args.cu_seqlens_q[sequence + 1] - args.cu_seqlens_q[sequence];
         const int64_t chunks = ceil_div(tokens * group, kItemRows);
-        for (int64_t i = 0; i < chunks * args.num_kv_heads; ++i) {
+        for (int64_t i = 0; i < chunks * args.kv_shape.num_kv_heads; ++i) {
             if (index++ % parts != part) continue;
             const AttentionItem item =
                 item_at(args, sequence, i / chunks, tokens * group, i % chunks);
@@ -283,8 +283,8 @@ void run_items(const RowAttentionArgs& args, int64_t part, int64_t parts) {
     }
 }
 
-void run_attention(const RowAttentionArgs& args) {
-    const int64_t parts = chunks_for(args.num_threads, args.num_seqs * args.num_kv_heads);
+void run_attention(const AttentionArgs& args) {
+    const int64_t parts = chunks_for(args.num_threads, args.num_seqs * args.kv_shape.num_kv_heads);
     for_each_chunk(args.num_threads, parts, [&](int64_t part) {
         if (args.dtype == DType::kBfloat16) {
             run_items<Bf16>(args, part, parts);

@@ -6,6 +6,7 @@
 
 #include "portable_epilogue.h"
 #include "portable_quantize.h"
+#include "rounded_x.h"
 
 namespace hal::cpu {
 namespace {
@@ -16,33 +17,7 @@ constexpr int64_t kBlockBytes = 128 << 10;
 // Beyond the reach of the hardware's prefetchers, which stop at the page.
 constexpr int64_t kStripPrefetchBytes = 4096;
 
-// The tokens of a tile lie interleaved by 4 columns, as a tile reads them: codes [units][tokens],
-// then scales [x_groups][tokens] and offsets [x_groups][tokens].
-struct Tile {
-    Range tokens;
-    int32_t* codes;
-    float* scales;
-    int32_t* offsets;
-
-    int64_t size() const { return tokens.end - tokens.begin; }
-};
-
-struct Tiling {
-    const QuantizedLinearArgs& args;
-    int64_t count = ceil_div(args.m, kTileTokens);
-
-    Tile tile(int64_t index) const {
-        const QuantizedShape& shape = args.shape;
-        const Range tokens = share(args.m, index, count);
-        const int64_t size = tokens.end - tokens.begin;
-        char* base = static_cast<char*>(args.scratch) + tokens.begin * shape.x_row_bytes();
-        int32_t* codes = reinterpret_cast<int32_t*>(base);
-        float* scales = reinterpret_cast<float*>(codes + shape.units() * size);
-        int32_t* offsets = reinterpret_cast<int32_t*>(scales + shape.x_groups() * size);
-        return {tokens, codes, scales, offsets};
-    }
-    int64_t index_of(int64_t token) const { return ((token + 1) * count - 1) / args.m; }
-};
+using Tiling = TilesOf<kTileTokens>;
 
 // Codes of kWidth columns of one token, as far as `units` of 4 columns go.
 inline void store_codes(int32_t* to, int64_t stride, int64_t units, Ints codes) {

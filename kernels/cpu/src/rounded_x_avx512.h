@@ -1,41 +1,15 @@
-// x of a product with codes, rounded to codes itself (hal/weights.py defines how) and laid out as
-// the products read it.
+// Rounds x of a product with codes.
 #pragma once
 
 #include "quantize_avx512.h"
+#include "rounded_x.h"
 
 namespace hal::cpu {
 namespace {
 
 constexpr int64_t kTileTokens = 16;
 
-// The tokens of a tile lie interleaved by 4 columns, as a tile reads them: codes [units][tokens],
-// then scales [x_groups][tokens] and offsets [x_groups][tokens].
-struct Tile {
-    Range tokens;
-    int32_t* codes;
-    float* scales;
-    int32_t* offsets;
-
-    int64_t size() const { return tokens.end - tokens.begin; }
-};
-
-struct Tiling {
-    const QuantizedLinearArgs& args;
-    int64_t count = ceil_div(args.m, kTileTokens);
-
-    Tile tile(int64_t index) const {
-        const QuantizedShape& shape = args.shape;
-        const Range tokens = share(args.m, index, count);
-        const int64_t size = tokens.end - tokens.begin;
-        char* base = static_cast<char*>(args.scratch) + tokens.begin * shape.x_row_bytes();
-        int32_t* codes = reinterpret_cast<int32_t*>(base);
-        float* scales = reinterpret_cast<float*>(codes + shape.units() * size);
-        int32_t* offsets = reinterpret_cast<int32_t*>(scales + shape.x_groups() * size);
-        return {tokens, codes, scales, offsets};
-    }
-    int64_t index_of(int64_t token) const { return ((token + 1) * count - 1) / args.m; }
-};
+using Tiling = TilesOf<kTileTokens>;
 
 inline FloatRow row_of(const QuantizedLinearArgs& args, int64_t token) {
     const int64_t element = args.x_dtype == DType::kFloat32 ? 4 : 2;
