@@ -34,7 +34,7 @@ _NUM_TOKENS = (300, 33, 17, 16, 7, 2, 1)
 
 # An mlp_block rounds its inner activations to codes after rounding them to dtype, as the oracle
 # does not: where that moves one across the middle between two codes, a whole step of it shows.
-_BLOCK_LIMITS = {DType.FLOAT32: 2e-3, DType.FLOAT16: 1e-2, DType.BFLOAT16: 3e-2}
+BLOCK_LIMITS = {DType.FLOAT32: 2e-3, DType.FLOAT16: 1e-2, DType.BFLOAT16: 3e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class QuantizedMlpBlockCase(Case):
             out = guarded(stage, (num_tokens, p.hidden_size), self.dtype)
             block(x.device[:num_tokens], out.out)
             error = relative_l2(out.read(stage), expected[:num_tokens])
-            limit = _BLOCK_LIMITS[self.dtype]
+            limit = BLOCK_LIMITS[self.dtype]
             if p.weights.keeps_activations:
                 limit = 2 * LIMITS[self.dtype]  # of rounding to dtype in the middle and at the end
             yield Check(f"out, T={num_tokens}", error, limit)
