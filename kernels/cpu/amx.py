@@ -1,4 +1,4 @@
-"""linear, vocab and mlp_block on AMX tiles, on the weights that the AVX512 families store.
+"""linear, vocab, mlp_block and experts on AMX tiles, on the weights that the AVX512 families store.
 
 A few tokens leave most of a tile idle, so the AVX512 kernels multiply those (src/linear_amx.cpp).
 Sums of codes are theirs to the bit. Tiles add bfloat16 in an order of their own, so a token's bits
@@ -12,13 +12,14 @@ from types import ModuleType
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
-from hal.kernels.cpu import native
+from hal.kernels.cpu import experts, native
 from hal.kernels.cpu.block import FusedMlpBlock, cannot_alternate
+from hal.kernels.cpu.experts import FusedMoeBlock, PackedExperts
 from hal.kernels.cpu.linear import PackedLinear, PackedUp
 from hal.kernels.cpu.products import ProductKernel
 from hal.kernels.cpu.vocab import PackedVocab, only_looked_up
 from hal.kernels.reference.weight_rows import HasWeights, needs_unquantized
-from hal.opset import linear, mlp_block, vocab
+from hal.opset import grouped_linear, linear, mlp_block, moe_block, vocab
 from hal.select import Regime
 
 _PREFERENCE = 110
@@ -129,3 +130,20 @@ class TileVocab(PackedVocab):
     """Logits of many tokens on tiles."""
 
     products = staticmethod(products)
+
+
+@AMX_INT8.of(grouped_linear)
+@AMX_BF16.of(grouped_linear)
+class TileExperts(PackedExperts):
+    """Experts on tiles where they have the tokens for it."""
+
+    products = staticmethod(products)
+
+
+@AMX_INT8.of(moe_block, experts.cannot_alternate)
+@AMX_BF16.of(moe_block, experts.cannot_alternate)
+class TileMoeBlock(FusedMoeBlock):
+    """All products on tiles, the router's too."""
+
+    router_family = TileVocab
+    experts_family = TileExperts

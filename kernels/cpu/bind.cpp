@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "src/counters.h"
+#include "src/experts.h"
 #include "src/features.h"
 #include "src/kernels.h"
 #include "src/levels.h"
@@ -146,6 +147,117 @@ void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) ga
                            .out_dtype = dtype_of(out_dtype),
                            .out_stride = out_stride,
                            .num_threads = num_threads});
+}
+
+// codes below 0: the weights are packed.
+ExpertWeights expert_weights(Address first, int64_t expert_bytes, int64_t n, int64_t k, int dtype,
+                             int64_t group, bool has_zeros, int codes) {
+    return {.first = at(first),
+            .expert_bytes = expert_bytes,
+            .is_quantized = codes >= 0,
+            .packed = packed_shape(n, k, dtype),
+            .codes = {n, k, group, has_zeros, static_cast<Codes>(codes < 0 ? 0 : codes)}};
+}
+
+void call_grouped_linear(Products products, Address x, int dtype, int64_t x_stride, Address offsets,
+                         int64_t num_experts, Address weight, int64_t expert_bytes, int64_t n,
+                         int64_t k, int64_t group, bool has_zeros, int codes, Address out,
+                         int64_t out_stride, int num_threads) {
+    nb::gil_scoped_release release;
+    grouped_linear({.x = at(x),
+                    .dtype = dtype_of(dtype),
+                    .x_stride = x_stride,
+                    .rows = nullptr,
+                    .offsets = at<int32_t>(offsets),
+                    .num_experts = num_experts,
+                    .weights = expert_weights(weight, expert_bytes, n, k, dtype, group, has_zeros,
+                                              codes),
+                    .output = {.n = n,
+                               .bias = nullptr,
+                               .bias_dtype = dtype_of(dtype),
+                               .out = at(out),
+                               .dtype = dtype_of(dtype),
+                               .stride = out_stride,
+                               .activation = Activation::kNone,
+                               .gated = false},
+                    .products = products,
+                    .num_threads = num_threads});
+}
+
+LinearOutput plain_output(int64_t n, Address out, DType dtype) {
+    return {.n = n,
+            .bias = nullptr,
+            .bias_dtype = dtype,
+            .out = at(out),
+            .dtype = dtype,
+            .stride = n,
+            .activation = Activation::kNone,
+            .gated = false};
+}
+
+// inner [rows, intermediate] and y [rows, hidden] are for what stands between the products.
+void call_moe(Products products, Address x, int dtype_code, int64_t x_stride, int64_t num_tokens,
+              Address router, int64_t num_experts, int64_t top_k, bool norm_topk_prob,
+              int64_t hidden, int64_t intermediate, Address up, int64_t up_bytes, Address down,
+              int64_t down_bytes, int64_t group, bool has_zeros, int codes, int activation,
+              Address logits, Address weights, Address slots, Address rows, Address offsets,
+              Address inner, Address y, Address out, int64_t out_stride, int num_threads) {
+    nb::gil_scoped_release release;
+    const DType dtype = dtype_of(dtype_code);
+    LinearOutput up_output = plain_output(intermediate, inner, dtype);
+    up_output.n = 2 * intermediate;
+    up_output.activation = static_cast<Activation>(activation);
+    up_output.gated = true;
+    moe({.router = {.x = at(x),
+                    .x_stride = x_stride,
+                    .m = num_tokens,
+                    .weight = at(router),
+                    .shape = {num_experts, hidden, dtype},
+                    .output = plain_output(num_experts, logits, DType::kFloat32),
+                    .num_threads = num_threads},
+         .route = {.logits = at<float>(logits),
+                   .num_tokens = num_tokens,
+                   .num_experts = num_experts,
+                   .top_k = top_k,
+                   .norm_topk_prob = norm_topk_prob,
+                   .weights = at<float>(weights),
+                   .slots = at<int32_t>(slots),
+                   .rows = at<int32_t>(rows),
+                   .offsets = at<int32_t>(offsets),
+                   .num_threads = num_threads},
+         .up = {.x = at(x),
+                .dtype = dtype,
+                .x_stride = x_stride,
+                .rows = at<int32_t>(rows),
+                .offsets = at<int32_t>(offsets),
+                .num_experts = num_experts,
+                .weights = expert_weights(up, up_bytes, 2 * intermediate, hidden, dtype_code, group,
+                                          has_zeros, codes),
+                .output = up_output,
+                .products = products,
+                .num_threads = num_threads},
+         .down = {.x = at(inner),
+                  .dtype = dtype,
+                  .x_stride = intermediate,
+                  .rows = nullptr,
+                  .offsets = at<int32_t>(offsets),
+                  .num_experts = num_experts,
+                  .weights = expert_weights(down, down_bytes, hidden, intermediate, dtype_code,
+                                            group, has_zeros, codes),
+                  .output = plain_output(hidden, y, dtype),
+                  .products = products,
+                  .num_threads = num_threads},
+         .combine = {.y = at(y),
+                     .y_stride = hidden,
+                     .slots = at<int32_t>(slots),
+                     .weights = at<float>(weights),
+                     .num_tokens = num_tokens,
+                     .top_k = top_k,
+                     .width = hidden,
+                     .out = at(out),
+                     .out_stride = out_stride,
+                     .dtype = dtype,
+                     .num_threads = num_threads}});
 }
 
 #if defined(HAL_HAS_AVX512)
@@ -349,6 +461,9 @@ void define_products(nb::module_& m, const LevelKernels& kernels) {
     define(m, "gather_quantized_rows", &call_gather_quantized_rows,
            kernels.gather_quantized_rows);
     define(m, "quantized_linear", &call_quantized_linear, kernels.quantized_linear);
+    const Products products{kernels.linear, kernels.quantized_linear};
+    define(m, "grouped_linear", &call_grouped_linear, products);
+    define(m, "moe", &call_moe, products);
 }
 
 }  // namespace

@@ -42,7 +42,8 @@ def stored_weight(
 def stored_form(
     problem: object, weight: PackedWeight | QuantizedWeight, *beside: memoryview
 ) -> StoredForm:
-    """The weight's bytes, and those of vectors that lie in the order of its rows."""
+    """The weight's bytes, and those of whatever else belongs to it: such as a bias in the order of
+    its rows."""
     kind = type(weight).__name__
     return StoredForm(
         layout=f"{kind} is_gated={weight.is_gated} of {problem}",

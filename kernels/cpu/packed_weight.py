@@ -53,9 +53,13 @@ class PackedWeight:
         return self.dtype.num_bytes(self._num_elements)
 
     def allocate(self, device: Device) -> None:
-        self._memory = as_torch(device.empty((self._num_elements,), self.dtype))
-        self.address = self._memory.data_ptr()
+        self.place(as_torch(device.empty((self.num_bytes,), DType.UINT8)))
         native.load().advise_huge_pages(self.address, self.num_bytes)
+
+    def place(self, memory: torch.Tensor) -> None:
+        """Keep the weight in these num_bytes bytes."""
+        self._memory = memory
+        self.address = memory.data_ptr()
         if self._num_elements != self.rows * self.columns:
             self._memory.zero_()  # the products read the padding
 

@@ -1,5 +1,5 @@
-"""linear, vocab and mlp_block for CPUs without AVX512-BF16: a family for each instruction set that
-the portable sources are compiled for, on weights in the layouts of the other families.
+"""linear, vocab, mlp_block and experts for CPUs without AVX512-BF16: a family for each instruction
+set that the portable sources are compiled for, on weights in the layouts of the other families.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from types import ModuleType
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
-from hal.kernels.cpu import native
+from hal.kernels.cpu import experts, native
 from hal.kernels.cpu.block import FusedMlpBlock, cannot_alternate
+from hal.kernels.cpu.experts import FusedMoeBlock, PackedExperts
 from hal.kernels.cpu.linear import PackedLinear, PackedUp
 from hal.kernels.cpu.products import ProductKernel
 from hal.kernels.cpu.vocab import PackedVocab, only_looked_up
 from hal.kernels.reference.weight_rows import HasWeights
-from hal.opset import linear, mlp_block, vocab
+from hal.opset import grouped_linear, linear, mlp_block, moe_block, vocab
 from hal.select import Regime
 
 
@@ -103,6 +104,13 @@ def _register(level: Level) -> None:
     class Mlp(FusedMlpBlock):
         up_family = Up
 
+    class Experts(PackedExperts):
+        products = staticmethod(level.products)
+
+    class Moe(FusedMoeBlock):
+        router_family = Vocab
+        experts_family = Experts
+
     kernel = ProductKernel(
         name=level.name,
         preference=level.preference,
@@ -114,6 +122,8 @@ def _register(level: Level) -> None:
     kernel.of(linear)(Linear)
     kernel.of(vocab, only_looked_up)(Vocab)
     kernel.of(mlp_block, cannot_alternate)(Mlp)
+    kernel.of(grouped_linear)(Experts)
+    kernel.of(moe_block, experts.cannot_alternate)(Moe)
 
 
 for _level in LEVELS:

@@ -80,9 +80,13 @@ class QuantizedWeight:
         return -(-self.columns // unit) * unit
 
     def allocate(self, device: Device) -> None:
-        self._memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
-        self.address = self._memory.data_ptr()
+        self.place(as_torch(device.empty((self.num_bytes,), DType.UINT8)))
         native.load().advise_huge_pages(self.address, self.num_bytes)
+
+    def place(self, memory: torch.Tensor) -> None:
+        """Keep the weight in these num_bytes bytes."""
+        self._memory = memory
+        self.address = memory.data_ptr()
         if self.rows % LANES or self.columns % self._run_columns:
             self._memory.zero_()  # nothing reads the padding, but equal weights are equal bytes
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
@@ -199,8 +201,14 @@ class ReferenceGroupedLinear(GroupedLinearFamily):
             target.copy_(torch.where((expert_of_row == index)[:, None], product, target))
 
 
+class Loadable(Protocol):
+    """One expert's weight."""
+
+    def load(self, first_row: int, weight: LogicalWeight, /) -> None: ...
+
+
 def load_experts(
-    experts: tuple[LinearFamily, ...], num_rows: int, first_row: int, weight: LogicalWeight
+    experts: Sequence[Loadable], num_rows: int, first_row: int, weight: LogicalWeight
 ) -> None:
     """Each expert's part of a weight, as GroupedLinearFamily.load counts its rows."""
     values = as_torch(weight.values)
