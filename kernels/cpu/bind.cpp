@@ -184,80 +184,38 @@ void call_grouped_linear(Products products, Address x, int dtype, int64_t x_stri
                     .num_threads = num_threads});
 }
 
-LinearOutput plain_output(int64_t n, Address out, DType dtype) {
-    return {.n = n,
-            .bias = nullptr,
-            .bias_dtype = dtype,
-            .out = at(out),
-            .dtype = dtype,
-            .stride = n,
-            .activation = Activation::kNone,
-            .gated = false};
-}
-
-// inner [rows, intermediate] and y [rows, hidden] are for what stands between the products.
-void call_moe(Products products, Address x, int dtype_code, int64_t x_stride, int64_t num_tokens,
+void call_moe(Products products, Address x, int dtype, int64_t x_stride, int64_t num_tokens,
               Address router, int64_t num_experts, int64_t top_k, bool norm_topk_prob,
               int64_t hidden, int64_t intermediate, Address up, int64_t up_bytes, Address down,
               int64_t down_bytes, int64_t group, bool has_zeros, int codes, int activation,
               Address logits, Address weights, Address slots, Address rows, Address offsets,
-              Address inner, Address y, Address out, int64_t out_stride, int num_threads) {
+              Address activated, Address y, Address out, int64_t out_stride, int num_threads) {
     nb::gil_scoped_release release;
-    const DType dtype = dtype_of(dtype_code);
-    LinearOutput up_output = plain_output(intermediate, inner, dtype);
-    up_output.n = 2 * intermediate;
-    up_output.activation = static_cast<Activation>(activation);
-    up_output.gated = true;
-    moe({.router = {.x = at(x),
-                    .x_stride = x_stride,
-                    .m = num_tokens,
-                    .weight = at(router),
-                    .shape = {num_experts, hidden, dtype},
-                    .output = plain_output(num_experts, logits, DType::kFloat32),
-                    .num_threads = num_threads},
-         .route = {.logits = at<float>(logits),
-                   .num_tokens = num_tokens,
-                   .num_experts = num_experts,
-                   .top_k = top_k,
-                   .norm_topk_prob = norm_topk_prob,
-                   .weights = at<float>(weights),
-                   .slots = at<int32_t>(slots),
-                   .rows = at<int32_t>(rows),
-                   .offsets = at<int32_t>(offsets),
-                   .num_threads = num_threads},
-         .up = {.x = at(x),
-                .dtype = dtype,
-                .x_stride = x_stride,
-                .rows = at<int32_t>(rows),
-                .offsets = at<int32_t>(offsets),
-                .num_experts = num_experts,
-                .weights = expert_weights(up, up_bytes, 2 * intermediate, hidden, dtype_code, group,
-                                          has_zeros, codes),
-                .output = up_output,
-                .products = products,
-                .num_threads = num_threads},
-         .down = {.x = at(inner),
-                  .dtype = dtype,
-                  .x_stride = intermediate,
-                  .rows = nullptr,
-                  .offsets = at<int32_t>(offsets),
-                  .num_experts = num_experts,
-                  .weights = expert_weights(down, down_bytes, hidden, intermediate, dtype_code,
-                                            group, has_zeros, codes),
-                  .output = plain_output(hidden, y, dtype),
-                  .products = products,
-                  .num_threads = num_threads},
-         .combine = {.y = at(y),
-                     .y_stride = hidden,
-                     .slots = at<int32_t>(slots),
-                     .weights = at<float>(weights),
-                     .num_tokens = num_tokens,
-                     .top_k = top_k,
-                     .width = hidden,
-                     .out = at(out),
-                     .out_stride = out_stride,
-                     .dtype = dtype,
-                     .num_threads = num_threads}});
+    const auto experts = [&](Address first, int64_t expert_bytes, int64_t n, int64_t k) {
+        return expert_weights(first, expert_bytes, n, k, dtype, group, has_zeros, codes);
+    };
+    moe({.x = at(x),
+         .dtype = dtype_of(dtype),
+         .x_stride = x_stride,
+         .num_tokens = num_tokens,
+         .router = at(router),
+         .num_experts = num_experts,
+         .top_k = top_k,
+         .norm_topk_prob = norm_topk_prob,
+         .up = experts(up, up_bytes, 2 * intermediate, hidden),
+         .down = experts(down, down_bytes, hidden, intermediate),
+         .activation = static_cast<Activation>(activation),
+         .logits = at<float>(logits),
+         .weights = at<float>(weights),
+         .slots = at<int32_t>(slots),
+         .rows = at<int32_t>(rows),
+         .offsets = at<int32_t>(offsets),
+         .activated = at(activated),
+         .y = at(y),
+         .out = at(out),
+         .out_stride = out_stride,
+         .products = products,
+         .num_threads = num_threads});
 }
 
 #if defined(HAL_HAS_AVX512)

@@ -172,7 +172,7 @@ class GroupedProduct {
             return {x + rows[0] * args_.x_stride * element, args_.x_stride};
         }
         static thread_local Arena arena;
-        const int64_t k = args_.weights.is_quantized ? args_.weights.codes.k : args_.weights.packed.k;
+        const int64_t k = args_.weights.k();
         char* copies = arena.reserve(m * k * element);
         for (int64_t i = 0; i < m; ++i) {
             std::memcpy(copies + i * k * element, x + rows[i] * args_.x_stride * element,
@@ -225,6 +225,59 @@ void combine_columns(const CombineArgs& args, int64_t token, const Range& column
     for (int64_t i = 0; i < count; ++i) round_to(sums[i], out + i);
 }
 
+// Rows behind each other, as they come out of the product.
+LinearOutput plain_output(int64_t n, void* out, DType dtype) {
+    return {.n = n,
+            .bias = nullptr,
+            .bias_dtype = dtype,
+            .out = out,
+            .dtype = dtype,
+            .stride = n,
+            .activation = Activation::kNone,
+            .gated = false};
+}
+
+void make_logits(const MoeArgs& args) {
+    args.products.linear({.x = args.x,
+                          .x_stride = args.x_stride,
+                          .m = args.num_tokens,
+                          .weight = args.router,
+                          .shape = {args.num_experts, args.up.k(), args.dtype},
+                          .output = plain_output(args.num_experts, args.logits, DType::kFloat32),
+                          .num_threads = args.num_threads});
+}
+
+GroupedArgs up_of(const MoeArgs& args) {
+    const int64_t intermediate = args.down.k();
+    LinearOutput output = plain_output(2 * intermediate, args.activated, args.dtype);
+    output.stride = intermediate;
+    output.activation = args.activation;
+    output.gated = true;
+    return {.x = args.x,
+            .dtype = args.dtype,
+            .x_stride = args.x_stride,
+            .rows = args.rows,
+            .offsets = args.offsets,
+            .num_experts = args.num_experts,
+            .weights = args.up,
+            .output = output,
+            .products = args.products,
+            .num_threads = args.num_threads};
+}
+
+GroupedArgs down_of(const MoeArgs& args) {
+    return {.x = args.activated,
+            .dtype = args.dtype,
+            .x_stride = args.down.k(),
+            .rows = nullptr,
+            .offsets = args.offsets,
+            .num_experts = args.num_experts,
+            .weights = args.down,
+            .output = plain_output(args.down.n(), args.y, args.dtype),
+            .products = args.products,
+            .num_threads = args.num_threads};
+}
+
 }  // namespace
 
 void route_experts(const RouteArgs& args) {
@@ -259,11 +312,30 @@ void combine_experts(const CombineArgs& args) {
 }
 
 void moe(const MoeArgs& args) {
-    args.up.products.linear(args.router);
-    route_experts(args.route);
-    grouped_linear(args.up);
-    grouped_linear(args.down);
-    combine_experts(args.combine);
+    make_logits(args);
+    route_experts({.logits = args.logits,
+                   .num_tokens = args.num_tokens,
+                   .num_experts = args.num_experts,
+                   .top_k = args.top_k,
+                   .norm_topk_prob = args.norm_topk_prob,
+                   .weights = args.weights,
+                   .slots = args.slots,
+                   .rows = args.rows,
+                   .offsets = args.offsets,
+                   .num_threads = args.num_threads});
+    grouped_linear(up_of(args));
+    grouped_linear(down_of(args));
+    combine_experts({.y = args.y,
+                     .y_stride = args.down.n(),
+                     .slots = args.slots,
+                     .weights = args.weights,
+                     .num_tokens = args.num_tokens,
+                     .top_k = args.top_k,
+                     .width = args.down.n(),
+                     .out = args.out,
+                     .out_stride = args.out_stride,
+                     .dtype = args.dtype,
+                     .num_threads = args.num_threads});
 }
 
 }  // namespace hal::cpu

@@ -20,6 +20,7 @@ struct ExpertWeights {
     QuantizedShape codes;
 
     constexpr int64_t n() const { return is_quantized ? codes.n : packed.n; }
+    constexpr int64_t k() const { return is_quantized ? codes.k : packed.k; }
 };
 
 // The op route_experts of hal/opset/moe.py: chooses top_k experts for each token, and groups the
@@ -70,13 +71,30 @@ struct CombineArgs {
 };
 void combine_experts(const CombineArgs& args);
 
-// The whole block, one step behind the other.
+// The whole block, one step behind the other; buffers are as the steps above have them.
 struct MoeArgs {
-    LinearArgs router;
-    RouteArgs route;
-    GroupedArgs up;
-    GroupedArgs down;
-    CombineArgs combine;
+    const void* x;
+    DType dtype;
+    int64_t x_stride;
+    int64_t num_tokens;
+    const void* router;  // packed [num_experts, hidden]
+    int64_t num_experts;
+    int64_t top_k;
+    bool norm_topk_prob;
+    ExpertWeights up;  // gate and up alternating
+    ExpertWeights down;
+    Activation activation;
+    float* logits;
+    float* weights;
+    int32_t* slots;
+    int32_t* rows;
+    int32_t* offsets;
+    void* activated;  // [num_tokens * top_k, intermediate]
+    void* y;          // [num_tokens * top_k, hidden]
+    void* out;
+    int64_t out_stride;
+    Products products;
+    int num_threads;
 };
 void moe(const MoeArgs& args);
 
