@@ -38,7 +38,7 @@ from hal.tensor import Tensor
 from hal.weights import WeightFormat
 
 # The names that configs use for the same function.
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": Activation.SILU,
     "swish": Activation.SILU,
     "gelu": Activation.GELU,
@@ -168,7 +168,7 @@ class Mlp:
             MlpBlockProblem(
                 hidden_size=config.hidden_size,
                 intermediate_size=config.intermediate_size,
-                activation=_ACTIVATIONS[config.activation],
+                activation=ACTIVATIONS[config.activation],
                 is_gated=names.gate is not None,
                 has_bias=config.mlp_bias,
                 dtype=build.options.dtype,
