@@ -64,7 +64,15 @@ def test_json_has_every_device_and_why(capsys: pytest.CaptureFixture[str]) -> No
     assert names >= {"cuda", "rocm", "opencl", "cpu", "null"}
     assert all(d["usable"] != bool(d["reason"]) for d in said["devices"])
     assert said["versions"]["torch"]
-    assert said["architectures"] == ["gpt2", "llama", "mistral", "qwen2", "qwen3"]
+    assert said["architectures"] == [
+        "gpt2",
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+    ]
     (cpu,) = (d for d in said["devices"] if d["device"] == "cpu")
     assert cpu["capabilities"]["memory"]["total_bytes"] > 0
     assert {k["device"] for k in said["kernels"]} >= {"cpu", "null"}

@@ -27,7 +27,7 @@ def build(folder: Path, device: str, **settings: object) -> BuiltEngine:
     return build_engine(EngineConfig(model=str(folder), device=device, **{**base, **settings}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "mixtral", "qwen3_moe"])
 def test_planned_bytes_are_allocated_bytes(
     tiny_checkpoint: Maker, device_name: str, arch: str
 ) -> None:

@@ -81,7 +81,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("quantization", WEIGHT_FORMATS)
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "mixtral", "qwen3_moe"])
 def test_a_second_start_has_the_same_bytes_and_tokens(
     tiny_checkpoint: Maker,
     folder: Path,

@@ -62,7 +62,7 @@ def greedy(built: BuiltEngine) -> list[Answer]:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4", "int4-g128", "fp8", "int4-asym-a16"])
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "mixtral", "qwen3_moe"])
 def test_tokens_are_those_of_the_reference(
     tiny_checkpoint: Maker, device_name: str, arch: str, quantization: str
 ) -> None:
