@@ -16,6 +16,7 @@ from hal.binding import Binder, Buffer
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.conformance.model_run import ModelStep, Part, StepOutput
 from hal.conformance.stage import poison
+from hal.conformance.tiny_checkpoint import write_model
 from hal.conformance.tiny_models import MAX_POSITIONS, TinyModel
 from hal.device import Device
 from hal.engine.batch import Batch, SamplingBatch
@@ -171,7 +172,7 @@ class Loaded:
 def model_folder(model: TinyModel) -> Iterator[Path]:
     """The checkpoint of a tiny model, for as long as it is read."""
     with tempfile.TemporaryDirectory(prefix="hal-conform-") as name:
-        model.write(Path(name))
+        write_model(model, Path(name))
         yield Path(name)
 
 
