@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hal.dtypes import DType, parse_dtype
@@ -50,6 +50,14 @@ class ModelConfig:
     def has_experts(self, layer: int) -> bool:
         """Whether they stand in the place of the layer's MLP."""
         return self.experts is not None and self.experts.layers[layer]
+
+    def of_layers(self, layers: Sequence[int]) -> ModelConfig:
+        """The same model made of some of its layers, in any order."""
+        experts = self.experts
+        if experts is not None:
+            experts = replace(experts, layers=tuple(experts.layers[i] for i in layers))
+        windows = tuple(self.windows[i] for i in layers)
+        return replace(self, num_layers=len(layers), windows=windows, experts=experts)
 
 
 @dataclass(frozen=True, slots=True)
