@@ -61,7 +61,7 @@ def answers(built: BuiltEngine, prompts: Sequence[Prompt]) -> list[list[tuple[in
     return list(found.values())
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gpt2", "mixtral"])
 def test_logits_move_by_no_more_than_the_codes_do(
     tiny_checkpoint: Maker, device_name: str, arch: str
 ) -> None:
