@@ -86,9 +86,9 @@ class SamplingState:
             for slot, token in zip(slots[rows].tolist(), token_ids[rows].tolist(), strict=True):
                 self._token_counts[slot].add(token)
 
-    def build(self, slots: Int32, rows: Seq[Sequence]) -> SamplingBatch:
-        """Settings of the sampled rows: rows[i] is the sequence in slots[i]."""
-        bias_rows, bias_ids, bias_values = self._bias(slots, rows)
+    def build(self, slots: Int32, seqs: Seq[Sequence | None]) -> SamplingBatch:
+        """Settings of the sampled rows; `seqs` are the sequences of all slots."""
+        bias_rows, bias_ids, bias_values = self._bias(slots, seqs)
         penalty_rows, penalty_ids, penalty_counts = self._penalties(slots)
         return SamplingBatch(
             temperature=self._temperature[slots],
@@ -109,11 +109,11 @@ class SamplingState:
             repetition=self._repetition[slots],
         )
 
-    def _bias(self, slots: Int32, rows: Seq[Sequence]) -> tuple[Int32, Int32, Float32]:
+    def _bias(self, slots: Int32, seqs: Seq[Sequence | None]) -> tuple[Int32, Int32, Float32]:
         biased = np.flatnonzero(self._has_bias[slots])
         if not len(biased):
             return _NO_IDS, _NO_IDS, _NO_VALUES
-        biases = [_row_bias(rows[row]) for row in biased.tolist()]
+        biases = [self._row_bias(slot, seqs[slot]) for slot in slots[biased].tolist()]
         # A row whose last ban ended stays neutral, so it is not looked at again.
         self._has_bias[slots[biased]] = [len(bias) > 0 for bias in biases]
         return (
@@ -121,6 +121,14 @@ class SamplingState:
             np.array(list(chain.from_iterable(biases)), np.int32),
             np.array([value for bias in biases for value in bias.values()], np.float32),
         )
+
+    def _row_bias(self, slot: int, seq: Sequence | None) -> dict[int, float]:
+        """The request's bias; until min_tokens all ids that would stop the sequence are banned."""
+        assert seq is not None
+        params = seq.request.params
+        if self._token_index[slot] >= params.min_tokens:
+            return dict(params.logit_bias)
+        return {**params.logit_bias, **dict.fromkeys(seq.stop_ids, -math.inf)}
 
     def _penalties(self, slots: Int32) -> tuple[Int32, Int32, Int32]:
         penalised = np.flatnonzero(self._has_penalties[slots])
@@ -137,14 +145,6 @@ class SamplingState:
 def _concatenate(arrays: list[array[int]]) -> Int32:
     """One writable copy; joining bytes takes a thirtieth of an ndarray for each part."""
     return np.frombuffer(bytearray().join(arrays), np.int32)
-
-
-def _row_bias(seq: Sequence) -> dict[int, float]:
-    """The request's bias; until min_tokens all ids that would stop the sequence are banned."""
-    params = seq.request.params
-    if seq.num_output_tokens >= params.min_tokens:
-        return dict(params.logit_bias)
-    return {**params.logit_bias, **dict.fromkeys(seq.stop_ids, -math.inf)}
 
 
 def row_logprobs(

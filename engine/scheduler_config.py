@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hal.engine.eviction import CachePolicy
 from hal.errors import ConfigError
+
+DEFAULT_PRIORITY_WAIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +15,8 @@ class SchedulerConfig:
     """Limits of one engine. num_blocks counts NULL_BLOCK, which no sequence gets.
 
     window: sliding attention window in tokens, or None; max_model_len: prompt and output tokens.
+    priority_wait_s: a request never overtakes one that arrived this much earlier, whatever their
+    priorities.
     """
 
     max_num_seqs: int
@@ -22,6 +27,8 @@ class SchedulerConfig:
     window: int | None = None
     prefix_caching: bool = True
     chunked_prefill: bool = True
+    cache: CachePolicy = field(default_factory=CachePolicy)
+    priority_wait_s: float = DEFAULT_PRIORITY_WAIT_S
 
     def __post_init__(self) -> None:
         _at_least("max_num_seqs", self.max_num_seqs, 1)

@@ -36,7 +36,8 @@ def slots_of(seqs: list[Sequence]) -> Int32:
 
 
 def build(state: SamplingState, seqs: list[Sequence]) -> SamplingBatch:
-    return state.build(slots_of(seqs), seqs)
+    by_slot = {seq.slot: seq for seq in seqs}
+    return state.build(slots_of(seqs), [by_slot.get(slot) for slot in range(max(by_slot) + 1)])
 
 
 def test_every_setting_stands_in_its_row() -> None:
