@@ -42,7 +42,7 @@ def block_ns(num_blocks: int) -> dict[str, float]:
         manager.allocate(row, 0, num_tokens)
     costs = {"allocate": _ns(start, num_blocks)}
     manager.take_updates()
-    rows = np.arange(num_rows, dtype=np.int32)
+    rows = np.arange(num_rows)
     start = time.thread_time_ns()
     for _ in range(3):
         assert manager.append(rows)
@@ -73,7 +73,7 @@ def cached_manager(
     for row in range(num_rows):
         manager.attach(row, nothing, [], length)
         manager.allocate(row, 0, length)
-    rows = np.arange(num_rows, dtype=np.int32)
+    rows = np.arange(num_rows)
     for part in np.array_split(rows, max(1, num_rows // 256)):
         manager.commit(part, tokens, np.full(len(part), length, np.int32))
     manager.take_updates()

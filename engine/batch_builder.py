@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hal.engine.batch import TOKEN_ON_DEVICE, Batch, Int32, SamplingBatch
+from hal.engine.batch import TOKEN_ON_DEVICE, Batch, Index, Int32, SamplingBatch
 from hal.engine.sequence import Sequence
 from hal.engine.slots import Slots
 
@@ -24,8 +24,9 @@ class Chunk:
 class DecodeRows:
     """The arrays of a Batch that stay the same while the same slots decode, one token each."""
 
-    def __init__(self, slots: Int32) -> None:
+    def __init__(self, slots: Index) -> None:
         self.slots = slots
+        self.batch_slots = slots.astype(np.int32)
         self.q_lens = np.ones(len(slots), np.int32)
         self.token_ids = np.full(len(slots), TOKEN_ON_DEVICE, np.int32)
         self.sample_index = np.arange(len(slots), dtype=np.int32)
@@ -35,15 +36,15 @@ class DecodeRows:
 class ScheduledStep:
     """Who runs and who is sampled, in the order of the Batch: decodes, then chunks.
 
-    slots      [S] int32
-    row_slots  [N] int32, the sampled rows; a completed prefill contributes all of its family
+    slots      [S]
+    row_slots  [N], the sampled rows; a completed prefill contributes all of its family
     """
 
     step: int
     decodes: DecodeRows
     chunks: list[Chunk]
-    slots: Int32
-    row_slots: Int32
+    slots: Index
+    row_slots: Index
 
 
 def make_step(step: int, decodes: DecodeRows, chunks: list[Chunk]) -> ScheduledStep:
@@ -51,8 +52,8 @@ def make_step(step: int, decodes: DecodeRows, chunks: list[Chunk]) -> ScheduledS
     if chunks:
         completed = [chunk.seq.family for chunk in chunks if chunk.completes_prefill]
         members = [member.slot for family in completed for member in family]
-        slots = np.append(slots, np.array([chunk.seq.slot for chunk in chunks], np.int32))
-        row_slots = np.append(row_slots, np.array(members, np.int32))
+        slots = np.concatenate([slots, [chunk.seq.slot for chunk in chunks]])
+        row_slots = np.concatenate([row_slots, np.array(members, np.intp)])
     return ScheduledStep(
         step=step, decodes=decodes, chunks=chunks, slots=slots, row_slots=row_slots
     )
@@ -67,7 +68,7 @@ def build_batch(
 ) -> Batch:
     """The step's arrays."""
     decodes = step.decodes
-    decode_positions = slots.num_computed[decodes.slots]
+    decode_positions = slots.num_computed.take(decodes.slots)
     q_lens, ends = [decodes.q_lens], [decode_positions + 1]
     token_ids, positions = [decodes.token_ids], [decode_positions]
     sample_index = [decodes.sample_index]
@@ -83,7 +84,7 @@ def build_batch(
             sample_index.append(np.full(len(chunk.seq.family), num_tokens - 1, np.int32))
     return Batch(
         step=step.step,
-        slots=step.slots,
+        slots=_batch_slots(step.slots, decodes),
         q_lens=_joined(q_lens),
         seq_lens=_joined(ends),
         token_ids=_joined(token_ids),
@@ -91,9 +92,13 @@ def build_batch(
         block_updates=block_updates,
         block_copies=block_copies,
         sample_index=_joined(sample_index),
-        sample_slots=step.row_slots,
+        sample_slots=_batch_slots(step.row_slots, decodes),
         sampling=sampling,
     )
+
+
+def _batch_slots(slots: Index, decodes: DecodeRows) -> Int32:
+    return decodes.batch_slots if slots is decodes.slots else slots.astype(np.int32)
 
 
 def _joined(parts: list[Int32]) -> Int32:

@@ -11,8 +11,9 @@ import time
 from collections import Counter
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hal.engine.batch import Int32
+from hal.engine.batch import Index, Int32
 from hal.engine.eviction import CachePolicy
 from hal.engine.prefix_cache import Clock, EvictionReason, PrefixCache
 from hal.engine.prefix_hash import KEY_BYTES, NUM_LANES, Lanes, PrefixHasher, PrefixKeys, keys_of
@@ -21,6 +22,9 @@ from hal.kv import peak_blocks
 
 NULL_BLOCK = 0
 """Never handed out: table entries behind a sliding window point to it, so reading it is safe."""
+
+_NO_UPDATES: Int32 = np.empty((0, 3), np.int32)
+_NO_COPIES: Int32 = np.empty((0, 2), np.int32)
 
 
 class BlockManager:
@@ -61,6 +65,9 @@ class BlockManager:
         self._is_started = np.zeros(num_rows, np.bool_)
         self._num_trimmed = np.zeros(num_rows, np.int32)  # leading entries that are NULL_BLOCK
         self._num_committed = np.zeros(num_rows, np.int32)  # full blocks offered to the cache
+        # num_table_blocks and _num_committed + 1 in tokens: every step compares with them.
+        self._num_places = np.zeros(num_rows, np.int32)
+        self._next_commit = np.full(num_rows, block_size, np.int32)
         self._priorities = np.zeros(num_rows, np.int32)  # of the request, for the cache's tiers
         self._states = np.zeros((num_rows, NUM_LANES), np.uint64)  # after the committed blocks
         self._updates: list[Int32] = []
@@ -97,7 +104,7 @@ class BlockManager:
         """The most blocks one sequence holds at once while it grows to `num_tokens` by chunks."""
         return peak_blocks(num_tokens, self.block_size, self.window, chunk)
 
-    def num_exclusive(self, rows: Int32) -> int:
+    def num_exclusive(self, rows: Index) -> int:
         """Blocks that become available when each of these rows alone is freed, summed."""
         return int((self._ref_counts[self._held_by(rows)] == 1).sum())
 
@@ -154,57 +161,63 @@ class BlockManager:
         if is_shared:
             self._replace_by_copy(row, index)
         if num_fresh:
-            self.num_table_blocks[row] = num_held + num_fresh
+            self._set_num_blocks(row, num_held + num_fresh)
             self._set(row, num_held, self._take(num_fresh))
         return True
 
-    def append(self, rows: Int32) -> bool:
+    def are_full(self, rows: Index, num_computed: Int32) -> NDArray[np.bool_]:
+        """Which rows have no place for the token after `num_computed`, [N]."""
+        full: NDArray[np.bool_] = num_computed == self._num_places.take(rows)
+        return full
+
+    def append(self, rows: Index) -> bool:
         """One more block for each of these rows, whose last one is full, or change nothing."""
         assert self.window is None, "allocate() gives back what is behind a window"
         if len(rows) > self.num_available:
             return False
-        indices = self.num_table_blocks[rows]
+        indices = self.num_table_blocks.take(rows)
         blocks = self._take(len(rows))
         self.tables[rows, indices] = blocks
-        self.num_table_blocks[rows] = indices + 1
-        self._updates.append(np.stack((rows, indices, blocks), 1))
+        self._set_num_blocks(rows, indices + 1)
+        self._updates.append(_triples(rows, indices, blocks))
         return True
 
-    def commit(self, rows: Int32, tokens: Int32, num_computed: Int32) -> None:
+    def commit(self, rows: Index, tokens: Int32, num_computed: Int32) -> None:
         """Offer the blocks that are full of computed tokens to others.
 
-        tokens [num_rows, >= computed] int32, of all rows; rows and num_computed [N] int32
+        tokens [num_rows, >= computed] int32, of all rows; rows [N]; num_computed [N] int32
         """
         if self._cache is None:
             return
-        first = self._num_committed[rows]
-        counts = num_computed // self.block_size - first
-        if not counts.any():
+        due = num_computed >= self._next_commit.take(rows)
+        if not np.count_nonzero(due):
             return
+        rows, num_computed = rows[due], num_computed[due]
+        first = self._num_committed.take(rows)
+        counts = num_computed // self.block_size - first
         ends = counts.cumsum()
         firsts = np.repeat(ends - counts, counts)  # where a pair's row begins among the pairs
         owners = np.repeat(rows, counts)
         indices = np.arange(len(owners)) - firsts + np.repeat(first, counts)
         states = self._chain(owners, indices, firsts, tokens)
-        grown = counts > 0
-        self._states[rows[grown]] = states[ends[grown] - 1]
-        self._num_committed[rows] = first + counts
+        self._states[rows] = states[ends - 1]
+        self._set_committed(rows, first + counts)
         blocks, priorities = self.tables[owners, indices], self._priorities[owners]
         inserted = self._cache.insert(keys_of(states), blocks.tolist(), priorities.tolist())
         self._is_findable[inserted] = True
 
-    def fork(self, parent: int, children: Int32) -> None:
+    def fork(self, parent: int, children: Index) -> None:
         """Start rows that share all blocks of `parent`; the first to write a block copies it."""
         assert self._is_started[parent] and not self._is_started[children].any()
         num_blocks, num_trimmed = self.num_table_blocks[parent], self._num_trimmed[parent]
         for child in children.tolist():
             self._share(self.tables[parent, num_trimmed:num_blocks])
             self._start(child, int(num_blocks), int(num_trimmed), self._states[parent])
-            self._num_committed[child] = self._num_committed[parent]
+            self._set_committed(child, self._num_committed[parent])
             self._priorities[child] = self._priorities[parent]
             self._set(child, 0, self.tables[parent, :num_blocks])
 
-    def free(self, rows: Int32, *, retract: bool = False) -> None:
+    def free(self, rows: Index, *, retract: bool = False) -> None:
         """Give all blocks back; committed ones stay findable unless `retract` (wrong contents)."""
         if not self._is_started[rows].all():
             raise EngineError("a block table was freed that holds nothing; please report this")
@@ -214,14 +227,14 @@ class BlockManager:
             self._cache.forget(blocks.tolist())
             self._is_findable[blocks] = False
         self._is_started[rows] = False
-        self.num_table_blocks[rows] = 0
+        self._set_num_blocks(rows, 0)
         self._release(blocks)
 
     def take_updates(self) -> Int32:
         """What changed in the tables since the last call, [U, 3]: (row, index, block), in order."""
         updates, self._updates = self._updates, []
         if not updates:
-            return np.empty((0, 3), np.int32)
+            return _NO_UPDATES
         return updates[0] if len(updates) == 1 else np.concatenate(updates)
 
     def take_copies(self) -> Int32:
@@ -229,6 +242,8 @@ class BlockManager:
 
         No destination is the source of another.
         """
+        if not self._copies and not self._held:
+            return _NO_COPIES
         pairs = [(source, destination) for destination, source in self._copies.items()]
         self._copies.clear()
         held, self._held = self._held, []
@@ -238,7 +253,7 @@ class BlockManager:
 
     def check(self) -> None:
         """Raise AssertionError unless every block is in exactly one state and counted right."""
-        rows = np.flatnonzero(self._is_started).astype(np.int32)
+        rows = np.flatnonzero(self._is_started)
         uses = np.bincount(self._held_by(rows), minlength=self.num_usable + 1)
         assert np.array_equal(uses, self._ref_counts), "reference counts"
         idle = [] if self._cache is None else self._cache.check()
@@ -253,16 +268,18 @@ class BlockManager:
         assert np.array_equal(self._is_findable, held), "what can be found"
         self._check_tables(rows)
 
-    def _check_tables(self, rows: Int32) -> None:
+    def _check_tables(self, rows: Index) -> None:
+        assert np.array_equal(self._num_places, self.num_table_blocks * self.block_size)
+        assert np.array_equal(self._next_commit, (self._num_committed + 1) * self.block_size)
         columns = np.arange(self.tables.shape[1])
         is_null = self.tables[rows] == NULL_BLOCK
         is_trimmed = columns < self._num_trimmed[rows, None]
         is_inside = columns < self.num_table_blocks[rows, None]
         assert np.array_equal(is_null & is_inside, is_trimmed), "entries behind the window"
 
-    def _chain(self, rows: Int32, indices: Int32, firsts: Int32, tokens: Int32) -> Lanes:
+    def _chain(self, rows: Index, indices: Index, firsts: Index, tokens: Int32) -> Lanes:
         """The state after each block: its own sum, those before it in the row, the row's state."""
-        offsets = np.arange(self.block_size, dtype=np.int32)
+        offsets = np.arange(self.block_size)
         contents = tokens[rows[:, None], indices[:, None] * self.block_size + offsets]
         sums = self._hasher.sums(contents, indices)
         running = sums.cumsum(0, dtype=np.uint64)
@@ -277,8 +294,8 @@ class BlockManager:
 
     def _start(self, row: int, num_blocks: int, num_trimmed: int, state: Lanes) -> None:
         self._is_started[row] = True
-        self.num_table_blocks[row] = num_blocks
-        self._num_committed[row] = num_blocks
+        self._set_num_blocks(row, num_blocks)
+        self._set_committed(row, num_blocks)
         self._num_trimmed[row] = num_trimmed
         self._states[row] = state
 
@@ -286,11 +303,17 @@ class BlockManager:
         """Write table entries from `start` on."""
         end = start + len(blocks)
         self.tables[row, start:end] = blocks
-        updates = np.empty((len(blocks), 3), np.int32)
-        updates[:, 0], updates[:, 1], updates[:, 2] = row, np.arange(start, end), blocks
-        self._updates.append(updates)
+        self._updates.append(_triples(row, np.arange(start, end), blocks))
 
-    def _held_by(self, rows: Int32) -> Int32:
+    def _set_num_blocks(self, rows: Index | int, num_blocks: Int32 | int) -> None:
+        self.num_table_blocks[rows] = num_blocks
+        self._num_places[rows] = num_blocks * self.block_size
+
+    def _set_committed(self, rows: Index | int, num_blocks: Int32 | int) -> None:
+        self._num_committed[rows] = num_blocks
+        self._next_commit[rows] = (num_blocks + 1) * self.block_size
+
+    def _held_by(self, rows: Index) -> Int32:
         """The blocks of several rows, one row after another, those behind the window left out."""
         starts, ends = self._num_trimmed[rows].tolist(), self.num_table_blocks[rows].tolist()
         spans = zip(rows.tolist(), starts, ends, strict=True)
@@ -364,3 +387,10 @@ class BlockManager:
             self._cache.park(blocks[is_findable].tolist())
             blocks = blocks[~is_findable]
         self._push_free(blocks)
+
+
+def _triples(rows: Index | int, indices: Index | Int32, blocks: Int32) -> Int32:
+    """[N, 3] int32"""
+    triples = np.empty((len(blocks), 3), np.int32)
+    triples[:, 0], triples[:, 1], triples[:, 2] = rows, indices, blocks
+    return triples

@@ -15,7 +15,7 @@ from hashlib import blake2b, shake_256
 import numpy as np
 from numpy.typing import NDArray
 
-from hal.engine.batch import Int32
+from hal.engine.batch import Index, Int32
 
 Lanes = NDArray[np.uint64]
 
@@ -69,7 +69,7 @@ class PrefixHasher:
         states += root
         return PrefixKeys(root, states, keys_of(states))
 
-    def sums(self, blocks: Int32, indices: Int32) -> Lanes:
+    def sums(self, blocks: Int32, indices: Index) -> Lanes:
         """What each block adds to the state before it: tokens [N, block_size], [N] positions."""
         self._reserve(int(indices.max()) + 1)
         return self._sums(blocks, self._multipliers[:, indices])

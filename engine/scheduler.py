@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from hal.engine.batch import Batch, Int32, StepResult
+from hal.engine.batch import Batch, Index, StepResult
 from hal.engine.batch_builder import Chunk, DecodeRows, ScheduledStep, build_batch, make_step
 from hal.engine.block_manager import BlockManager
 from hal.engine.executor import check_result
@@ -139,7 +139,7 @@ class Scheduler:
         for chunk in step.chunks:
             if chunk.completes_prefill:
                 self._fork(chunk.seq)
-        self._sampling.record(batch.sample_slots, result.token_ids[:, 0])
+        self._sampling.record(step.row_slots, result.token_ids[:, 0])
         output = self._append_tokens(step, result)
         self._in_flight = None
         return output
@@ -169,13 +169,13 @@ class Scheduler:
     def _grow_decodes(self) -> None:
         """Give each decode that needs one a block, all at once where that is possible."""
         slots = self.slots.decodes()
-        computed = self.slots.num_computed[slots]
-        is_full = computed == self.blocks.num_table_blocks[slots] * self.config.block_size
-        may_share = self.slots.may_share[slots]
-        if self.config.window is None and not may_share.any():
-            if not is_full.any() or self.blocks.append(slots[is_full]):
+        needs_block = self.blocks.are_full(slots, self.slots.num_computed.take(slots))
+        may_share = self.slots.may_share.take(slots)
+        if self.config.window is None and not np.count_nonzero(may_share):
+            full = slots[needs_block]
+            if not len(full) or self.blocks.append(full):
                 return
-        for seq in self.slots.by_rank(slots[is_full | may_share]):
+        for seq in self.slots.by_rank(slots[needs_block | may_share]):
             if seq.status is Status.RUNNING:
                 self._grow(seq, int(self.slots.num_computed[seq.slot]), 1)
 
@@ -272,7 +272,7 @@ class Scheduler:
         num_slots = self.slots.num_free + sum(len(victim.family) for victim in victims)
         if not victims or num_slots < len(seq.family):
             return False
-        rows = np.array([victim.slot for victim in victims], np.int32)
+        rows = np.array([victim.slot for victim in victims], np.intp)
         needed = self.blocks.num_blocks_for(num_tokens) - num_matched
         if self.blocks.num_available + self.blocks.num_exclusive(rows) < needed:
             return False
@@ -288,7 +288,7 @@ class Scheduler:
         self._waiting.add(seq)
 
     def _leave(self, seqs: list[Sequence], *, retract: bool = False) -> None:
-        self.blocks.free(np.array([seq.slot for seq in seqs], np.int32), retract=retract)
+        self.blocks.free(np.array([seq.slot for seq in seqs], np.intp), retract=retract)
         for seq in seqs:
             self._chunks.pop(seq, None)
             self.slots.release(seq)
@@ -312,7 +312,7 @@ class Scheduler:
 
         A failed row's blocks are offered too, and retracted before anybody can look for them.
         """
-        computed = self.slots.num_computed[step.slots] + batch.q_lens
+        computed = self.slots.num_computed.take(step.slots) + batch.q_lens
         self.slots.num_computed[step.slots] = computed
         if self.blocks.has_prefix_cache:
             self.blocks.commit(step.slots, self.slots.tokens, computed)
@@ -321,7 +321,7 @@ class Scheduler:
         """The prefill is done: from here on every choice decodes for itself."""
         self.slots.fork(seq)
         if seq.unforked:
-            children = np.array([child.slot for child in seq.unforked], np.int32)
+            children = np.array([child.slot for child in seq.unforked], np.intp)
             self.blocks.fork(seq.slot, children)
             for child in seq.unforked:
                 self._set_running(child)
@@ -331,7 +331,7 @@ class Scheduler:
         slots, tokens = step.row_slots, result.token_ids[:, 0]
         seqs, ended = self.slots.seqs, {}
         has_ended = self.slots.append(slots, tokens)
-        for row in np.flatnonzero(result.row_errors | has_ended).tolist():
+        for row in (result.row_errors | has_ended).nonzero()[0].tolist():
             seq = seqs[slots[row]]
             assert seq is not None
             ended[row] = _ending(seq, int(tokens[row]), is_error=bool(result.row_errors[row]))
@@ -352,7 +352,7 @@ class Scheduler:
         self._end(failed, retract=True)
         self._end([end.seq for end in ended if end.reason is not FinishReason.ERROR])
 
-    def _charge(self, slots: Int32) -> None:
+    def _charge(self, slots: Index) -> None:
         seqs = (self.slots.seqs[slot] for slot in slots.tolist())
         for tenant, count in Counter(seq.request.tenant for seq in seqs if seq).items():
             self._waiting.charge(tenant, OUTPUT_TOKEN_COST * count)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from hal.engine.batch import Int32
+from hal.engine.batch import Index, Int32
 from hal.engine.sequence import NO_SLOT, Sequence
 
 Bools = NDArray[np.bool_]
@@ -36,14 +36,14 @@ class Slots:
         self.may_share = np.zeros(max_num_seqs, np.bool_)
         self.num_running = 0
         self._max_len = np.zeros(max_num_seqs, np.int32)
-        self._stop_ids = np.full((max_num_seqs, 1), _NO_STOP_ID, np.int32)
+        self._stop_ids = np.full((1, max_num_seqs), _NO_STOP_ID, np.int32)
         self._is_protected = np.zeros(max_num_seqs, np.bool_)
         self._priority = np.zeros(max_num_seqs, np.int64)
         self._urgency = np.zeros(max_num_seqs, np.float64)
         self._arrival = np.zeros(max_num_seqs, np.int64)
         self._index = np.zeros(max_num_seqs, np.int32)
         self._free = list(range(max_num_seqs - 1, -1, -1))
-        self._decodes: Int32 | None = None  # None: the set changed
+        self._decodes: Index | None = None  # None: the set changed
 
     @property
     def num_free(self) -> int:
@@ -54,11 +54,11 @@ class Slots:
         """The slot that `start` gives to a sequence next."""
         return self._free[-1]
 
-    def decodes(self) -> Int32:
+    def decodes(self) -> Index:
         """Slots whose only unknown input is their last sampled token; the same array while the
         set stays the same."""
         if self._decodes is None:
-            self._decodes = np.flatnonzero(self.is_decoding).astype(np.int32)
+            self._decodes = np.flatnonzero(self.is_decoding)
         return self._decodes
 
     def prefills(self) -> list[Sequence]:
@@ -105,30 +105,31 @@ class Slots:
     def tokens_of(self, seq: Sequence) -> array[int]:
         return array("i", self.tokens[seq.slot, : self.num_tokens[seq.slot]].tobytes())
 
-    def append(self, slots: Int32, token_ids: Int32) -> Bools:
+    def append(self, slots: Index, token_ids: Int32) -> Bools:
         """One sampled token for each slot; which of them has reached its end, [N]."""
-        num_tokens = self.num_tokens[slots]
+        num_tokens = self.num_tokens.take(slots)
         self.tokens[slots, num_tokens] = token_ids
-        self.num_tokens[slots] = num_tokens + 1
-        ended: Bools = num_tokens + 1 >= self._max_len[slots]
-        for column in self._stop_ids.T:
-            ended |= column[slots] == token_ids
+        num_tokens += 1
+        self.num_tokens[slots] = num_tokens
+        ended: Bools = num_tokens >= self._max_len.take(slots)
+        for stop_ids in self._stop_ids:
+            ended |= stop_ids.take(slots) == token_ids
         return ended
 
-    def by_rank(self, slots: Int32) -> list[Sequence]:
+    def by_rank(self, slots: Index) -> list[Sequence]:
         """In the order of `Sequence.running_rank`: the last one is the next to be preempted."""
         keys = self._index, self._arrival, self._priority, ~self._is_protected
         return self._at(slots[np.lexsort([key[slots] for key in keys])])
 
     def running_by_rank(self) -> list[Sequence]:
-        return self.by_rank(np.flatnonzero(self.is_running).astype(np.int32))
+        return self.by_rank(np.flatnonzero(self.is_running))
 
     def less_urgent_than(self, seq: Sequence) -> list[Sequence]:
         """Whom a waiting sequence may preempt to start, by rank: of its tenant, of lower priority,
         not protected, and not waiting for so long that its turn came first."""
         later = self.is_running & (self._priority > seq.request.priority)
         later &= (self._urgency > seq.urgency) & ~self._is_protected
-        found = self.by_rank(np.flatnonzero(later).astype(np.int32)) if later.any() else []
+        found = self.by_rank(np.flatnonzero(later)) if later.any() else []
         return [other for other in found if other.request.tenant == seq.request.tenant]
 
     def _at(self, slots: Iterable[int]) -> list[Sequence]:
@@ -143,9 +144,9 @@ class Slots:
         self._urgency[slot] = seq.urgency
         self._arrival[slot] = seq.arrival
         self._index[slot] = seq.index
-        missing = len(seq.stop_ids) - self._stop_ids.shape[1]
+        missing = len(seq.stop_ids) - len(self._stop_ids)
         if missing > 0:
-            columns = np.full((len(self.seqs), missing), _NO_STOP_ID, np.int32)
-            self._stop_ids = np.hstack([self._stop_ids, columns])
-        self._stop_ids[slot] = _NO_STOP_ID
-        self._stop_ids[slot, : len(seq.stop_ids)] = list(seq.stop_ids)
+            more = np.full((missing, len(self.seqs)), _NO_STOP_ID, np.int32)
+            self._stop_ids = np.concatenate([self._stop_ids, more])
+        self._stop_ids[:, slot] = _NO_STOP_ID
+        self._stop_ids[: len(seq.stop_ids), slot] = list(seq.stop_ids)

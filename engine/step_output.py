@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hal.engine.batch import Int32, SampledLogprobs
+from hal.engine.batch import Index, Int32, SampledLogprobs
 from hal.engine.request import FinishReason, Output
 from hal.engine.sampler import row_logprobs
 from hal.engine.sequence import Sequence
@@ -27,12 +27,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """slots, token_ids [N] int32: what each sampled row got; ended: who ended, by row.
+    """slots [N], token_ids [N] int32: what each sampled row got; ended: who ended, by row.
 
     seqs: who is in each slot. `outputs()` reads it, so call that before the next schedule().
     """
 
-    slots: Int32
+    slots: Index
     token_ids: Int32
     logprobs: SampledLogprobs | None
     ended: dict[int, Ended]

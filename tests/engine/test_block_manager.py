@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hal.engine.batch import Int32
+from hal.engine.batch import Index, Int32
 from hal.engine.block_manager import NULL_BLOCK, BlockManager
 from hal.engine.eviction import CachePolicy, parse_policy
 from hal.errors import EngineError
@@ -27,8 +27,8 @@ def ids(*tokens: int) -> Int32:
     return np.array(tokens, np.int32)
 
 
-def rows(*numbers: int) -> Int32:
-    return np.array(numbers, np.int32)
+def rows(*numbers: int) -> Index:
+    return np.array(numbers, np.intp)
 
 
 def started(manager: BlockManager, num_tokens: int, row: int = 0) -> int:

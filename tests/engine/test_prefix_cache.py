@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from hal.engine.batch import Int32
+from hal.engine.batch import Index, Int32
 from hal.engine.block_manager import BlockManager
 from hal.engine.eviction import CachePolicy, parse_policy
 from hal.engine.prefix_cache import EvictionReason, PrefixCache
@@ -49,12 +49,12 @@ class Pool(BlockManager):
         start = len(matched) * BLOCK_SIZE
         assert self.allocate(row, start, len(tokens) - start)
         self.tokens[row, : len(tokens)] = tokens
-        self.commit(as_array(row), self.tokens, as_array(len(tokens)))
+        self.commit(rows(row), self.tokens, as_array(len(tokens)))
         self.check()
         return row, len(matched)
 
     def drop(self, row: int, *, retract: bool = False) -> None:
-        self.free(as_array(row), retract=retract)
+        self.free(rows(row), retract=retract)
         self.unused.append(row)
         self.check()
 
@@ -70,6 +70,10 @@ class Pool(BlockManager):
 
 def as_array(*values: int) -> Int32:
     return np.array(values, np.int32)
+
+
+def rows(*numbers: int) -> Index:
+    return np.array(numbers, np.intp)
 
 
 def test_key_depends_on_secret_salt_position_and_every_token() -> None:
@@ -147,7 +151,7 @@ def test_a_block_is_shared_only_when_all_its_tokens_are_computed() -> None:
     assert pool.allocate(0, 0, 9)
     pool.tokens[0, :9] = tokens
     for num_computed, num_shared in ((0, 0), (3, 0), (4, 1), (7, 1), (8, 2)):
-        pool.commit(as_array(0), pool.tokens, as_array(num_computed))
+        pool.commit(rows(0), pool.tokens, as_array(num_computed))
         assert len(pool.match(prefix)) == num_shared
 
 
@@ -159,8 +163,8 @@ def test_rows_of_one_commit_chain_each_on_their_own() -> None:
         assert pool.allocate(row, 0, len(prompt))
         pool.tokens[row, : len(prompt)] = prompt
     lengths = as_array(*map(len, prompts))
-    pool.commit(as_array(0, 1, 2, 3), pool.tokens, lengths // 2)
-    pool.commit(as_array(0, 1, 2, 3), pool.tokens, lengths)
+    pool.commit(rows(0, 1, 2, 3), pool.tokens, lengths // 2)
+    pool.commit(rows(0, 1, 2, 3), pool.tokens, lengths)
     pool.check()
     assert [len(pool.found([*prompt, 0])) for prompt in prompts] == [2, 4, 0, 3]
 
