@@ -22,7 +22,7 @@ import host_steps
 import record
 from host_steps import CASES, EngineSteps, NanoSteps, OurSteps, step_us
 
-from hal.engine.eviction import POLICY_NAMES
+from hal.cache_policy import POLICY_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,12 @@ def blocks(options: Options) -> Iterator[Row]:
 
 def cache(options: Options) -> Iterator[Row]:
     size = options.largest_blocks
-    measure = partial(host_blocks.match_ns, size)
-    case = f"{size} blocks in the table"
-    values = repeated(min(options.rounds, 3), measure)
-    yield Row("prefix hash + match", case, "ns per cached token", values)
+    manager, tokens = host_blocks.cached_manager(size)
+    for prompt_blocks in host_blocks.PROMPT_BLOCKS:
+        measure = partial(host_blocks.match_ns, manager, tokens, prompt_blocks)
+        case = f"prompts of {prompt_blocks} blocks, {size} in the table"
+        values = repeated(options.rounds, measure)
+        yield Row("prefix hash + match", case, "ns per cached token", values)
     for name in POLICY_NAMES:
         measure = partial(host_blocks.eviction_ns, size, name, size // 4)
         values = repeated(min(options.rounds, 3), measure)

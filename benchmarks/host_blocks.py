@@ -9,14 +9,17 @@ import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hal.cache_policy import CachePolicy, parse_policy
 from hal.engine.block_manager import BlockManager
-from hal.engine.eviction import CachePolicy, parse_policy
 from hal.engine.prefix_cache import PrefixCache
+
+Tokens = NDArray[np.int32]
 
 BLOCK_SIZE = 16
 BLOCKS_PER_ROW = 64
-PROMPT_BLOCKS = 16
+PROMPT_BLOCKS = (16, 60)  # of the prompts that are looked up
 VICTIMS_PER_CALL = 64
 
 
@@ -60,9 +63,7 @@ def block_ns(num_blocks: int) -> dict[str, float]:
     return costs
 
 
-def cached_manager(
-    num_blocks: int,
-) -> tuple[BlockManager, np.ndarray[tuple[int, int], np.dtype[np.int32]]]:
+def cached_manager(num_blocks: int) -> tuple[BlockManager, Tokens]:
     """A pool whose blocks are all cached and idle, and the tokens of its rows."""
     num_rows = num_blocks // BLOCKS_PER_ROW
     manager = _manager(num_rows, spare=1, cache=CachePolicy(ttl_s=math.inf))
@@ -81,16 +82,15 @@ def cached_manager(
     return manager, tokens
 
 
-def match_ns(num_blocks: int, num_prompts: int = 2000) -> float:
-    """Nanoseconds per cached token to hash a prompt and to find its blocks among `num_blocks`."""
-    manager, tokens = cached_manager(num_blocks)
-    rng = np.random.default_rng(1)
-    length = PROMPT_BLOCKS * BLOCK_SIZE + 1
+def match_ns(manager: BlockManager, tokens: Tokens, prompt_blocks: int) -> float:
+    """Nanoseconds per cached token to hash a prompt and to find its blocks."""
+    rng, num_prompts = np.random.default_rng(1), 2000
+    length = prompt_blocks * BLOCK_SIZE + 1
     prompts = [tokens[row, :length] for row in rng.integers(0, len(tokens), num_prompts)]
     start = time.thread_time_ns()
     found = [len(manager.match(manager.prefix_keys(prompt, b""))) for prompt in prompts]
-    cost = _ns(start, num_prompts * PROMPT_BLOCKS * BLOCK_SIZE)
-    assert set(found) == {PROMPT_BLOCKS}
+    cost = _ns(start, num_prompts * prompt_blocks * BLOCK_SIZE)
+    assert set(found) == {prompt_blocks}
     return cost
 
 

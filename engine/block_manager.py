@@ -13,8 +13,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from hal.cache_policy import CachePolicy
 from hal.engine.batch import Index, Int32
-from hal.engine.eviction import CachePolicy
 from hal.engine.prefix_cache import Clock, EvictionReason, PrefixCache
 from hal.engine.prefix_hash import KEY_BYTES, NUM_LANES, Lanes, PrefixHasher, PrefixKeys, keys_of
 from hal.errors import EngineError

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 
-from hal.engine.eviction import CachePolicy, EvictionQueue
+from hal.cache_policy import CachePolicy
+from hal.engine.eviction import EvictionQueue
 
 Clock = Callable[[], float]
 

@@ -41,7 +41,7 @@ class PrefixKeys:
 
 def keys_of(states: Lanes) -> list[bytes]:
     """The 16 bytes of each state, [N, NUM_LANES]."""
-    upper = (states >> np.uint64(32)).astype(np.uint32, order="C")
+    upper = np.ascontiguousarray(states).astype("<u8", copy=False).view("<u4")[:, 1::2].copy()
     keys: list[bytes] = upper.view("V16").ravel().tolist()
     return keys
 
@@ -52,7 +52,7 @@ class PrefixHasher:
     def __init__(self, secret: bytes, block_size: int) -> None:
         self._secret = secret
         self._block_size = block_size
-        self._multipliers: Lanes = np.empty((NUM_LANES, 0, block_size), np.uint64)
+        self._multipliers: Lanes = np.empty((NUM_LANES, 0), np.uint64)
 
     def root(self, salt: bytes) -> Lanes:
         """The state of an empty prefix; another salt (adapter, tenant) never shares with this."""
@@ -62,29 +62,32 @@ class PrefixHasher:
     def prefix(self, tokens: Int32, salt: bytes) -> PrefixKeys:
         """Keys of all full blocks of a prompt."""
         num_blocks = len(tokens) // self._block_size
-        root = self.root(salt)
-        blocks = tokens[: num_blocks * self._block_size].reshape(num_blocks, self._block_size)
+        num_tokens = num_blocks * self._block_size
         self._reserve(num_blocks)
-        states = self._sums(blocks, self._multipliers[:, :num_blocks]).cumsum(0, dtype=np.uint64)
-        states += root
+        sums = (_terms(tokens[:num_tokens]) * self._multipliers[:, :num_tokens]).cumsum(1)
+        root, states = self.root(salt), np.empty((num_blocks, NUM_LANES), np.uint64)
+        np.add(sums[:, self._block_size - 1 :: self._block_size].T, root, out=states)
         return PrefixKeys(root, states, keys_of(states))
 
     def sums(self, blocks: Int32, indices: Index) -> Lanes:
         """What each block adds to the state before it: tokens [N, block_size], [N] positions."""
         self._reserve(int(indices.max()) + 1)
-        return self._sums(blocks, self._multipliers[:, indices])
-
-    def _sums(self, blocks: Int32, multipliers: Lanes) -> Lanes:
-        # + 1: a token 0 must count, or a prefix would equal itself with zeros behind it.
-        terms = blocks.astype(np.uint64) + np.uint64(1)
-        sums: Lanes = (terms * multipliers).sum(2, dtype=np.uint64).T
+        multipliers = self._multipliers.reshape(NUM_LANES, -1, self._block_size)[:, indices]
+        sums: Lanes = (_terms(blocks) * multipliers).sum(2).T
         return sums
 
     def _reserve(self, num_blocks: int) -> None:
-        if num_blocks <= self._multipliers.shape[1]:
+        num_tokens, present = num_blocks * self._block_size, self._multipliers.shape[1]
+        if num_tokens <= present:
             return
-        wanted = max(num_blocks, 2 * self._multipliers.shape[1])
-        stream = shake_256(self._secret).digest(wanted * self._block_size * NUM_LANES * 8)
-        by_token = np.frombuffer(stream, np.uint64).reshape(-1, NUM_LANES)
-        lanes = np.ascontiguousarray(by_token.T)
-        self._multipliers = lanes.reshape(NUM_LANES, wanted, self._block_size)
+        num_tokens = max(num_tokens, 2 * present)
+        stream = shake_256(self._secret).digest(num_tokens * NUM_LANES * 8)
+        by_token = np.frombuffer(stream, np.uint64).reshape(num_tokens, NUM_LANES)
+        self._multipliers = np.ascontiguousarray(by_token.T)
+
+
+def _terms(tokens: Int32) -> Lanes:
+    """What is multiplied: a token 0 must count, or a prefix would equal itself with zeros behind
+    it."""
+    terms: Lanes = np.add(tokens, 1, dtype=np.uint64, casting="unsafe")
+    return terms

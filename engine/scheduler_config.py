@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hal.engine.eviction import CachePolicy
+from hal.cache_policy import CachePolicy
 from hal.errors import ConfigError
 
 DEFAULT_PRIORITY_WAIT_S = 120.0

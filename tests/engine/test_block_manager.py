@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from hal.cache_policy import CachePolicy, parse_policy
 from hal.engine.batch import Index, Int32
 from hal.engine.block_manager import NULL_BLOCK, BlockManager
-from hal.engine.eviction import CachePolicy, parse_policy
 from hal.errors import EngineError
 
 BLOCK_SIZE = 4

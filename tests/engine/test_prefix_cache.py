@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from hal.cache_policy import CachePolicy, parse_policy
 from hal.engine.batch import Index, Int32
 from hal.engine.block_manager import BlockManager
-from hal.engine.eviction import CachePolicy, parse_policy
 from hal.engine.prefix_cache import EvictionReason, PrefixCache
 from hal.engine.prefix_hash import PrefixHasher, keys_of
 from hal.errors import ConfigError
