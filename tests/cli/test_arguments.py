@@ -32,7 +32,8 @@ def test_every_flag_reaches_the_config() -> None:
     argv = (
         "model-x --device cpu --dtype float32 --memory 2GiB --max-model-len 64 --max-num-seqs 2 "
         "--max-num-batched-tokens 128 --block-size 32 --enforce-eager --no-cache "
-        "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 --seed 3 --chat-template t.jinja --offline --kernel a=b "
+        "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 "
+        "--seed 3 --chat-template t.jinja --offline --kernel a=b "
         "--kernel c=d --strict "
         "--deterministic --threads 1 --no-enable-chunked-prefill"
     )
