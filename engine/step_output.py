@@ -40,35 +40,38 @@ class StepOutput:
 
     def outputs(self) -> list[Output]:
         """One for each row, in their order."""
+        outputs = []
         rows = zip(self.slots.tolist(), self.token_ids.tolist(), strict=True)
-        return [
-            self._last(row, token, self.ended[row])
-            if row in self.ended
-            else self._output(row, token, self.seqs[slot])
-            for row, (slot, token) in enumerate(rows)
-        ]
+        for row, (slot, token) in enumerate(rows):
+            seq = self.seqs[slot]
+            if seq is None or row in self.ended or self.logprobs is not None:
+                outputs.append(self._output(row, token, seq))
+                continue
+            outputs.append(
+                Output(
+                    request_id=seq.request.request_id,
+                    index=seq.index,
+                    token_ids=(token,),
+                    num_cached_tokens=seq.num_cached_tokens,
+                )
+            )
+        return outputs
 
-    def _last(self, row: int, token: int, ended: Ended) -> Output:
-        if ended.reason is FinishReason.ERROR:
-            error = _NOT_FINITE.format(ended.seq.num_output_tokens)
-            return ended.seq.last_output(FinishReason.ERROR, error, NOT_FINITE)
-        return self._output(row, token, ended.seq, ended.reason, ended.stop_reason)
-
-    def _output(
-        self,
-        row: int,
-        token: int,
-        seq: Sequence | None,
-        reason: FinishReason | None = None,
-        stop_reason: int | None = None,
-    ) -> Output:
+    def _output(self, row: int, token: int, seq: Sequence | None) -> Output:
+        """Of a row with more to say than its token."""
+        ended = self.ended.get(row)
+        if ended is not None:
+            seq = ended.seq
+            if ended.reason is FinishReason.ERROR:
+                error = _NOT_FINITE.format(seq.num_output_tokens)
+                return seq.last_output(FinishReason.ERROR, error, NOT_FINITE)
         assert seq is not None, "outputs() after the next step was scheduled"
         return Output(
             request_id=seq.request.request_id,
             index=seq.index,
             token_ids=(token,),
             logprobs=row_logprobs(self.logprobs, row, token, seq),
-            finish_reason=reason,
-            stop_reason=stop_reason,
+            finish_reason=None if ended is None else ended.reason,
+            stop_reason=None if ended is None else ended.stop_reason,
             num_cached_tokens=seq.num_cached_tokens,
         )
