@@ -125,17 +125,21 @@ class BlockManager:
         self._push_free(self._cache.expire())
         return self._cache.find(prefix.keys)
 
+    def num_needed(self, matched: list[int], num_tokens: int) -> int:
+        """Available blocks that a row takes which starts with `matched`: idle ones and new ones."""
+        first = self._num_behind_window(len(matched) * self.block_size)
+        num_idle = int(np.count_nonzero(self._ref_counts[matched[first:]] == 0))
+        return self.num_blocks_for(num_tokens) - len(matched) + num_idle
+
     def attach(
         self, row: int, prefix: PrefixKeys, matched: list[int], num_tokens: int, priority: int = 0
     ) -> bool:
         """Start a row with `matched` if blocks for `num_tokens` are there, else False."""
         assert not self._is_started[row]
+        if self.num_needed(matched, num_tokens) > self.num_available:
+            return False
         first = self._num_behind_window(len(matched) * self.block_size)
         visible = np.array(matched[first:], np.int32)
-        num_idle = int((self._ref_counts[visible] == 0).sum())
-        needed = self.num_blocks_for(num_tokens) - len(matched)
-        if needed > self.num_available - num_idle:
-            return False
         if self._cache is not None and matched:
             self._cache.count_hits(matched, priority)
         self._share(visible)

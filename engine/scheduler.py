@@ -60,6 +60,7 @@ class Scheduler:
         self._decodes = DecodeRows(self.slots.decodes())
         self._chunks: dict[Sequence, Chunk] = {}
         self._victims: list[Sequence] | None = None  # the last one first; None: not looked up
+        self._spare: int | None = None  # blocks that newcomers leave to those who run
         self._in_flight: ScheduledStep | None = None
 
     @property
@@ -115,7 +116,7 @@ class Scheduler:
         assert self._in_flight is None, "update() or fail() must follow schedule()"
         self._tick()
         self._chunks.clear()
-        self._victims = None
+        self._victims = self._spare = None
         self._grow_decodes()
         budget = self.config.max_num_batched_tokens - len(self.slots.decodes())
         self._admit(self._continue_prefill(budget))
@@ -231,15 +232,22 @@ class Scheduler:
             if self.config.window is not None:
                 num_tokens = min(num_tokens, start + budget)
             while not self._start(seq, matched, num_tokens):
-                if not self._preempt_for(seq, num_tokens, len(matched)):
+                if not self._preempt_for(seq, self.blocks.num_needed(matched, num_tokens)):
                     return
-            budget -= self._run_chunk(seq, budget)
+            num_run = self._run_chunk(seq, budget)
+            if num_run and self._spare is not None:
+                growth = self._growth(np.array([seq.slot], np.intp))
+                self._spare += growth * len(seq.family)
+            budget -= num_run
 
     def _start(self, seq: Sequence, matched: list[int], num_tokens: int) -> bool:
         """Move a waiting sequence into a slot with the cached blocks, or change nothing."""
         if self.slots.num_free < len(seq.family):
             return False
         assert seq.prefix is not None
+        needed = self.blocks.num_needed(matched, num_tokens)
+        if needed + self._spare_blocks() > self.blocks.num_available:
+            return False
         row, priority = self.slots.next_free, seq.request.priority
         if not self.blocks.attach(row, seq.prefix, matched, num_tokens, priority):
             return False
@@ -254,6 +262,24 @@ class Scheduler:
         self._set_running(seq)
         return True
 
+    def _spare_blocks(self, leaving: Index | None = None) -> int:
+        """What must stay free for those who run and stay, or somebody would soon be preempted."""
+        if self.config.window is not None or not self.config.spare_tokens:
+            return 0
+        if leaving is not None:
+            staying = self.slots.is_running.copy()
+            staying[leaving] = False
+            return self._growth(np.flatnonzero(staying))
+        if self._spare is None:
+            self._spare = self._growth(np.flatnonzero(self.slots.is_running))
+        return self._spare
+
+    def _growth(self, slots: Index) -> int:
+        """Blocks that these sequences take while they grow by `spare_tokens` or to their end."""
+        ends = self.slots.ends_after(slots, self.config.spare_tokens)
+        blocks = -(-ends // self.config.block_size) - self.blocks.num_table_blocks.take(slots)
+        return int(blocks.clip(0).sum())
+
     def _set_running(self, seq: Sequence) -> None:
         seq.status = Status.RUNNING
         self._victims = None
@@ -266,14 +292,14 @@ class Scheduler:
         for member in seq.family:
             member.num_cached_tokens = num_cached
 
-    def _preempt_for(self, seq: Sequence, num_tokens: int, num_matched: int) -> bool:
+    def _preempt_for(self, seq: Sequence, num_blocks: int) -> bool:
         """Preempt one less urgent sequence, if all of them together would do."""
         victims = self.slots.less_urgent_than(seq)
         num_slots = self.slots.num_free + sum(len(victim.family) for victim in victims)
         if not victims or num_slots < len(seq.family):
             return False
         rows = np.array([victim.slot for victim in victims], np.intp)
-        needed = self.blocks.num_blocks_for(num_tokens) - num_matched
+        needed = num_blocks + self._spare_blocks(leaving=rows)
         if self.blocks.num_available + self.blocks.num_exclusive(rows) < needed:
             return False
         self._preempt(victims[-1])
@@ -282,6 +308,7 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         """Take everything from a running sequence but its tokens, and queue it again."""
         self._leave([seq])
+        self._spare = None
         self.num_preemptions += 1
         seq.num_preemptions += 1
         seq.status = Status.WAITING

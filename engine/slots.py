@@ -105,6 +105,11 @@ class Slots:
     def tokens_of(self, seq: Sequence) -> array[int]:
         return array("i", self.tokens[seq.slot, : self.num_tokens[seq.slot]].tobytes())
 
+    def ends_after(self, slots: Index, num_tokens: int) -> Int32:
+        """Tokens with K and V once each slot has run `num_tokens` more, or has come to its end."""
+        last = self._max_len.take(slots) - 1  # the last sampled token is never fed back
+        return np.minimum(self.num_tokens.take(slots) + num_tokens, last)
+
     def append(self, slots: Index, token_ids: Int32) -> Bools:
         """One sampled token for each slot; which of them has reached its end, [N]."""
         num_tokens = self.num_tokens.take(slots)

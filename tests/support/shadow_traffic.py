@@ -26,6 +26,7 @@ CONFIG = SchedulerConfig(
     max_model_len=MAX_MODEL_LEN,
     block_size=4,
     num_blocks=40,
+    spare_tokens=0,
 )
 
 

@@ -285,17 +285,18 @@ def failure_of(plan: Plan) -> str | None:
 
 
 def reduced(plan: Plan) -> Plan:
-    """The plan without what it does not need to fail: steps from its end, then single events."""
+    """The plan without what it does not need to fail: steps from its end, then events."""
     for length in _halvings(len(plan.steps)):
         shorter = replace(plan, steps=plan.steps[:length])
         if failure_of(shorter):
             plan = shorter
             break
-    size = len(plan.steps)
+    events = [(step, event) for step, found in enumerate(plan.steps) for event in found]
+    size = len(events)
     while size >= 1:
-        plan = _without(plan, size)
+        events = _without_needless(plan, events, size)
         size //= 2
-    return plan
+    return _with_events(plan, events)
 
 
 def _halvings(length: int) -> Iterator[int]:
@@ -307,16 +308,26 @@ def _halvings(length: int) -> Iterator[int]:
     yield from reversed(sizes)
 
 
-def _without(plan: Plan, size: int) -> Plan:
-    """Empty every run of `size` steps that is not needed."""
-    for first in range(0, len(plan.steps), size):
-        if not any(plan.steps[first : first + size]):
-            continue
-        steps = (*plan.steps[:first], *((),) * size, *plan.steps[first + size :])
-        fewer = replace(plan, steps=steps[: len(plan.steps)])
-        if failure_of(fewer):
-            plan = fewer
-    return plan
+Timed = tuple[int, Event]
+
+
+def _without_needless(plan: Plan, events: list[Timed], size: int) -> list[Timed]:
+    """Drop every run of `size` events that is not needed."""
+    first = 0
+    while first < len(events):
+        fewer = events[:first] + events[first + size :]
+        if failure_of(_with_events(plan, fewer)):
+            events = fewer
+        else:
+            first += size
+    return events
+
+
+def _with_events(plan: Plan, events: list[Timed]) -> Plan:
+    steps: list[list[Event]] = [[] for _ in plan.steps]
+    for step, event in events:
+        steps[step].append(event)
+    return replace(plan, steps=tuple(map(tuple, steps)))
 
 
 def report(seed: int, plan: Plan) -> str:
