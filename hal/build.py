@@ -290,5 +290,6 @@ def _scheduler_config(
         num_blocks=plan.num_blocks,
         window=group.spec.window,
         prefix_caching=resolved.prefix_caching,
+        cache=resolved.cache_policy,
         chunked_prefill=resolved.chunked_prefill,
     )
