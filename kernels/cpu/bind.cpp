@@ -301,30 +301,31 @@ void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int
                             Address q_norm, Address k_norm, float eps, Address slot_mapping,
                             int64_t num_tokens, Args... args) {
     nb::gil_scoped_release release;
-    const AttentionArgs attend = attention_args(qkv, args...);
-    const RopeArgs rope{.qkv = at(qkv),
-                        .qkv_stride = attend.q_stride,
-                        .num_tokens = num_tokens,
-                        .num_heads = attend.num_heads,
-                        .num_kv_heads = attend.kv_shape.num_kv_heads,
-                        .head_dim = attend.kv_shape.head_dim,
-                        .positions = at<int32_t>(positions),
-                        .cos_sin = at<float>(cos_sin),
-                        .rotary_dim = rotary_dim,
-                        .q_norm = at(q_norm),
-                        .k_norm = at(k_norm),
-                        .eps = eps,
-                        .dtype = attend.dtype,
-                        .num_threads = attend.num_threads};
-    rope_and_write_kv(rope, {.qkv = at(qkv),
-                             .qkv_stride = attend.q_stride,
-                             .num_tokens = num_tokens,
-                             .num_heads = attend.num_heads,
-                             .kv = const_cast<void*>(attend.kv),
-                             .kv_shape = attend.kv_shape,
-                             .slot_mapping = at<int64_t>(slot_mapping),
-                             .dtype = attend.dtype,
-                             .num_threads = attend.num_threads});
+    AttentionArgs attend = attention_args(qkv, args...);
+    const NewTokens tokens{.rope = {.qkv = at(qkv),
+                                    .qkv_stride = attend.q_stride,
+                                    .num_tokens = num_tokens,
+                                    .num_heads = attend.num_heads,
+                                    .num_kv_heads = attend.kv_shape.num_kv_heads,
+                                    .head_dim = attend.kv_shape.head_dim,
+                                    .positions = at<int32_t>(positions),
+                                    .cos_sin = at<float>(cos_sin),
+                                    .rotary_dim = rotary_dim,
+                                    .q_norm = at(q_norm),
+                                    .k_norm = at(k_norm),
+                                    .eps = eps,
+                                    .dtype = attend.dtype,
+                                    .num_threads = attend.num_threads},
+                           .write = {.qkv = at(qkv),
+                                     .qkv_stride = attend.q_stride,
+                                     .num_tokens = num_tokens,
+                                     .num_heads = attend.num_heads,
+                                     .kv = const_cast<void*>(attend.kv),
+                                     .kv_shape = attend.kv_shape,
+                                     .slot_mapping = at<int64_t>(slot_mapping),
+                                     .dtype = attend.dtype,
+                                     .num_threads = attend.num_threads}};
+    attend.new_tokens = &tokens;
     attention(attend);
 }
 

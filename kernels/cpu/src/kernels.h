@@ -304,12 +304,17 @@ struct WriteKvArgs {
 };
 void write_kv(const WriteKvArgs& args);
 
-// Both at once, a token at a time; `rope` and `write` are of the same rows.
-void rope_and_write_kv(const RopeArgs& rope, const WriteKvArgs& write);
+// Both, of the same rows.
+struct NewTokens {
+    RopeArgs rope;
+    WriteKvArgs write;
+};
+// Tokens [first, end), by the calling thread.
+void rope_and_write_kv(const NewTokens& tokens, int64_t first, int64_t end);
 
 // Causal attention of the new tokens of each sequence (prefill, chunk or decode alike) over its
-// paged cache, which already holds them. Over codes, queries and softmax weights are rounded to 16
-// bits, so that products are whole numbers.
+// paged cache, which holds them already, or gets them of `new_tokens` right before they are read.
+// Over codes, queries and softmax weights are rounded to 16 bits, so that products are whole numbers.
 struct AttentionArgs {
     const void* q;  // [num_tokens, num_heads, head_dim], tokens q_stride apart
     int64_t q_stride;
@@ -328,6 +333,7 @@ struct AttentionArgs {
     int64_t window;  // 0: none; else a query sees itself and window - 1 tokens before it
     DType dtype;     // of q and out
     int num_threads;
+    const NewTokens* new_tokens = nullptr;
 };
 void attention(const AttentionArgs& args);
 

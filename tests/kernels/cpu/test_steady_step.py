@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from hal import LLM, SamplingParams
+from hal.conformance.paged import PagedCache, SequenceStep
 from hal.conformance.stage import Stage, logical
 from hal.dtypes import DType
 from hal.kernels.cpu import native
+from hal.kernels.cpu.attention_block import FusedAttentionBlock
 from hal.kernels.cpu.block import FusedMlpBlock
 from hal.kernels.cpu.linear import PackedLinear
-from hal.opset.block import MlpBlockProblem
+from hal.opset.attention import AttentionProblem, AttentionSpec, RopeProblem
+from hal.opset.block import AttentionBlockProblem, AttentionWeights, MlpBlockProblem
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily, LinearProblem
 from hal.opset.norm import NormInput, NormKind
@@ -91,6 +94,60 @@ def test_a_product_costs_one_barrier(stage: Stage, name: str, num_tokens: int) -
     assert barriers_of(stage, linear(stage, name), num_tokens, WIDE) == 1
     assert barriers_of(stage, mlp(stage, name), num_tokens, HIDDEN) == 2
     assert barriers_of(stage, mlp(stage, name), num_tokens, HIDDEN, norm=True) == 2
+
+
+def attention(stage: Stage, name: str) -> FusedAttentionBlock:
+    num_heads, num_kv_heads, head_dim = 4, 2, 64
+    shape = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    spec = AttentionSpec(scale=head_dim**-0.5)
+    problem = AttentionBlockProblem(
+        hidden_size=HIDDEN,
+        attention=AttentionProblem(dtype=DType.BFLOAT16, block_size=16, spec=spec, **shape),
+        rope=RopeProblem(rotary_dim=head_dim, has_norm=False, dtype=DType.BFLOAT16, **shape),
+        has_qkv_bias=False,
+        has_output_bias=False,
+        weights=WEIGHT_FORMATS.get(name),
+        norm=NormKind.RMS,
+    )
+    block = FusedAttentionBlock(problem, stage.binder)
+    fill(stage, block.qkv, block.output)
+    return block
+
+
+# New tokens and context of each sequence: decode, one prompt, prompts beside long contexts.
+STEPS = {
+    "one": [SequenceStep(1, 40)],
+    "long": [SequenceStep(1, 600)],
+    "decode-8": [SequenceStep(1, 40)] * 8,
+    "decode-64": [SequenceStep(1, 40)] * 64,
+    "prompt-64": [SequenceStep(64, 64)],
+    "prompt-512": [SequenceStep(512, 512)],
+    "mixed": [SequenceStep(1, 600), SequenceStep(300, 300), SequenceStep(1, 40)],
+}
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("case", STEPS)
+def test_a_layer_costs_five_barriers_and_one_more_for_long_contexts(
+    stage: Stage, name: str, case: str
+) -> None:
+    steps, block = STEPS[case], attention(stage, name)
+    cache = PagedCache(stage, block.family, block.family.problem, [step.seq_len for step in steps])
+    cache.plan(steps, list(range(len(steps))))
+    starts = [(step.seq_len - step.q_len, step.seq_len) for step in steps]
+    positions = torch.cat([torch.arange(*start, dtype=torch.int32) for start in starts])
+    num_tokens = len(positions)
+    weights = AttentionWeights(
+        cos_sin=torch.zeros(600, 64), q_norm=None, k_norm=None, norm_eps=1e-6
+    )
+    x = torch.zeros(num_tokens, HIDDEN, dtype=torch.bfloat16)
+    out = torch.empty(num_tokens, HIDDEN, dtype=torch.bfloat16)
+    before = native.load().num_barriers()
+    block(x, positions, cache.kv, weights, out, normed(num_tokens))
+    spent = int(native.load().num_barriers() - before)
+    spent += barriers_of(stage, mlp(stage, name), num_tokens, HIDDEN, norm=True)
+    assert spent == (6 if max(step.seq_len for step in steps) > 512 else 5)
 
 
 @pytest.mark.usefixtures("stage")
