@@ -108,12 +108,14 @@ class TileLinear(PackedLinear):
     """A packed or quantised weight, multiplied on tiles where tokens fill them."""
 
     products = staticmethod(products)
+    takes_norm = False
 
 
 class TileUp(PackedUp):
     """The first product of an MLP on tiles."""
 
     products = staticmethod(products)
+    takes_norm = False
 
 
 @AMX_INT8.of(mlp_block, cannot_alternate)

@@ -94,9 +94,11 @@ def _unavailable(name: str) -> str | None:
 def _register(level: Level) -> None:
     class Linear(PackedLinear):
         products = staticmethod(level.products)
+        takes_norm = False
 
     class Up(PackedUp):
         products = staticmethod(level.products)
+        takes_norm = False
 
     class Vocab(PackedVocab):
         products = staticmethod(level.products)

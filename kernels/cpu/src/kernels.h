@@ -90,6 +90,26 @@ struct LinearOutput {
     bool gated;
 };
 
+// RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
+// of the sum as stored (rounded to its dtype).
+struct NormArgs {
+    const void* x;
+    int64_t x_stride;
+    void* residual;  // nullable
+    int64_t residual_stride;
+    const void* weight;
+    const void* bias;  // nullable
+    void* out;
+    int64_t out_stride;
+    int64_t rows;
+    int64_t hidden;
+    float eps;
+    bool layer_norm;
+    DType dtype;
+    int num_threads;
+};
+void norm(const NormArgs& args);
+
 // Sums of x[m, k] . weight[n, k] in float32 along k, in one chain whatever m is.
 struct LinearArgs {
     const void* x;  // the weight's dtype
@@ -99,9 +119,10 @@ struct LinearArgs {
     PackedShape shape;
     LinearOutput output;
     int num_threads;
+    const NormArgs* norm = nullptr;  // whose `out` is x: rows are normed right before they are read
 };
 void linear(const LinearArgs& args);
-void linear_amx(const LinearArgs& args);  // bfloat16; few tokens by linear()
+void linear_amx(const LinearArgs& args);  // bfloat16, no norm; few tokens by linear()
 
 // What reads a weight of codes: products of whole numbers, or those that decode it to floats.
 enum class Codes : int { kDots = 0, kDecoded = 1, kDecodedFp8 = 2 };
@@ -202,30 +223,11 @@ struct QuantizedLinearArgs {
     void* scratch;  // m rows of x_row_bytes(); decoded: of x, padded to 4 * units()
     LinearOutput output;
     int num_threads;
+    const NormArgs* norm = nullptr;  // as in LinearArgs
 };
 void quantized_linear(const QuantizedLinearArgs& args);
-void quantized_linear_amx(const QuantizedLinearArgs& args);  // few tokens by quantized_linear()
+void quantized_linear_amx(const QuantizedLinearArgs& args);  // no norm; few by quantized_linear()
 void decoded_linear(const QuantizedLinearArgs& args);
-
-// RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
-// of the sum as stored (rounded to its dtype).
-struct NormArgs {
-    const void* x;
-    int64_t x_stride;
-    void* residual;  // nullable
-    int64_t residual_stride;
-    const void* weight;
-    const void* bias;  // nullable
-    void* out;
-    int64_t out_stride;
-    int64_t rows;
-    int64_t hidden;
-    float eps;
-    bool layer_norm;
-    DType dtype;
-    int num_threads;
-};
-void norm(const NormArgs& args);
 
 // gated: out[t, i] = activation(x[t, i]) * x[t, size + i]; else out[t, i] = activation(x[t, i]).
 struct ActivationArgs {
@@ -302,12 +304,17 @@ struct WriteKvArgs {
 };
 void write_kv(const WriteKvArgs& args);
 
-// Both at once, a token at a time; `rope` and `write` are of the same rows.
-void rope_and_write_kv(const RopeArgs& rope, const WriteKvArgs& write);
+// Both, of the same rows.
+struct NewTokens {
+    RopeArgs rope;
+    WriteKvArgs write;
+};
+// Tokens [first, end), by the calling thread.
+void rope_and_write_kv(const NewTokens& tokens, int64_t first, int64_t end);
 
 // Causal attention of the new tokens of each sequence (prefill, chunk or decode alike) over its
-// paged cache, which already holds them. Over codes, queries and softmax weights are rounded to 16
-// bits, so that products are whole numbers.
+// paged cache, which holds them already, or gets them of `new_tokens` right before they are read.
+// Over codes, queries and softmax weights are rounded to 16 bits, so that products are whole numbers.
 struct AttentionArgs {
     const void* q;  // [num_tokens, num_heads, head_dim], tokens q_stride apart
     int64_t q_stride;
@@ -326,6 +333,7 @@ struct AttentionArgs {
     int64_t window;  // 0: none; else a query sees itself and window - 1 tokens before it
     DType dtype;     // of q and out
     int num_threads;
+    const NewTokens* new_tokens = nullptr;
 };
 void attention(const AttentionArgs& args);
 

@@ -2,7 +2,8 @@
 // linear stream, read once and reused in registers (at one row: memory bandwidth); above, a block
 // of the panel stays in cache while the row tiles pass over it.
 #include "epilogue_avx512.h"
-#include "threads.h"
+#include "norm_rows_avx512.h"
+#include "on_demand.h"
 #include "tile_avx512.h"
 
 namespace hal::cpu {
@@ -45,12 +46,39 @@ void run_block(const LinearArgs& args, const Block& block) {
     }
 }
 
+// Tokens that are normed together, where a norm is asked for.
+constexpr int64_t kNormTokens = 8;
+
+// Where the norm of x is asked for, rows of it once they are needed.
+class NormedX {
+  public:
+    NormedX(const LinearArgs& args, Arena& arena)
+        : args_(args), on_demand_(arena, args.norm ? ceil_div(args.m, kNormTokens) : 0) {}
+
+    void need(const Range& rows) const {
+        if (args_.norm == nullptr) return;
+        const Range units{rows.begin / kNormTokens, ceil_div(rows.end, kNormTokens)};
+        on_demand_.need(units, [&](int64_t unit) {
+            const int64_t end = (unit + 1) * kNormTokens;
+            norm_rows(*args_.norm, {unit * kNormTokens, end < args_.m ? end : args_.m});
+        });
+    }
+
+  private:
+    const LinearArgs& args_;
+    OnDemand on_demand_;
+};
+
 template <class T>
 void run(const LinearArgs& args) {
+    static thread_local Arena arena;
+    const NormedX x(args, arena);
     // Consecutive blocks share a panel, which therefore stays in this core's L2.
     const int64_t row_blocks = ceil_div(args.m, kBlockRows);
     for_each(args.num_threads, args.shape.num_panels() * row_blocks, true, [&](int64_t i) {
-        run_block<T>(args, {i / row_blocks, share(args.m, i % row_blocks, row_blocks)});
+        const Block block{i / row_blocks, share(args.m, i % row_blocks, row_blocks)};
+        x.need(block.rows);
+        run_block<T>(args, block);
     });
 }
 

@@ -133,6 +133,14 @@ Pool& pool() {
 
 }  // namespace
 
+void wait_a_turn(int turns) {
+    if (turns < kSpins) {
+        relax();
+    } else {
+        std::this_thread::yield();
+    }
+}
+
 void run_chunks(int num_threads, int64_t num_chunks, RunChunk run, const void* context) {
     const int64_t most = num_threads < kMaxThreads ? num_threads : kMaxThreads;
     const int threads = int(num_chunks < most ? num_chunks : most);

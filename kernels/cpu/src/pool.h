@@ -15,6 +15,10 @@ using RunChunk = void (*)(const void* context, int64_t chunk);
 // other. Safe from several threads, which take turns, and after a fork; not from inside a chunk.
 void run_chunks(int num_threads, int64_t num_chunks, RunChunk run, const void* context);
 
+// Passes the time of one look at what another thread is about to finish: `turns` is how many there
+// were before. Many of them give the core to whoever needs it.
+void wait_a_turn(int turns);
+
 namespace {
 
 // Internal linkage, so that every file has a copy compiled for its own instruction set.
