@@ -165,7 +165,7 @@ def route_experts(
 
     logits [T, num_experts] float32. Chosen are the top_k largest, of equal ones the lower expert.
     weights [T, top_k] float32: softmax over all experts, from the largest; scaled to sum to 1 with
-    norm_topk_prob. A logit that is not finite makes its token's weights NaN, its experts any.
+    norm_topk_prob. A logit of NaN or +infinity makes its token's weights NaN, its experts any.
     slots [T, top_k] int32: the row of each choice, grouped by expert, in the order of the tokens
     rows [T * top_k] int32: the token of each such row; offsets as of GroupedLinearFamily
 

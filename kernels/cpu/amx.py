@@ -16,7 +16,7 @@ from hal.kernels.cpu import experts, native
 from hal.kernels.cpu.block import FusedMlpBlock, cannot_alternate
 from hal.kernels.cpu.experts import FusedMoeBlock, PackedExperts
 from hal.kernels.cpu.linear import PackedLinear, PackedUp
-from hal.kernels.cpu.products import ProductKernel
+from hal.kernels.cpu.products import ProductKernel, expert_regimes
 from hal.kernels.cpu.vocab import PackedVocab, only_looked_up
 from hal.kernels.reference.weight_rows import HasWeights, needs_unquantized
 from hal.opset import grouped_linear, linear, mlp_block, moe_block, vocab
@@ -134,18 +134,18 @@ class TileVocab(PackedVocab):
     products = staticmethod(products)
 
 
-@AMX_INT8.of(grouped_linear)
-@AMX_BF16.of(grouped_linear)
+@AMX_INT8.of(grouped_linear, regimes=expert_regimes)
+@AMX_BF16.of(grouped_linear, regimes=expert_regimes)
 class TileExperts(PackedExperts):
     """Experts on tiles where they have the tokens for it."""
 
     products = staticmethod(products)
 
 
-@AMX_INT8.of(moe_block, experts.cannot_alternate)
-@AMX_BF16.of(moe_block, experts.cannot_alternate)
+@AMX_INT8.of(moe_block, experts.cannot_alternate, expert_regimes)
+@AMX_BF16.of(moe_block, experts.cannot_alternate, expert_regimes)
 class TileMoeBlock(FusedMoeBlock):
-    """All products on tiles, the router's too."""
+    """Both products on tiles. The router is multiplied as on AVX512, whose sums no other token
+    changes: a choice must not depend on them."""
 
-    router_family = TileVocab
     experts_family = TileExperts

@@ -451,13 +451,14 @@ void any_quantized_linear(const QuantizedLinearArgs& args) {
 }
 #endif
 
-void define_products(nb::module_& m, const LevelKernels& kernels) {
+void define_products(nb::module_& m, const LevelKernels& kernels,
+                     decltype(LevelKernels::linear) logits) {
     define(m, "linear", calling<linear_args>(), kernels.linear);
     define(m, "quantize_rows", &call_quantize_rows, kernels.quantize_rows);
     define(m, "gather_quantized_rows", &call_gather_quantized_rows,
            kernels.gather_quantized_rows);
     define(m, "quantized_linear", calling<quantized_linear_args>(), kernels.quantized_linear);
-    const Products products{kernels.linear, kernels.quantized_linear};
+    const Products products{logits, kernels.linear, kernels.quantized_linear};
     define(m, "grouped_linear", &call_grouped_linear, products);
     define(m, "moe", &call_moe, products);
 }
@@ -481,7 +482,7 @@ NB_MODULE(_C, m) {
     for (const Level& level : levels()) {
         nb::module_ part = m.def_submodule(level.name.c_str());
         part.attr("needs") = nb::cast(level.needs);
-        define_products(part, *level.kernels);
+        define_products(part, *level.kernels, level.kernels->linear);
         define(part, "attention", calling<attention_args>(), level.kernels->attention);
     }
 #if defined(HAL_HAS_AVX512)
@@ -489,7 +490,7 @@ NB_MODULE(_C, m) {
                         .quantize_rows = &quantize_rows,
                         .gather_quantized_rows = &gather_quantized_rows,
                         .quantized_linear = &any_quantized_linear,
-                        .attention = nullptr});
+                        .attention = nullptr}, &linear);
     define(m, "linear_after_norm", calling_after_norm<linear_args>(), &linear);
     define(m, "quantized_linear_after_norm", calling_after_norm<quantized_linear_args>(),
            &any_quantized_linear);
@@ -507,6 +508,6 @@ NB_MODULE(_C, m) {
                             .quantize_rows = &quantize_rows,
                             .gather_quantized_rows = &gather_quantized_rows,
                             .quantized_linear = &quantized_linear_amx,
-                            .attention = nullptr});
+                            .attention = nullptr}, &linear);
 #endif
 }

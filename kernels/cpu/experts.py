@@ -18,7 +18,12 @@ from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.linear import stored_form
 from hal.kernels.cpu.packed_weight import LANES, PackedWeight
-from hal.kernels.cpu.products import AVX512_BF16, AVX512_DECODED, AVX512_VNNI
+from hal.kernels.cpu.products import (
+    AVX512_BF16,
+    AVX512_DECODED,
+    AVX512_VNNI,
+    expert_regimes,
+)
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.kernels.cpu.vocab import PackedVocab
 from hal.kernels.reference.moe import RoutingBuffers, load_experts, router_problem
@@ -33,9 +38,9 @@ from hal.weights import LogicalWeight
 _NO_CODES = (0, False, -1)
 
 
-@AVX512_DECODED.of(grouped_linear)
-@AVX512_VNNI.of(grouped_linear)
-@AVX512_BF16.of(grouped_linear)
+@AVX512_DECODED.of(grouped_linear, regimes=expert_regimes)
+@AVX512_VNNI.of(grouped_linear, regimes=expert_regimes)
+@AVX512_BF16.of(grouped_linear, regimes=expert_regimes)
 class PackedExperts(GroupedLinearFamily):
     """The weights of all experts behind each other, each laid out as that of a linear layer.
 
@@ -116,9 +121,9 @@ def cannot_alternate(problem: MoeBlockProblem) -> str | None:
     return None
 
 
-@AVX512_DECODED.of(moe_block, cannot_alternate)
-@AVX512_VNNI.of(moe_block, cannot_alternate)
-@AVX512_BF16.of(moe_block, cannot_alternate)
+@AVX512_DECODED.of(moe_block, cannot_alternate, expert_regimes)
+@AVX512_VNNI.of(moe_block, cannot_alternate, expert_regimes)
+@AVX512_BF16.of(moe_block, cannot_alternate, expert_regimes)
 class FusedMoeBlock(MoeBlock):
     """Router, choice, both products and the sum are one call, with no Python in between.
 

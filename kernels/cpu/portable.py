@@ -14,7 +14,7 @@ from hal.kernels.cpu import experts, native
 from hal.kernels.cpu.block import FusedMlpBlock, cannot_alternate
 from hal.kernels.cpu.experts import FusedMoeBlock, PackedExperts
 from hal.kernels.cpu.linear import PackedLinear, PackedUp
-from hal.kernels.cpu.products import ProductKernel
+from hal.kernels.cpu.products import ProductKernel, expert_regimes
 from hal.kernels.cpu.vocab import PackedVocab, only_looked_up
 from hal.kernels.reference.weight_rows import HasWeights
 from hal.opset import grouped_linear, linear, mlp_block, moe_block, vocab
@@ -124,8 +124,8 @@ def _register(level: Level) -> None:
     kernel.of(linear)(Linear)
     kernel.of(vocab, only_looked_up)(Vocab)
     kernel.of(mlp_block, cannot_alternate)(Mlp)
-    kernel.of(grouped_linear)(Experts)
-    kernel.of(moe_block, experts.cannot_alternate)(Moe)
+    kernel.of(grouped_linear, regimes=expert_regimes)(Experts)
+    kernel.of(moe_block, experts.cannot_alternate, expert_regimes)(Moe)
 
 
 for _level in LEVELS:

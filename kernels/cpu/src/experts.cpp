@@ -238,7 +238,7 @@ LinearOutput plain_output(int64_t n, void* out, DType dtype) {
 }
 
 void make_logits(const MoeArgs& args) {
-    args.products.linear({.x = args.x,
+    args.products.logits({.x = args.x,
                           .x_stride = args.x_stride,
                           .m = args.num_tokens,
                           .weight = args.router,

@@ -6,7 +6,9 @@
 
 namespace hal::cpu {
 
+// logits: of a router, with the same bits for a token whatever is multiplied beside it.
 struct Products {
+    void (*logits)(const LinearArgs&);
     void (*linear)(const LinearArgs&);
     void (*quantized_linear)(const QuantizedLinearArgs&);
 };
