@@ -31,6 +31,7 @@ class EngineConfig:
     kernel: overrides "OP=NAME", e.g. "linear=torch".
     quantization: how weights are stored, rounded while they are loaded; see hal.weights.
     cache: keep packed and quantised weights on disk, and start from them next time.
+    cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
     """
 
@@ -54,6 +55,7 @@ class EngineConfig:
     strict: bool = False
     deterministic: bool = False
     threads: int | None = None
+    cpu_affinity: str = AUTO
     cache: bool = True
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from hal.device import Device
 from hal.dtypes import DType
 from hal.kernels.cpu import native
+from hal.kernels.cpu.threads import PLACEMENT
 from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.kernels.reference.weight_rows import refuse_scales
 from hal.tensor import Tensor
@@ -55,7 +56,7 @@ class PackedWeight:
     def allocate(self, device: Device) -> None:
         self._memory = as_torch(device.empty((self._num_elements,), self.dtype))
         self.address = self._memory.data_ptr()
-        native.load().advise_huge_pages(self.address, self.num_bytes)
+        PLACEMENT.prepare(self.address, self.num_bytes)
         if self._num_elements != self.rows * self.columns:
             self._memory.zero_()  # the products read the padding
 
