@@ -32,6 +32,7 @@ from hal.explain import SiteReport, emulation_ledger, level_counts, site_reports
 from hal.kv import KVGroup
 from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
 from hal.pack_cache import PackCache
+from hal.pack_cache.cache import device_label
 from hal.select import Selection, SelectionPolicy, Selector
 
 _logger = logging.getLogger("hal")
@@ -265,18 +266,14 @@ def _log_emulation(caps: Capabilities, selector: Selector) -> None:
 
 
 def _pack_cache(config: EngineConfig, device: Device) -> PackCache | None:
-    """Where packed weights are kept; None where the user, or this user's lack of a home, says so.
-
-    The device's arch and features are part of an entry's key: kernels may pack differently for
-    each.
-    """
+    """Where packed weights are kept; None where the user says so, or has no home to keep them in."""
     folder = cache_folder(environment()) if config.cache else None
     if folder is None:
         return None
     caps = device.capabilities
     return PackCache(
         folder,
-        device=f"{caps.arch}: {caps.feature_names()}",
+        device=device_label(caps),
         release=hal.__version__,
         num_threads=config.threads or caps.compute_units,
     )

@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "plan": "whether a model fits a device, present or not, and what would make it fit",
     "explain": "which kernel runs each op of a model on a device, and why",
     "conform": "every kernel, layer and model check on a device, as a report",
+    "cache": "the packed weights kept on disk: list them, or delete some",
     "prove": "the same prompts on several devices: do they agree, and where not",
 }
 """Name -> one line of help. Each is a module of this package, `hal.cli.info.<name>`."""
