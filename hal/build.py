@@ -266,7 +266,7 @@ def _log_emulation(caps: Capabilities, selector: Selector) -> None:
 
 
 def _pack_cache(config: EngineConfig, device: Device) -> PackCache | None:
-    """Where packed weights are kept; None where the user says so, or has no home to keep them in."""
+    """Where packed weights are kept; None where the user says so, or has no home for them."""
     folder = cache_folder(environment()) if config.cache else None
     if folder is None:
         return None
