@@ -33,6 +33,7 @@ class EngineConfig:
     quantization: how weights are stored, rounded while they are loaded; see hal.weights.
     cache: keep packed and quantised weights on disk, and start from them next time.
     cache_policy, cache_ttl: which cached prefix goes first; see hal.cache_policy.
+    cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
     """
 
@@ -58,6 +59,7 @@ class EngineConfig:
     strict: bool = False
     deterministic: bool = False
     threads: int | None = None
+    cpu_affinity: str = AUTO
     cache: bool = True
 
     def __post_init__(self) -> None:

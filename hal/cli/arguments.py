@@ -103,6 +103,9 @@ ENGINE_FLAGS = FlagGroup(
             convert=None,
         ),
         _setting("threads", "CPU threads", "N", int),
+        _setting(
+            "cpu-affinity", "auto, none, or the CPUs to keep threads on, as 0-7,16-23", "CPUS"
+        ),
         Flag(
             name="no-cache",
             help="neither read nor keep packed weights on disk",

@@ -9,6 +9,7 @@
 #include "src/features.h"
 #include "src/kernels.h"
 #include "src/levels.h"
+#include "src/pool.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -38,6 +39,11 @@ bool advise_huge_pages(Address address, int64_t bytes) {
     (void)bytes;
     return false;
 #endif
+}
+
+void call_touch_pages(Address memory, int64_t bytes, int num_threads) {
+    nb::gil_scoped_release release;
+    touch_pages(at<char>(memory), bytes, num_threads);
 }
 
 DType dtype_of(int code) { return static_cast<DType>(code); }
@@ -474,6 +480,8 @@ NB_MODULE(_C, m) {
     m.def("has_avx512_bf16_kernels", &has_avx512_bf16_kernels);
     m.def("has_amx_kernels", &has_amx_kernels);
     m.def("advise_huge_pages", &advise_huge_pages);
+    m.def("bind_threads", &bind_threads, nb::call_guard<nb::gil_scoped_release>());
+    m.def("touch_pages", &call_touch_pages);
     m.def("num_barriers", &num_barriers);
     m.def("num_scratch_allocations", &num_scratch_allocations);
     m.def("gather_rows", &call_gather_rows);

@@ -10,6 +10,7 @@ import torch
 from hal.device import Device
 from hal.dtypes import DType
 from hal.kernels.cpu import native
+from hal.kernels.cpu.threads import PLACEMENT
 from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.kernels.reference.weight_rows import refuse_scales
 from hal.opset.norm import NormInput
@@ -55,7 +56,7 @@ class PackedWeight:
 
     def allocate(self, device: Device) -> None:
         self.place(as_torch(device.empty((self.num_bytes,), DType.UINT8)))
-        native.load().advise_huge_pages(self.address, self.num_bytes)
+        PLACEMENT.prepare(self.address, self.num_bytes)
 
     def place(self, memory: torch.Tensor) -> None:
         """Keep the weight in these num_bytes bytes."""

@@ -13,6 +13,7 @@ from hal.dtypes import DType
 from hal.errors import WeightsError
 from hal.kernels.cpu import native
 from hal.kernels.cpu.packed_weight import LANES, readable, stored_rows
+from hal.kernels.cpu.threads import PLACEMENT
 from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.kernels.reference.weight_rows import NOT_FINITE
 from hal.opset.norm import NormInput
@@ -82,7 +83,7 @@ class QuantizedWeight:
 
     def allocate(self, device: Device) -> None:
         self.place(as_torch(device.empty((self.num_bytes,), DType.UINT8)))
-        native.load().advise_huge_pages(self.address, self.num_bytes)
+        PLACEMENT.prepare(self.address, self.num_bytes)
 
     def place(self, memory: torch.Tensor) -> None:
         """Keep the weight in these num_bytes bytes."""
