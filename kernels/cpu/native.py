@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
@@ -252,8 +252,8 @@ def needs_avx512_vbmi(caps: Capabilities, problem: HasWeights) -> str | None:
     return reason or needs_floats(caps, problem)
 
 
-def multiplies(problem: HasWeights) -> str | None:
-    """Why products that know int8 and int4 without zero points have none for this weight."""
-    if problem.weights is None or problem.weights in DOTS_WITHOUT_ZEROS:
+def multiplies(problem: HasWeights, formats: Container[WeightFormat]) -> str | None:
+    """Why products that know weights in these formats have none for this one."""
+    if problem.weights is None or problem.weights in formats:
         return None
     return f"has no products with weights in {problem.weights}"

@@ -55,8 +55,9 @@ class PackedWeight:
         return self.dtype.num_bytes(self._num_elements)
 
     def allocate(self, device: Device) -> None:
-        self.place(as_torch(device.empty((self.num_bytes,), DType.UINT8)))
-        PLACEMENT.prepare(self.address, self.num_bytes)
+        memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
+        PLACEMENT.prepare(memory.data_ptr(), self.num_bytes)
+        self.place(memory)
 
     def place(self, memory: torch.Tensor) -> None:
         """Keep the weight in these num_bytes bytes."""

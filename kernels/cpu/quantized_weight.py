@@ -82,8 +82,9 @@ class QuantizedWeight:
         return -(-self.columns // unit) * unit
 
     def allocate(self, device: Device) -> None:
-        self.place(as_torch(device.empty((self.num_bytes,), DType.UINT8)))
-        PLACEMENT.prepare(self.address, self.num_bytes)
+        memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
+        PLACEMENT.prepare(memory.data_ptr(), self.num_bytes)
+        self.place(memory)
 
     def place(self, memory: torch.Tensor) -> None:
         """Keep the weight in these num_bytes bytes."""

@@ -6,6 +6,10 @@
 
 namespace hal::cpu {
 
+// A function of a type that files for several instruction sets use: were it called in one of them,
+// the linker might keep that copy for all.
+#define HAL_INLINE [[gnu::always_inline]]
+
 struct Bf16 {
     uint16_t bits;
 };
@@ -154,27 +158,27 @@ struct QuantizedShape {
     constexpr int64_t header_groups() const { return has_zeros ? 4 : 2; }
     constexpr int64_t header_bytes() const { return has_zeros ? 192 : 64; }
     // Groups of 4 columns, which is what one lane of vpdpbusd sums.
-    constexpr int64_t units() const { return is_int4() ? 8 * ceil_div(k, 32) : ceil_div(k, 4); }
+    HAL_INLINE constexpr int64_t units() const { return is_int4() ? 8 * ceil_div(k, 32) : ceil_div(k, 4); }
     // Scales of a row, and of a row of x.
     constexpr int64_t groups() const { return is_int4() ? ceil_div(k, group) : 1; }
     constexpr int64_t x_groups() const { return is_int4() ? ceil_div(k, 32) : 1; }
     constexpr int64_t num_strips() const { return ceil_div(n, kLanes); }
     // Where things stand in a strip, in bytes: the scales of a group, its zero points, and the
     // codes of an even unit.
-    constexpr int64_t header_at(int64_t index) const {
+    HAL_INLINE constexpr int64_t header_at(int64_t index) const {
         return index / header_groups() * (header_bytes() + 8 * header_groups() * group);
     }
-    constexpr int64_t scales_at(int64_t index) const {
+    HAL_INLINE constexpr int64_t scales_at(int64_t index) const {
         return header_at(index) + index % header_groups() * 2 * kLanes;
     }
-    constexpr int64_t zeros_at(int64_t index) const {
+    HAL_INLINE constexpr int64_t zeros_at(int64_t index) const {
         return header_at(index) + (2 * header_groups() + index % header_groups()) * kLanes;
     }
-    constexpr int64_t codes_at(int64_t unit) const {
+    HAL_INLINE constexpr int64_t codes_at(int64_t unit) const {
         if (!is_int4()) return 64 * (unit + 1);
         return header_bytes() * (4 * unit / (header_groups() * group) + 1) + 32 * unit;
     }
-    constexpr int64_t strip_bytes() const {
+    HAL_INLINE constexpr int64_t strip_bytes() const {
         if (!is_int4()) return codes_at(units());
         return header_bytes() * ceil_div(groups(), header_groups()) + 32 * units();
     }
