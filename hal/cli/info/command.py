@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "plan": "whether a model fits a device, present or not, and what would make it fit",
     "explain": "which kernel runs each op of a model on a device, and why",
     "conform": "every kernel, layer and model check on a device, as a report",
+    "verify": "run-time kernels compiled for devices that need not be here, their code checked",
     "prove": "the same prompts on several devices: do they agree, and where not",
 }
 """Name -> one line of help. Each is a module of this package, `hal.cli.info.<name>`."""
