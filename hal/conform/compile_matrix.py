@@ -19,7 +19,8 @@ from hal.errors import ConfigError, UnsupportedError
 from hal.kernels import register_all
 from hal.kernels.triton.program import is_installed
 from hal.kernels.triton.verify.matrix import Compiled, compile_site, read_floors
-from hal.kernels.triton.verify.sites import Site, all_sites
+from hal.kernels.triton.verify.site import Site
+from hal.kernels.triton.verify.sites import all_sites
 from hal.kernels.triton.verify.targets import capabilities_of, pose_as
 
 NUM_PROCESSES = 2

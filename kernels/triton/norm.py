@@ -14,8 +14,8 @@ from hal.opset.norm import NormProblem
 
 _RMS_NORM = Program("norm", "rms_norm")
 _LAYER_NORM = Program("norm", "layer_norm")
-# 32 values for each of 1024 threads: more would spill.
-_WIDEST = 32768
+# 32 values for each of 512 threads: more would spill.
+_WIDEST = 16384
 
 
 def _rejects(caps: Capabilities, problem: NormProblem) -> str | None:
@@ -26,7 +26,8 @@ def _rejects(caps: Capabilities, problem: NormProblem) -> str | None:
 
 def _options(problem: NormProblem, binder: Binder) -> dict[str, int]:
     width = problem.hidden_size
-    shape_class = "narrow" if width <= 2048 else "wide" if width <= 8192 else "widest"
+    row_bytes = problem.dtype.num_bytes(width)
+    shape_class = "narrow" if row_bytes <= 4096 else "wide" if row_bytes <= 8192 else "widest"
     options = launch_options(binder.selector.caps, "norm", shape_class)
     return {**options, "WIDTH": width, "BLOCK": next_power_of_2(width)}
 

@@ -14,7 +14,7 @@ from hal.device import Capabilities, Device
 from hal.kernels.triton.program import Program, observed_by
 from hal.kernels.triton.verify import machine_code
 from hal.kernels.triton.verify.machine_code import MachineCode
-from hal.kernels.triton.verify.sites import Site
+from hal.kernels.triton.verify.site import Site
 from hal.select import OPS, Kernel, Selector
 
 KERNEL = "triton"

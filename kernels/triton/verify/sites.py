@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
 from hal.dtypes import DType
+from hal.kernels.triton.verify.attention_sites import attention_sites
+from hal.kernels.triton.verify.site import Call, Site
 from hal.opset.elementwise import Activation, ActivationProblem, ElementwiseProblem
 from hal.opset.indexing import GatherProblem, TokenProblem
 from hal.opset.norm import NormProblem
@@ -17,25 +18,7 @@ from hal.opset.norm import NormProblem
 NUM_TOKENS = 8
 HIDDEN_SIZE = 4096
 INTERMEDIATE_SIZE = 14336
-
-# Takes the bound kernel, calls it once; nothing runs, so tensors hold nothing.
-Call = Callable[[Any], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """One problem of one op. multiplies: by matrix instructions, `large` ones where an arch has
-    others for many rows. reads_wide: 16 bytes at a time."""
-
-    op: str
-    name: str
-    problem: Any
-    call: Call
-    multiplies: str = ""
-    reads_wide: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.op} {self.name}"
+WIDEST_SIZE = 16384
 
 
 def all_sites() -> Iterator[Site]:
@@ -43,6 +26,8 @@ def all_sites() -> Iterator[Site]:
         yield from _norm_sites(dtype)
         yield from _elementwise_sites(dtype)
     yield from _token_sites()
+    for dtype in (DType.BFLOAT16, DType.FLOAT16):
+        yield from attention_sites(dtype)
 
 
 def _rows(width: int, dtype: DType, num_rows: int = NUM_TOKENS) -> torch.Tensor:
@@ -60,6 +45,14 @@ def _norm_sites(dtype: DType) -> Iterator[Site]:
     }
     for (op, name), call in calls.items():
         yield Site(op=op, name=f"{name}-{dtype}", problem=problem, call=call)
+    widest = NormProblem(hidden_size=WIDEST_SIZE, dtype=dtype)
+    row, weight = _rows(WIDEST_SIZE, dtype), _rows(WIDEST_SIZE, dtype, 1)[0]
+    yield Site(
+        op="rms_norm",
+        name=f"widest-{dtype}",
+        problem=widest,
+        call=lambda norm: norm(row, row, weight, 1e-5, row),
+    )
 
 
 def _elementwise_sites(dtype: DType) -> Iterator[Site]:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not is_installed(), reason="triton is not instal
 # One device of each width of warps or wavefronts.
 PROFILES = ("h100", "mi300x")
 ROWS = [
-    (op.name, case.label, PROFILES[number % 2])
+    (op.name, case.label, PROFILES[number // 2 % 2])
     for op in OPS.values()
     if "triton" in op.kernels
     for number, case in enumerate(cases_by_op()[op.name])

@@ -8,7 +8,8 @@ from hal.kernels import register_all
 from hal.kernels.triton.program import Program
 from hal.kernels.triton.verify.machine_code import MachineCode, waves
 from hal.kernels.triton.verify.matrix import faults_of
-from hal.kernels.triton.verify.sites import Site, all_sites
+from hal.kernels.triton.verify.site import Site
+from hal.kernels.triton.verify.sites import all_sites
 from hal.kernels.triton.verify.targets import capabilities_of
 
 register_all()
