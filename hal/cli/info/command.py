@@ -36,6 +36,7 @@ SUBCOMMANDS = {
     "explain": "which kernel runs each op of a model on a device, and why",
     "conform": "every kernel, layer and model check on a device, as a report",
     "cache": "the packed weights kept on disk: list them, or delete some",
+    "verify": "run-time kernels compiled for devices that need not be here, their code checked",
     "prove": "the same prompts on several devices: do they agree, and where not",
 }
 """Name -> one line of help. Each is a module of this package, `hal.cli.info.<name>`."""
