@@ -23,9 +23,10 @@ from hal.engine.batch_builder import (
 )
 from hal.engine.block_manager import BlockManager
 from hal.engine.executor import check_result
+from hal.engine.grammar import Grammar
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.request_check import check_request
-from hal.engine.sampler import SamplingState, row_logprobs
+from hal.engine.sampler import Failure, SamplingState, row_logprobs
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import NO_SLOT, Sequence, Status, make_sequences
 from hal.errors import NOT_FINITE, RequestError
@@ -75,8 +76,9 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._running or self._waiting)
 
-    def add(self, request: Request, seed: int) -> None:
-        """Queue a request. Raises RequestError or ContextLengthError if it can never finish."""
+    def add(self, request: Request, seed: int, grammar: Grammar | None = None) -> None:
+        """Queue a request, guided by `grammar`. Raises RequestError or ContextLengthError if it
+        can never finish."""
         if request.request_id in self._requests:
             raise RequestError(
                 f"a request with the id {request.request_id!r} is already running; ids must differ",
@@ -86,6 +88,8 @@ class Scheduler:
         first = make_sequences(request, self._num_arrivals, seed, self.config.max_model_len)
         self._num_arrivals += 1
         self._requests[request.request_id] = first.family
+        for seq in first.family:
+            seq.grammar = grammar
         insort(self._waiting, first, key=_waiting_rank)
 
     def abort(self, request_id: str, index: int | None = None) -> list[Output]:
@@ -138,12 +142,16 @@ class Scheduler:
         step = self._in_flight
         assert step is not None and step.step == batch.step
         check_result(batch, result)
-        failed = {step.rows[row] for row in np.flatnonzero(result.row_errors).tolist()}
+        failed = {
+            (seq := step.rows[row]): Failure(_NOT_FINITE.format(seq.num_output_tokens), NOT_FINITE)
+            for row in np.flatnonzero(result.row_errors).tolist()
+        }
         self._advance(step, batch)
         for chunk in step.chunks:
             if chunk.completes_prefill:
                 self._fork(chunk.seq)
         self._sampling.record(batch.sample_slots, result.token_ids[:, 0])
+        failed = {**self._sampling.lost_grammars(batch.sample_slots, step.rows), **failed}
         outputs = self._append_tokens(step, result, failed)
         self._in_flight = None
         return outputs
@@ -333,15 +341,15 @@ class Scheduler:
         seq.unforked = []
 
     def _append_tokens(
-        self, step: ScheduledStep, result: StepResult, failed: set[Sequence]
+        self, step: ScheduledStep, result: StepResult, failed: dict[Sequence, Failure]
     ) -> list[Output]:
         outputs = []
         tokens = result.token_ids[:, 0].tolist()
         for row, (seq, token) in enumerate(zip(step.rows, tokens, strict=True)):
             if seq in failed:
-                error = _NOT_FINITE.format(seq.num_output_tokens)
+                error = failed[seq]
                 self._end(seq, retract=True)
-                outputs.append(seq.last_output(FinishReason.ERROR, error, NOT_FINITE))
+                outputs.append(seq.last_output(FinishReason.ERROR, error.message, error.code))
                 continue
             seq.tokens.append(token)
             finish_reason = stop_reason = None

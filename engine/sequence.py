@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from hal.engine.block_manager import BlockTable
+from hal.engine.grammar import Grammar
 from hal.engine.request import FinishReason, Output, Request
 
 NO_SLOT = -1
@@ -62,6 +63,7 @@ class Sequence:
     is_decoding: bool = False
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    grammar: Grammar | None = None
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -15,6 +15,7 @@ from hal.device import Capabilities, Device
 from hal.devices import Opened, open_device
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
+from hal.engine.grammar import Grammars
 from hal.engine.layers.decoder import Decoder
 from hal.engine.loader import load_weights
 from hal.engine.model_config import ModelConfig, read_model_config
@@ -158,6 +159,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
             _scheduler_config(resolved, plan, assembled.kv_group),
             assembled.runner,
             random.Random(config.seed),
+            Grammars(folder, model.vocab_size),
         ),
         decoder=assembled.decoder,
         runner=assembled.runner,

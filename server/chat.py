@@ -14,6 +14,7 @@ from hal.engine.request import TokenLogprobs
 from hal.engine.tokenizer import Tokenizer
 from hal.server.front import EncodedPrompts, Front, ignored_header, job_id
 from hal.server.generation import ChoiceDelta, Generation
+from hal.server.guided import guided_of
 from hal.server.params import chat_messages, chat_params, priority_of, wants_usage
 from hal.server.schema import ChatBody, parse_body
 from hal.server.stream import EventStream, frame, unless_disconnected
@@ -27,13 +28,14 @@ async def create_chat_completion(front: Front, http: HttpRequest) -> Response:
     front.check_model(body.model)
     text = front.loaded_text()
     with_usage = wants_usage(body)
-    params = chat_params(body, text.defaults.sampling_params)
+    guided = guided_of(body)
+    params = chat_params(body, text.defaults.sampling_params, guided)
     encoded = await _encode(front, text, body)
     if params.max_tokens is None and text.defaults.max_new_tokens is not None:
         left = front.info.max_model_len - len(encoded.token_ids[0])
         params = replace(params, max_tokens=max(1, min(left, text.defaults.max_new_tokens)))
     answer_id = f"chatcmpl-{job_id(http)}"
-    generation = await front.start(http, encoded, params, answer_id, priority_of(body))
+    generation = await front.start(http, encoded, params, answer_id, priority_of(body), guided)
     answer = _Answer(answer_id, front.served_name, text.tokenizer)
     headers = ignored_header(body)
     if body.stream:

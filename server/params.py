@@ -8,6 +8,7 @@ from dataclasses import replace
 from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
 from hal.server.errors import ApiError, context_length_exceeded, invalid_value, unsupported
+from hal.server.guided import Guided
 from hal.server.schema import ChatBody, CompletionBody, GenerateBody, shown
 
 MAX_STOPS = 16
@@ -39,20 +40,24 @@ _PLAIN_FIELDS = (
 Prompt = str | list[int]
 
 
-def completion_params(body: CompletionBody, defaults: SamplingParams) -> SamplingParams:
+def completion_params(
+    body: CompletionBody, defaults: SamplingParams, guided: Guided | None = None
+) -> SamplingParams:
     """max_tokens is 16 where the body has none; it is checked against the prompt later."""
     wanted = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return _params(body, defaults, max_tokens=wanted, logprobs=body.logprobs)
+    return _params(body, defaults, guided, max_tokens=wanted, logprobs=body.logprobs)
 
 
-def chat_params(body: ChatBody, defaults: SamplingParams) -> SamplingParams:
+def chat_params(
+    body: ChatBody, defaults: SamplingParams, guided: Guided | None = None
+) -> SamplingParams:
     """max_tokens None means "what the context leaves"."""
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid_value("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     try:
-        return _params(body, defaults, max_tokens=wanted, logprobs=logprobs)
+        return _params(body, defaults, guided, max_tokens=wanted, logprobs=logprobs)
     except RequestError as error:
         raise _renamed(error, body) from error
 
@@ -71,6 +76,7 @@ def _renamed(error: RequestError, body: ChatBody) -> RequestError:
 def _params(
     body: GenerateBody,
     defaults: SamplingParams,
+    guided: Guided | None,
     *,
     max_tokens: int | None,
     logprobs: int | None,
@@ -83,6 +89,7 @@ def _params(
         logit_bias=_logit_bias(body.logit_bias),
         max_tokens=max_tokens,
         logprobs=logprobs,
+        guided_decoding=None if guided is None else guided.params,
     )
 
 

@@ -35,20 +35,14 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none",),
     "functions": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1, 1.0),
     "modalities": (["text"],),
     "prompt_logprobs": (),
     "prompt_embeds": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": (),
@@ -94,6 +88,13 @@ class GenerateBody(Body):
     min_tokens: int | None = None
     seed: int | None = None
     priority: int | None = None
+    response_format: dict[str, object] | None = None
+    structured_outputs: dict[str, object] | None = None
+    guided_json: object = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
 
 class CompletionBody(GenerateBody):

@@ -6,7 +6,7 @@ from hal.opset.elementwise import add, gated_activation, plain_activation
 from hal.opset.indexing import gather_rows, keep_tokens, store, take_tokens
 from hal.opset.linear import linear
 from hal.opset.norm import layer_norm, rms_norm
-from hal.opset.sampling import adjust_logits, logprobs, sample
+from hal.opset.sampling import adjust_logits, logprobs, mask_logits, sample
 from hal.opset.vocab import vocab
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "logprobs",
+    "mask_logits",
     "mlp_block",
     "plain_activation",
     "qk_norm_rope",

@@ -76,7 +76,7 @@ WRONG_COMPLETIONS: list[tuple[Fields, str | None, str]] = [
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
     ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
-    ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
+    ({"guided_json": 3}, "guided_json", "invalid_value"),
 ]
 
 WRONG_CHATS: list[tuple[Fields, str | None, str]] = [
@@ -108,7 +108,7 @@ WRONG_CHATS: list[tuple[Fields, str | None, str]] = [
     ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
     ({"tools": []}, "tools", "unsupported_parameter"),
     ({"tool_choice": "auto"}, "tool_choice", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
     ({"chat_template": "{{ 1 }}"}, "chat_template", "unsupported_parameter"),
