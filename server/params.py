@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import orjson
+
 from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
 from hal.server.errors import ApiError, context_length_exceeded, invalid_value, unsupported
@@ -198,7 +200,31 @@ def _message(message: Mapping[str, object], path: str) -> dict[str, object]:
         )
     content = _content(message.get("content"), role, f"{path}.content")
     kept = {name: message[name] for name in _MESSAGE_FIELDS if message.get(name) is not None}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = _past_calls(kept["tool_calls"], f"{path}.tool_calls")
     return {"role": "system" if role == "developer" else role, "content": content, **kept}
+
+
+def _past_calls(calls: object, path: str) -> list[dict[str, object]]:
+    """Calls that the model made before, arguments as objects: templates write them themselves."""
+    if not isinstance(calls, list):
+        raise invalid_value(f"{path} must be a list of calls; got {shown(calls)}", path)
+    return [_past_call(call, f"{path}.{i}") for i, call in enumerate(calls)]
+
+
+def _past_call(call: object, path: str) -> dict[str, object]:
+    match call:
+        case {"function": {"name": str(name), "arguments": str(text)}, **others}:
+            try:
+                arguments = orjson.loads(text or "{}")
+            except orjson.JSONDecodeError:
+                arguments = text  # what a cut answer has left; the template shows it as it is
+            kept = {str(key): value for key, value in others.items()}
+            return {**kept, "function": {"name": name, "arguments": arguments}}
+        case _:
+            raise invalid_value(
+                f"{path} must have function.name and function.arguments, both text", path
+            )
 
 
 def _content(content: object, role: str, path: str) -> str:

@@ -50,7 +50,10 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
     "web_search_options": (),
 }
-"""Fields that would change the answer, with the values that ask for what we do anyway."""
+"""Fields that would change the answer, with the values that ask for what we do anyway.
+
+A body that has the field itself is not meant.
+"""
 
 
 class Body(BaseModel):
@@ -110,6 +113,9 @@ class ChatBody(GenerateBody):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    tools: list[dict[str, object]] | None = None
+    tool_choice: object = None
+    parallel_tool_calls: bool | None = None
 
 
 class TokenizeBody(Body):
@@ -139,7 +145,7 @@ def parse_body(raw: bytes, kind: type[AnyBody]) -> AnyBody:
         raise invalid_value(f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise invalid_value(f"the body must be a JSON object, not {type(value).__name__}")
-    for name in UNSUPPORTED.keys() & value.keys():
+    for name in (UNSUPPORTED.keys() & value.keys()) - kind.model_fields.keys():
         _refuse(name, value[name])
     try:
         return kind.model_validate(value)

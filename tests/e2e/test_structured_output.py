@@ -170,3 +170,89 @@ def test_others_are_served_while_a_grammar_is_compiled(server: ServerProcess) ->
         assert http.post("/v1/completions", json=plain, timeout=30).status_code == 200
     wait_for(lambda: server.metric("num_requests_running") == 0, server)
     assert json.loads(server.get("/ready").text) == {"status": "ready"}
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"$ref": "#/$defs/n"}},
+                "required": ["a", "b"],
+                "additionalProperties": False,
+                "$defs": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "pick",
+            "parameters": {
+                "type": "object",
+                "properties": {"color": {"enum": ["red", "blue"]}},
+                "required": ["color"],
+                "additionalProperties": False,
+            },
+        },
+    },
+]
+CHECKS = {
+    "add": lambda a, b: 0 <= a <= 99 and 0 <= b <= 99,
+    "pick": lambda color: color in ("red", "blue"),
+}
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", {"add", "pick"}),
+        ({"type": "function", "function": {"name": "pick"}}, {"pick"}),
+    ],
+    ids=["required", "named"],
+)
+def test_a_forced_call_keeps_to_its_schema(
+    client: openai.OpenAI, choice: object, names: set[str]
+) -> None:
+    done = client.chat.completions.create(  # type: ignore[call-overload]
+        model=MODEL,
+        messages=MESSAGES,
+        tools=TOOLS,
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        temperature=1.5,
+        seed=2,
+        n=8,
+        max_tokens=100,
+    )
+    calls = [c.message.tool_calls for c in done.choices if c.finish_reason == "tool_calls"]
+    assert len(calls) > 4
+    for found in calls:
+        (call,) = found or []
+        assert call.type == "function" and call.function.name in names
+        assert CHECKS[call.function.name](**json.loads(call.function.arguments))
+
+
+def test_the_model_calls_a_tool_by_itself(client: openai.OpenAI) -> None:
+    """hal-tiny was trained to; its answers otherwise are text."""
+    done = client.chat.completions.create(  # type: ignore[call-overload]
+        model=MODEL,
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        tools=[
+            {
+                "type": "function",
+                "function": {
+                    "name": "get_weather",
+                    "description": "the weather of a city",
+                    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+                },
+            }
+        ],
+        temperature=0,
+    )
+    (call,) = done.choices[0].message.tool_calls
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    assert done.choices[0].finish_reason == "tool_calls"
