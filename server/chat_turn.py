@@ -47,7 +47,7 @@ async def start_turn(front: Front, http: HttpRequest, body: ChatBody, prefix: st
     if tools is not None and body.skip_special_tokens is None:
         # Some families mark calls by control tokens.
         params = replace(params, skip_special_tokens=False)
-    encoded = await _encode(front, text, body, tools)
+    encoded = await encode_turn(front, body)
     params = _with_default_budget(front, text, params, len(encoded.token_ids[0]))
     turn_id = f"{prefix}-{job_id(http)}"
     generation = await front.start(
@@ -67,9 +67,9 @@ def _with_default_budget(
     return replace(params, max_tokens=max(1, min(left, text.defaults.max_new_tokens)))
 
 
-async def _encode(
-    front: Front, text: TextModel, body: ChatBody, tools: Tools | None
-) -> EncodedPrompts:
+async def encode_turn(front: Front, body: ChatBody) -> EncodedPrompts:
+    """The prompt of a turn, nothing generated."""
+    text, tools = front.loaded_text(), tools_of(body)
     prompt = await text.render(
         chat_messages(body.messages),
         tools=None if tools is None else tools.specs,

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -199,7 +200,7 @@ TOOLS = [
         },
     },
 ]
-CHECKS = {
+CHECKS: dict[str, Callable[..., bool]] = {
     "add": lambda a, b: 0 <= a <= 99 and 0 <= b <= 99,
     "pick": lambda color: color in ("red", "blue"),
 }
@@ -216,7 +217,8 @@ CHECKS = {
 def test_a_forced_call_keeps_to_its_schema(
     client: openai.OpenAI, choice: object, names: set[str]
 ) -> None:
-    done = client.chat.completions.create(  # type: ignore[call-overload]
+    create: Any = client.chat.completions.create
+    done = create(
         model=MODEL,
         messages=MESSAGES,
         tools=TOOLS,
@@ -227,17 +229,20 @@ def test_a_forced_call_keeps_to_its_schema(
         n=8,
         max_tokens=100,
     )
-    calls = [c.message.tool_calls for c in done.choices if c.finish_reason == "tool_calls"]
+    calls: list[Any] = [
+        c.message.tool_calls for c in done.choices if c.finish_reason == "tool_calls"
+    ]
     assert len(calls) > 4
     for found in calls:
-        (call,) = found or []
-        assert call.type == "function" and call.function.name in names
+        (call,) = found
+        assert call.function.name in names
         assert CHECKS[call.function.name](**json.loads(call.function.arguments))
 
 
 def test_the_model_calls_a_tool_by_itself(client: openai.OpenAI) -> None:
     """hal-tiny was trained to; its answers otherwise are text."""
-    done = client.chat.completions.create(  # type: ignore[call-overload]
+    create: Any = client.chat.completions.create
+    done = create(
         model=MODEL,
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         tools=[
