@@ -16,10 +16,11 @@ from hal.engine.batch import Batch, Index, StepResult
 from hal.engine.batch_builder import Chunk, DecodeRows, ScheduledStep, build_batch, make_step
 from hal.engine.block_manager import BlockManager
 from hal.engine.executor import check_result
+from hal.engine.grammar import Grammar
 from hal.engine.prefix_cache import Clock
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.request_check import check_request
-from hal.engine.sampler import SamplingState
+from hal.engine.sampler import Failure, SamplingState
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import Sequence, Status, make_sequences, urgency
 from hal.engine.slots import Slots
@@ -80,8 +81,9 @@ class Scheduler:
         """Whether a batch is out that neither update() nor fail() has been told of."""
         return self._in_flight is not None
 
-    def add(self, request: Request, seed: int) -> None:
-        """Queue a request. Raises RequestError or ContextLengthError if it can never finish."""
+    def add(self, request: Request, seed: int, grammar: Grammar | None = None) -> None:
+        """Queue a request, guided by `grammar`. Raises RequestError or ContextLengthError if it
+        can never finish."""
         if request.request_id in self._requests:
             raise RequestError(
                 f"a request with the id {request.request_id!r} is already running; ids must differ",
@@ -94,6 +96,8 @@ class Scheduler:
         first = make_sequences(request, arrival, seed, max_model_len, turn=turn)
         self._num_arrivals += 1
         self._requests[request.request_id] = first.family
+        for seq in first.family:
+            seq.grammar = grammar
         self._waiting.add(first)
 
     def abort(self, request_id: str, index: int | None = None) -> list[Output]:
@@ -141,7 +145,8 @@ class Scheduler:
             if chunk.completes_prefill:
                 self._fork(chunk.seq)
         self._sampling.record(step.row_slots, result.token_ids[:, 0])
-        output = self._append_tokens(step, result)
+        lost = self._sampling.lost_grammars(step.row_slots)
+        output = self._append_tokens(step, result, lost)
         self._in_flight = None
         return output
 
@@ -354,15 +359,22 @@ class Scheduler:
                 self._set_running(child)
             seq.unforked = []
 
-    def _append_tokens(self, step: ScheduledStep, result: StepResult) -> StepOutput:
+    def _append_tokens(
+        self, step: ScheduledStep, result: StepResult, lost: dict[int, Failure]
+    ) -> StepOutput:
         slots, tokens = step.row_slots, result.token_ids[:, 0]
         seqs, ended = self.slots.seqs, {}
         has_ended = self.slots.append(slots, tokens)
-        for row in (result.row_errors | has_ended).nonzero()[0].tolist():
+        has_failed = result.row_errors.copy()
+        has_failed[list(lost)] = True
+        for row in (has_failed | has_ended).nonzero()[0].tolist():
             seq = seqs[slots[row]]
             assert seq is not None
-            ended[row] = _ending(seq, int(tokens[row]), is_error=bool(result.row_errors[row]))
-        num_failed = int(np.count_nonzero(result.row_errors))
+            if has_failed[row]:
+                ended[row] = Ended(seq, FinishReason.ERROR, failure=lost.get(row))
+            else:
+                ended[row] = _ending(seq, int(tokens[row]))
+        num_failed = int(np.count_nonzero(has_failed))
         self.num_generated_tokens += len(slots) - num_failed
         if self._waiting.has_tenants:
             self._charge(slots)
@@ -397,9 +409,7 @@ def make_blocks(config: SchedulerConfig, clock: Clock) -> BlockManager:
     )
 
 
-def _ending(seq: Sequence, token: int, *, is_error: bool) -> Ended:
-    if is_error:
-        return Ended(seq, FinishReason.ERROR)
+def _ending(seq: Sequence, token: int) -> Ended:
     if token in seq.stop_ids:
         return Ended(seq, FinishReason.STOP, seq.stop_reason(token))
     return Ended(seq, FinishReason.LENGTH)

@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from hal.engine.grammar import Grammar
 from hal.engine.prefix_hash import PrefixKeys
 from hal.engine.request import FinishReason, Output, Request
 
@@ -67,6 +68,7 @@ class Sequence:
     is_decoding: bool = False
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    grammar: Grammar | None = None
 
     @property
     def num_prompt_tokens(self) -> int:

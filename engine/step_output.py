@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hal.engine.batch import Index, Int32, SampledLogprobs
 from hal.engine.request import FinishReason, Output
-from hal.engine.sampler import row_logprobs
+from hal.engine.sampler import Failure, row_logprobs
 from hal.engine.sequence import Sequence
 from hal.errors import NOT_FINITE
 
@@ -18,11 +18,15 @@ _NOT_FINITE = (
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A sequence that ended in the step; with FinishReason.ERROR it has no token of it."""
+    """A sequence that ended in the step; with FinishReason.ERROR it has no token of it.
+
+    failure: why then; None: its logits were not finite
+    """
 
     seq: Sequence
     reason: FinishReason
     stop_reason: int | None = None
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +67,8 @@ class StepOutput:
         if ended is not None:
             seq = ended.seq
             if ended.reason is FinishReason.ERROR:
-                error = _NOT_FINITE.format(seq.num_output_tokens)
-                return seq.last_output(FinishReason.ERROR, error, NOT_FINITE)
+                error = ended.failure or _not_finite(seq)
+                return seq.last_output(FinishReason.ERROR, error.message, error.code)
         assert seq is not None, "outputs() after the next step was scheduled"
         return Output(
             request_id=seq.request.request_id,
@@ -75,3 +79,7 @@ class StepOutput:
             stop_reason=None if ended is None else ended.stop_reason,
             num_cached_tokens=seq.num_cached_tokens,
         )
+
+
+def _not_finite(seq: Sequence) -> Failure:
+    return Failure(_NOT_FINITE.format(seq.num_output_tokens), NOT_FINITE)

@@ -17,6 +17,7 @@ from hal.devices import Opened, open_device
 from hal.devices.affinity import AUTO, NONE, allowed_cpus, choose_affinity
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
+from hal.engine.grammar import Grammars
 from hal.engine.layers.decoder import Decoder
 from hal.engine.loader import load_weights
 from hal.engine.model_config import ModelConfig, read_model_config
@@ -160,6 +161,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
             _scheduler_config(resolved, plan, assembled.kv_group),
             assembled.runner,
             random.Random(config.seed),
+            Grammars(folder, model.vocab_size),
         ),
         decoder=assembled.decoder,
         runner=assembled.runner,

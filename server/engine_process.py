@@ -15,11 +15,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from hal.engine.request import EngineStats, FinishReason, Output, Request
-from hal.errors import EngineError, HalError, RequestError
+from hal.errors import EngineError, HalError, RequestError, UnsupportedError
 from hal.parent_process import die_with_parent
 from hal.server.messages import (
     HEARTBEAT_INTERVAL_S,
@@ -51,6 +52,9 @@ class StepEngine(Protocol):
     @property
     def has_work(self) -> bool: ...
 
+    def prepare(self, request: Request) -> None:
+        """What takes long of `add`, from another thread; raises what add does."""
+
     def add(self, request: Request) -> None: ...
 
     def abort(self, request_id: str, index: int | None = None) -> object: ...
@@ -66,6 +70,14 @@ class LoadedEngine:
 
     engine: StepEngine
     info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request that can be added now, or why it cannot."""
+
+    request: Request
+    error: Exception | None
 
 
 Build = Callable[[Start], LoadedEngine]
@@ -85,7 +97,9 @@ class EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[bytes | _Prepared] = queue.SimpleQueue()
+        self._preparing: set[str] = set()
+        self._preparer = ThreadPoolExecutor(1, "prepare")
         self._num_steps = 0
         self._num_failed_steps = 0
         self._is_busy = True
@@ -94,7 +108,9 @@ class EngineLoop:
         threading.Thread(target=self._read_frames, name="reader", daemon=True).start()
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         try:
-            start = decode_to_engine(self._inbox.get())
+            first = self._inbox.get()
+            assert isinstance(first, bytes)
+            start = decode_to_engine(first)
             assert isinstance(start, Start), start
             loaded = build(start)
             self._send(Ready(loaded.info))
@@ -137,21 +153,49 @@ class EngineLoop:
         self._num_steps += 1
         return outputs
 
-    def _handle(self, engine: StepEngine, payload: bytes) -> None:
-        try:
-            message = decode_to_engine(payload)
-        except RequestError as error:
-            self._send(Rejected(request_id_of(payload), ErrorRecord.of(error)))
+    def _handle(self, engine: StepEngine, item: bytes | _Prepared) -> None:
+        if isinstance(item, _Prepared):
+            self._add_prepared(engine, item)
             return
-        if isinstance(message, Add):
+        try:
+            message = decode_to_engine(item)
+        except RequestError as error:
+            self._send(Rejected(request_id_of(item), ErrorRecord.of(error)))
+            return
+        if isinstance(message, Add) and message.request.params.guided_decoding is not None:
+            self._preparing.add(message.request.request_id)
+            self._preparer.submit(self._prepare, engine, message.request)
+        elif isinstance(message, Add):
             self._add(engine, message.request)
         elif isinstance(message, Abort):
+            self._preparing.discard(message.request_id)
             engine.abort(message.request_id, message.index)
+
+    def _prepare(self, engine: StepEngine, request: Request) -> None:
+        """In a thread: the steps of others go on while a grammar is compiled."""
+        error: Exception | None = None
+        try:
+            engine.prepare(request)
+        except Exception as caught:  # noqa: BLE001 raised again in the main thread
+            error = caught
+        self._inbox.put(_Prepared(request, error))
+
+    def _add_prepared(self, engine: StepEngine, prepared: _Prepared) -> None:
+        request, error = prepared.request, prepared.error
+        if request.request_id not in self._preparing:
+            return  # aborted meanwhile
+        self._preparing.discard(request.request_id)
+        if error is None:
+            self._add(engine, request)
+        elif isinstance(error, HalError):
+            self._send(Rejected(request.request_id, ErrorRecord.of(error)))
+        else:
+            raise error
 
     def _add(self, engine: StepEngine, request: Request) -> None:
         try:
             engine.add(request)
-        except RequestError as error:
+        except (RequestError, UnsupportedError) as error:
             self._send(Rejected(request.request_id, ErrorRecord.of(error)))
         else:
             self._send(Admitted(request.request_id))

@@ -125,6 +125,9 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._active)
 
+    def prepare(self, request: Request) -> None:
+        """A script decides every token; a grammar is neither compiled nor followed."""
+
     def add(self, request: Request) -> None:
         rule = self._rule_for(request.prompt_token_ids)
         if rule.reject is not None:

@@ -352,6 +352,19 @@ void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Ad
 
 #endif
 
+void call_mask_logits(Address logits, int64_t stride, int64_t vocab, Address rows, int64_t num_rows,
+                      Address mask, int64_t mask_stride, int num_threads) {
+    nb::gil_scoped_release release;
+    mask_logits({.logits = at<float>(logits),
+                 .stride = stride,
+                 .vocab = vocab,
+                 .rows = at<int32_t>(rows),
+                 .num_rows = num_rows,
+                 .mask = at<uint32_t>(mask),
+                 .mask_stride = mask_stride,
+                 .num_threads = num_threads});
+}
+
 void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, int64_t num_ids,
                       Address out, int64_t out_stride_bytes, int64_t row_bytes, int num_threads) {
     nb::gil_scoped_release release;
@@ -405,6 +418,7 @@ NB_MODULE(_C, m) {
     m.def("touch_pages", &call_touch_pages);
     m.def("num_barriers", &num_barriers);
     m.def("num_scratch_allocations", &num_scratch_allocations);
+    m.def("mask_logits", &call_mask_logits);
     m.def("gather_rows", &call_gather_rows);
     m.def("pack_rows", &call_pack_rows);
     m.def("gather_packed_rows", &call_gather_packed_rows);

@@ -150,7 +150,7 @@ class Simulation:
         self.blocks = FaultyBlocks(plan.config, self.clock)
         self.executor = SimulatedExecutor(plan.config, self.blocks)
         scheduler = Scheduler(plan.config, self.clock, self.blocks)
-        self.engine = Engine(plan.config, self.executor, random.Random(0), scheduler)
+        self.engine = Engine(plan.config, self.executor, random.Random(0), scheduler=scheduler)
         self.requests: dict[str, Request] = {}
         self.arrived_at: dict[str, float] = {}  # on a clock that never goes back
         self.queued: set[str] = set()  # never ran so far

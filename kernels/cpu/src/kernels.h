@@ -360,6 +360,19 @@ struct SampleArgs {
 };
 void sample(const SampleArgs& args);
 
+// logits[rows[m], id] = -inf where bit id % 32 of mask[m, id / 32] is 0.
+struct MaskArgs {
+    float* logits;
+    int64_t stride;
+    int64_t vocab;
+    const int32_t* rows;
+    int64_t num_rows;
+    const uint32_t* mask;
+    int64_t mask_stride;  // words
+    int num_threads;
+};
+void mask_logits(const MaskArgs& args);
+
 // out[i] = table[ids[i]], rows of row_bytes bytes.
 struct GatherArgs {
     const void* table;
