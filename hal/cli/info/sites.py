@@ -11,7 +11,7 @@ from hal.opset.block import AttentionBlockProblem, MlpBlockProblem
 from hal.opset.elementwise import Activation, ActivationProblem, ElementwiseProblem
 from hal.opset.indexing import GatherProblem, TokenProblem
 from hal.opset.linear import LinearProblem
-from hal.opset.norm import NormProblem
+from hal.opset.norm import NormKind, NormProblem
 from hal.opset.sampling import SampleProblem
 from hal.opset.vocab import VocabProblem
 from hal.select import Op
@@ -69,6 +69,7 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         rope=rope,
         has_qkv_bias=False,
         has_output_bias=False,
+        norm=NormKind.RMS,
     )
     mlp_block = MlpBlockProblem(
         hidden_size=_HIDDEN_SIZE,
@@ -77,6 +78,7 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         is_gated=True,
         has_bias=False,
         dtype=dtype,
+        norm=NormKind.RMS,
     )
     return (
         Site(opset.attention_block, attention_block),
