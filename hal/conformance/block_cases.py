@@ -150,8 +150,8 @@ def block_cases() -> Iterator[Case]:
         yield _attention_block(
             "no-rope", dtype, has_qkv_bias=True, has_output_bias=True, rotary_dim=0
         )
-        yield _attention_block("normed-rms", dtype, block_norm=NormKind.RMS)
-        yield _attention_block("normed-layer", dtype, block_norm=NormKind.LAYER, rotary_dim=0)
+        yield _attention_block("rms_norm", dtype, block_norm=NormKind.RMS)
+        yield _attention_block("layer_norm", dtype, block_norm=NormKind.LAYER, rotary_dim=0)
         for width, activation, is_gated, has_bias, norm in (
             (96, Activation.SILU, True, False, None),
             (100, Activation.SILU, True, False, None),
@@ -161,7 +161,7 @@ def block_cases() -> Iterator[Case]:
             (96, Activation.GELU, False, True, NormKind.LAYER),
         ):
             gate, bias = "-gated" * is_gated, "-bias" * has_bias
-            normed = "" if norm is None else f"-normed-{norm}"
+            normed = "" if norm is None else f"-{norm}"
             yield MlpBlockCase(
                 op="mlp_block",
                 name=f"{activation}-W{width}{gate}{bias}{normed}",

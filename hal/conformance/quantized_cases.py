@@ -284,7 +284,7 @@ def _mlp_cases(name: str, weights: WeightFormat, dtype: DType) -> Iterator[Case]
         (96, False, None),
         (96, True, NormKind.RMS),
     ):
-        normed = "" if norm is None else f"-normed-{norm}"
+        normed = "" if norm is None else f"-{norm}"
         yield QuantizedMlpBlockCase(
             op="mlp_block",
             name=f"{name}-W{width}{'-gated' * is_gated}{normed}",

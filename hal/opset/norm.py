@@ -21,8 +21,8 @@ class NormProblem:
 class NormKind(StrEnum):
     """The ops of this file."""
 
-    RMS = "rms"
-    LAYER = "layer"
+    RMS = "rms_norm"
+    LAYER = "layer_norm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from hal.opset.elementwise import Activation, ActivationProblem, ElementwiseProb
 from hal.opset.indexing import GatherProblem, TokenProblem
 from hal.opset.linear import LinearProblem
 from hal.opset.moe import CombineProblem, MoeBlockProblem, RouteProblem
-from hal.opset.norm import NormProblem
+from hal.opset.norm import NormKind, NormProblem
 from hal.opset.sampling import SampleProblem
 from hal.opset.vocab import VocabProblem
 from hal.select import Op
@@ -76,6 +76,7 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         rope=rope,
         has_qkv_bias=False,
         has_output_bias=False,
+        norm=NormKind.RMS,
     )
     mlp_block = MlpBlockProblem(
         hidden_size=_HIDDEN_SIZE,
@@ -84,6 +85,7 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         is_gated=True,
         has_bias=False,
         dtype=dtype,
+        norm=NormKind.RMS,
     )
     return (
         Site(opset.attention_block, attention_block),

@@ -40,6 +40,8 @@ class OnDemand {
     template <class Make>
     bool do_if_untouched(int64_t unit, const Make& make) const {
         State expected = kUntouched;
+        // Looked at first: a compare takes the line from all who wait beside it.
+        if (__atomic_load_n(states_ + unit, __ATOMIC_RELAXED) != expected) return false;
         if (!__atomic_compare_exchange_n(states_ + unit, &expected, State(kBusy), false,
                                          __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
             return false;

@@ -240,8 +240,11 @@ void round_alone4(const QuantizedLinearArgs& args, const Part& part) {
 template <class T>
 void round_part(const QuantizedLinearArgs& args, const Part& part) {
     const bool is_alone = part.tile.size() == 1;
-    if (args.shape.is_int4()) return is_alone ? round_alone4<T>(args, part) : round_part4<T>(args, part);
-    is_alone ? round_alone8<T>(args, part) : round_part8<T>(args, part);
+    if (args.shape.is_int4()) {
+        is_alone ? round_alone4<T>(args, part) : round_part4<T>(args, part);
+    } else {
+        is_alone ? round_alone8<T>(args, part) : round_part8<T>(args, part);
+    }
 }
 
 // x of one product, normed where that is asked for, and rounded.
