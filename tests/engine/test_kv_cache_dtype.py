@@ -34,8 +34,8 @@ def build(folder: Path, device: str, **settings: object) -> BuiltEngine:
         "dtype": "bfloat16",
         "kv_cache_dtype": "int8",
     }
-    config = EngineConfig(model=str(folder), device=device, **{**base, **settings})  # type: ignore[arg-type]
-    return build_engine(config)
+    given = {**base, "model": str(folder), "device": device, **settings}
+    return build_engine(EngineConfig(**given))  # type: ignore[arg-type]  # it checks its fields
 
 
 def logits(built: BuiltEngine, prompt: Prompt) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
