@@ -148,9 +148,7 @@ void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) ga
                            .num_threads = num_threads});
 }
 
-#if defined(HAL_HAS_AVX512)
-
-void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_stride,
+void call_norm(void (*norm)(const NormArgs&), Address x, int64_t x_stride, Address residual, int64_t residual_stride,
                Address weight, Address bias, Address out, int64_t out_stride, int64_t rows,
                int64_t hidden, float eps, bool layer_norm, int dtype, int num_threads) {
     nb::gil_scoped_release release;
@@ -170,7 +168,7 @@ void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_s
           .num_threads = num_threads});
 }
 
-void call_activate(Address x, int64_t x_stride, Address out, int64_t out_stride, int64_t rows,
+void call_activate(void (*activate)(const ActivationArgs&), Address x, int64_t x_stride, Address out, int64_t out_stride, int64_t rows,
                    int64_t size, int activation, bool gated, int dtype, int num_threads) {
     nb::gil_scoped_release release;
     activate({.x = at(x),
@@ -185,7 +183,7 @@ void call_activate(Address x, int64_t x_stride, Address out, int64_t out_stride,
               .num_threads = num_threads});
 }
 
-void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+void call_qk_norm_rope(void (*qk_norm_rope)(const RopeArgs&), Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
                        int64_t num_kv_heads, int64_t head_dim, Address positions, Address cos_sin,
                        int64_t rotary_dim, Address q_norm, Address k_norm, float eps, int dtype,
                        int num_threads) {
@@ -206,7 +204,7 @@ void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int6
                   .num_threads = num_threads});
 }
 
-void call_write_kv(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+void call_write_kv(void (*write_kv)(const WriteKvArgs&), Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
                    Address kv, int kv_dtype, int64_t num_kv_heads, int64_t block_size,
                    int64_t head_dim, Address slot_mapping, int dtype, int num_threads) {
     nb::gil_scoped_release release;
@@ -253,6 +251,8 @@ void call_attention(void (*kernel)(const AttentionArgs&), Args... args) {
     kernel(attention_args(args...));
 }
 
+#if defined(HAL_HAS_AVX512)
+
 // Rotates the rows whose first heads are q, writes their K and V, attends. The arguments behind
 // num_tokens are those of attention_args after q.
 template <class... Args>
@@ -287,20 +287,24 @@ void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int
     attention(attend);
 }
 
-template <class Result, class... Args>
-auto* call_attention_with(Result (*)(Args...)) {
-    return &call_attention<Args...>;
-}
 template <class Result, class First, class... Args>
 auto* call_rope_write_attend_with(Result (*)(First, Args...)) {
     return &call_rope_write_attend<Args...>;
 }
 
-void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Address temperature,
+#endif
+
+template <class Result, class... Args>
+auto* call_attention_with(Result (*)(Args...)) {
+    return &call_attention<Args...>;
+}
+
+void call_sample(SamplingPasses passes, Address logits, int64_t stride, int64_t rows, int64_t vocab, Address temperature,
                  Address top_k, Address top_p, Address min_p, Address seeds, Address token_index,
                  bool has_filters, Address tokens, int num_threads) {
     nb::gil_scoped_release release;
-    sample({.logits = at<float>(logits),
+    sample(passes,
+           {.logits = at<float>(logits),
             .stride = stride,
             .rows = rows,
             .vocab = vocab,
@@ -314,8 +318,6 @@ void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Ad
             .tokens = at<int32_t>(tokens),
             .num_threads = num_threads});
 }
-
-#endif
 
 void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, int64_t num_ids,
                       Address out, int64_t out_stride_bytes, int64_t row_bytes, int num_threads) {
@@ -351,6 +353,13 @@ void define_products(nb::module_& m, const LevelKernels& kernels) {
     define(m, "quantized_linear", &call_quantized_linear, kernels.quantized_linear);
 }
 
+void define_rows(nb::module_& m, const LevelKernels& kernels) {
+    define(m, "norm", &call_norm, kernels.norm);
+    define(m, "activate", &call_activate, kernels.activate);
+    define(m, "qk_norm_rope", &call_qk_norm_rope, kernels.qk_norm_rope);
+    define(m, "sample", &call_sample, kernels.sampling);
+}
+
 }  // namespace
 }  // namespace hal::cpu
 
@@ -371,28 +380,29 @@ NB_MODULE(_C, m) {
         nb::module_ part = m.def_submodule(level.name.c_str());
         part.attr("needs") = nb::cast(level.needs);
         define_products(part, *level.kernels);
-        define(part, "attention", call_attention_with(&attention_args), level.kernels->attention);
+        const LevelKernels& kernels = *level.kernels;
+        define_rows(part, kernels);
+        define(part, "attention", call_attention_with(&attention_args), kernels.attention);
+        define(part, "write_kv", &call_write_kv, kernels.write_kv);
     }
 #if defined(HAL_HAS_AVX512)
     define_products(m, {.linear = &linear,
                         .quantize_rows = &quantize_rows,
                         .gather_quantized_rows = &gather_quantized_rows,
-                        .quantized_linear = &any_quantized_linear,
-                        .attention = nullptr});
-    m.def("norm", &call_norm);
-    m.def("activate", &call_activate);
-    m.def("qk_norm_rope", &call_qk_norm_rope);
-    m.def("write_kv", &call_write_kv);
+                        .quantized_linear = &any_quantized_linear});
+    define_rows(m, {.norm = &norm,
+                    .activate = &activate,
+                    .qk_norm_rope = &qk_norm_rope,
+                    .sampling = kAvx512Passes});
+    define(m, "write_kv", &call_write_kv, &write_kv);
     define(m, "attention", call_attention_with(&attention_args), &attention);
     m.def("rope_write_attend", call_rope_write_attend_with(&attention_args));
-    m.def("sample", &call_sample);
 #endif
 #if defined(HAL_HAS_AMX)
     nb::module_ tiles = m.def_submodule("amx");
     define_products(tiles, {.linear = &linear_amx,
                             .quantize_rows = &quantize_rows,
                             .gather_quantized_rows = &gather_quantized_rows,
-                            .quantized_linear = &quantized_linear_amx,
-                            .attention = nullptr});
+                            .quantized_linear = &quantized_linear_amx});
 #endif
 }

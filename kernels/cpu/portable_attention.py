@@ -46,12 +46,26 @@ class PortableAttention(PagedAttention):
         self._pages = native.HugePages()
 
     def plan(self, meta: AttentionMeta) -> None:
-        super().plan(meta)
+        self._slots = as_torch(meta.slot_mapping_device)
         self._step = PlannedStep(meta)
 
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
+        rows, p = as_torch(qkv), self.problem
         self._pages.advise(as_torch(kv))
-        super().write_kv(qkv, kv)
+        self.level.products().write_kv(
+            rows.data_ptr(),
+            rows.stride(0),
+            rows.shape[0],
+            p.num_heads,
+            as_torch(kv).data_ptr(),
+            native.DTYPE_CODES[p.kv_dtype],
+            p.num_kv_heads,
+            p.block_size,
+            p.head_dim,
+            self._slots.data_ptr(),
+            native.DTYPE_CODES[p.dtype],
+            torch.get_num_threads(),
+        )
 
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
         rows = as_torch(qkv)

@@ -333,8 +333,7 @@ struct AttentionArgs {
 };
 void attention(const AttentionArgs& args);
 
-// A token of each row: -1 where the row holds a NaN or its maximum is not finite, the lowest id of
-// the maximum at temperature 0, else a draw as the op `sample` defines it.
+// As sample() of sampling_row.h takes them.
 struct SampleArgs {
     const float* logits;
     int64_t stride;
@@ -350,7 +349,6 @@ struct SampleArgs {
     int32_t* tokens;
     int num_threads;
 };
-void sample(const SampleArgs& args);
 
 // out[i] = table[ids[i]], rows of row_bytes bytes.
 struct GatherArgs {

@@ -2,6 +2,7 @@
 // random values of odd shapes: for emulated CPUs, where there is no Python.
 //
 //     check_levels [LEVEL...]    exit status 1 if a check fails or a level named cannot run
+#include "check_rows.h"
 #include "references.h"
 #include "src/features.h"
 #include "src/levels.h"
@@ -290,6 +291,7 @@ void check_attention(const Level& level, int64_t head_dim, int64_t group, float 
 }
 
 void check_level(const Level& level) {
+    check_row_kernels(level);
     check_attention(level, 48, 3, 0, 0);
     check_attention(level, 80, 1, 20, 0);
     check_attention(level, 128, 7, 0, 33);
