@@ -34,9 +34,9 @@ def rejects(level: Level, caps: Capabilities, problem: AttentionProblem) -> str 
 class PortableAttention(PagedAttention):
     """One call per layer for decodes, chunks and prefills together.
 
-    Keys are summed in order in tiles of 64 at fixed positions, so neither the batch, the chunking
-    nor the number of threads changes a bit. A sequence's KV heads run in parallel, and its new
-    tokens; its keys do not.
+    Keys are summed in tiles of 64 within splits of 512 at fixed positions, so neither the batch,
+    the chunking nor the number of threads changes a bit. A sequence's KV heads run in parallel, and
+    its new tokens; splits of its keys where there are too few of those for the threads.
     """
 
     level: ClassVar[Level]
