@@ -157,9 +157,7 @@ void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) ga
                            .num_threads = num_threads});
 }
 
-#if defined(HAL_HAS_AVX512)
-
-void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_stride,
+void call_norm(void (*norm)(const NormArgs&), Address x, int64_t x_stride, Address residual, int64_t residual_stride,
                Address weight, Address bias, Address out, int64_t out_stride, int64_t rows,
                int64_t hidden, float eps, bool layer_norm, int dtype, int num_threads) {
     nb::gil_scoped_release release;
@@ -215,7 +213,8 @@ auto* calling_after_norm() {
     return calling_after_norm_with<collect>(collect);
 }
 
-void call_activate(Address x, int64_t x_stride, Address out, int64_t out_stride, int64_t rows,
+void call_activate(void (*activate)(const ActivationArgs&), Address x, int64_t x_stride,
+                   Address out, int64_t out_stride, int64_t rows,
                    int64_t size, int activation, bool gated, int dtype, int num_threads) {
     nb::gil_scoped_release release;
     activate({.x = at(x),
@@ -230,7 +229,7 @@ void call_activate(Address x, int64_t x_stride, Address out, int64_t out_stride,
               .num_threads = num_threads});
 }
 
-void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+void call_qk_norm_rope(void (*qk_norm_rope)(const RopeArgs&), Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
                        int64_t num_kv_heads, int64_t head_dim, Address positions, Address cos_sin,
                        int64_t rotary_dim, Address q_norm, Address k_norm, float eps, int dtype,
                        int num_threads) {
@@ -251,7 +250,7 @@ void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int6
                   .num_threads = num_threads});
 }
 
-void call_write_kv(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+void call_write_kv(void (*write_kv)(const WriteKvArgs&), Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
                    Address kv, int kv_dtype, int64_t num_kv_heads, int64_t block_size,
                    int64_t head_dim, Address slot_mapping, int dtype, int num_threads) {
     nb::gil_scoped_release release;
@@ -290,6 +289,8 @@ AttentionArgs attention_args(Address q, int64_t q_stride, Address kv, int kv_dty
             .dtype = dtype_of(dtype),
             .num_threads = num_threads};
 }
+
+#if defined(HAL_HAS_AVX512)
 
 // Rotates the rows whose first heads are q, writes their K and V, attends. The arguments behind
 // num_tokens are those of attention_args after q.
@@ -331,11 +332,14 @@ auto* call_rope_write_attend_with(Result (*)(First, Args...)) {
     return &call_rope_write_attend<Args...>;
 }
 
-void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Address temperature,
-                 Address top_k, Address top_p, Address min_p, Address seeds, Address token_index,
-                 bool has_filters, Address tokens, int num_threads) {
+#endif
+
+void call_sample(SamplingPasses passes, Address logits, int64_t stride, int64_t rows, int64_t vocab,
+                 Address temperature, Address top_k, Address top_p, Address min_p, Address seeds,
+                 Address token_index, bool has_filters, Address tokens, int num_threads) {
     nb::gil_scoped_release release;
-    sample({.logits = at<float>(logits),
+    sample(passes,
+           {.logits = at<float>(logits),
             .stride = stride,
             .rows = rows,
             .vocab = vocab,
@@ -349,8 +353,6 @@ void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Ad
             .tokens = at<int32_t>(tokens),
             .num_threads = num_threads});
 }
-
-#endif
 
 void call_mask_logits(Address logits, int64_t stride, int64_t vocab, Address rows, int64_t num_rows,
                       Address mask, int64_t mask_stride, int num_threads) {
@@ -403,6 +405,13 @@ void define_products(nb::module_& m, const LevelKernels& kernels,
     define(m, "moe", &call_moe, products);
 }
 
+void define_rows(nb::module_& m, const LevelKernels& kernels) {
+    define(m, "norm", &call_norm, kernels.norm);
+    define(m, "activate", &call_activate, kernels.activate);
+    define(m, "qk_norm_rope", &call_qk_norm_rope, kernels.qk_norm_rope);
+    define(m, "sample", &call_sample, kernels.sampling);
+}
+
 }  // namespace
 }  // namespace hal::cpu
 
@@ -425,32 +434,33 @@ NB_MODULE(_C, m) {
     for (const Level& level : levels()) {
         nb::module_ part = m.def_submodule(level.name.c_str());
         part.attr("needs") = nb::cast(level.needs);
-        define_products(part, *level.kernels, level.kernels->linear);
-        define(part, "attention", calling<attention_args>(), level.kernels->attention);
+        const LevelKernels& kernels = *level.kernels;
+        define_products(part, kernels, kernels.linear);
+        define_rows(part, kernels);
+        define(part, "attention", calling<attention_args>(), kernels.attention);
+        define(part, "write_kv", &call_write_kv, kernels.write_kv);
     }
 #if defined(HAL_HAS_AVX512)
     define_products(m, {.linear = &linear,
                         .quantize_rows = &quantize_rows,
                         .gather_quantized_rows = &gather_quantized_rows,
-                        .quantized_linear = &any_quantized_linear,
-                        .attention = nullptr}, &linear);
+                        .quantized_linear = &any_quantized_linear}, &linear);
     define(m, "linear_after_norm", calling_after_norm<linear_args>(), &linear);
     define(m, "quantized_linear_after_norm", calling_after_norm<quantized_linear_args>(),
            &any_quantized_linear);
-    m.def("norm", &call_norm);
-    m.def("activate", &call_activate);
-    m.def("qk_norm_rope", &call_qk_norm_rope);
-    m.def("write_kv", &call_write_kv);
+    define_rows(m, {.norm = &norm,
+                    .activate = &activate,
+                    .qk_norm_rope = &qk_norm_rope,
+                    .sampling = kAvx512Passes});
+    define(m, "write_kv", &call_write_kv, &write_kv);
     define(m, "attention", calling<attention_args>(), &attention);
     m.def("rope_write_attend", call_rope_write_attend_with(&attention_args));
-    m.def("sample", &call_sample);
 #endif
 #if defined(HAL_HAS_AMX)
     nb::module_ tiles = m.def_submodule("amx");
     define_products(tiles, {.linear = &linear_amx,
                             .quantize_rows = &quantize_rows,
                             .gather_quantized_rows = &gather_quantized_rows,
-                            .quantized_linear = &quantized_linear_amx,
-                            .attention = nullptr}, &linear);
+                            .quantized_linear = &quantized_linear_amx}, &linear);
 #endif
 }

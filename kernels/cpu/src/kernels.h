@@ -341,8 +341,7 @@ struct AttentionArgs {
 };
 void attention(const AttentionArgs& args);
 
-// A token of each row: -1 where the row holds a NaN or its maximum is not finite, the lowest id of
-// the maximum at temperature 0, else a draw as the op `sample` defines it.
+// As sample() of sampling_row.h takes them.
 struct SampleArgs {
     const float* logits;
     int64_t stride;
@@ -358,7 +357,6 @@ struct SampleArgs {
     int32_t* tokens;
     int num_threads;
 };
-void sample(const SampleArgs& args);
 
 // logits[rows[m], id] = -inf where bit id % 32 of mask[m, id / 32] is 0.
 struct MaskArgs {

@@ -6,6 +6,8 @@
 #include "portable_decoded_linear.h"
 #include "portable_dots_linear.h"
 #include "portable_linear.h"
+#include "portable_rows.h"
+#include "portable_sampling.h"
 
 namespace hal::cpu {
 namespace {
@@ -21,6 +23,11 @@ constexpr LevelKernels kPortableKernels = {
     .gather_quantized_rows = &run_gather_quantized_rows,
     .quantized_linear = &run_quantized_linear,
     .attention = &run_attention,
+    .write_kv = &run_write_kv,
+    .norm = &run_norm,
+    .activate = &run_activate,
+    .qk_norm_rope = &run_rope,
+    .sampling = kPortablePasses,
 };
 
 }  // namespace

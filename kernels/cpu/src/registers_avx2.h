@@ -72,6 +72,7 @@ inline Ints max(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
 inline Ints min(Ints a, Ints b) { return _mm256_min_epi32(a, b); }
 inline Ints bit_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
 inline Ints bit_or(Ints a, Ints b) { return _mm256_or_si256(a, b); }
+inline Ints bit_xor(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
 // Lanes of a where all bits of the mask are set, else of b.
 inline Ints choose(Ints mask, Ints a, Ints b) { return _mm256_blendv_epi8(b, a, mask); }
 template <int kBits>
@@ -85,6 +86,21 @@ inline Ints shift_right(Ints v) {
 }
 // All bits of a lane where a > b.
 inline Ints is_greater(Ints a, Ints b) { return _mm256_cmpgt_epi32(a, b); }
+inline Ints is_greater(Floats a, Floats b) { return as_ints(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+inline bool is_any(Ints mask) { return !_mm256_testz_si256(mask, mask); }
+
+// All 64 bits of products of unsigned lanes.
+struct WideProduct {
+    Ints high;
+    Ints low;
+};
+inline WideProduct wide_product(Ints v, uint32_t factor) {
+    const Ints f = splat(int32_t(factor));
+    const Ints even = _mm256_mul_epu32(v, f);
+    const Ints odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), f);
+    return {_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa),
+            _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa)};
+}
 
 // Of the lower, and the upper, four 16-bit values of every 128 bits one in each lane, unsigned.
 inline Ints lower_halves(Ints v) { return _mm256_unpacklo_epi16(v, _mm256_setzero_si256()); }

@@ -69,6 +69,7 @@ inline Ints max(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 inline Ints min(Ints a, Ints b) { return _mm512_min_epi32(a, b); }
 inline Ints bit_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 inline Ints bit_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
+inline Ints bit_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 // Lanes of a where all bits of the mask are set, else of b.
 inline Ints choose(Ints mask, Ints a, Ints b) {
     return _mm512_mask_mov_epi32(b, _mm512_movepi32_mask(mask), a);
@@ -85,6 +86,23 @@ inline Ints shift_right(Ints v) {
 // All bits of a lane where a > b.
 inline Ints is_greater(Ints a, Ints b) {
     return _mm512_movm_epi32(_mm512_cmpgt_epi32_mask(a, b));
+}
+inline Ints is_greater(Floats a, Floats b) {
+    return _mm512_movm_epi32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ));
+}
+inline bool is_any(Ints mask) { return _mm512_movepi32_mask(mask) != 0; }
+
+// All 64 bits of products of unsigned lanes.
+struct WideProduct {
+    Ints high;
+    Ints low;
+};
+inline WideProduct wide_product(Ints v, uint32_t factor) {
+    const Ints f = splat(int32_t(factor));
+    const Ints even = _mm512_mul_epu32(v, f);
+    const Ints odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), f);
+    return {_mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd),
+            _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32))};
 }
 
 // Of the lower, and the upper, four 16-bit values of every 128 bits one in each lane, unsigned.

@@ -67,6 +67,7 @@ inline Ints max(Ints a, Ints b) { return vmaxq_s32(a, b); }
 inline Ints min(Ints a, Ints b) { return vminq_s32(a, b); }
 inline Ints bit_and(Ints a, Ints b) { return vandq_s32(a, b); }
 inline Ints bit_or(Ints a, Ints b) { return vorrq_s32(a, b); }
+inline Ints bit_xor(Ints a, Ints b) { return veorq_s32(a, b); }
 // Lanes of a where all bits of the mask are set, else of b.
 inline Ints choose(Ints mask, Ints a, Ints b) {
     return vbslq_s32(vreinterpretq_u32_s32(mask), a, b);
@@ -82,6 +83,21 @@ inline Ints shift_right(Ints v) {
 }
 // All bits of a lane where a > b.
 inline Ints is_greater(Ints a, Ints b) { return vreinterpretq_s32_u32(vcgtq_s32(a, b)); }
+inline Ints is_greater(Floats a, Floats b) { return vreinterpretq_s32_u32(vcgtq_f32(a, b)); }
+inline bool is_any(Ints mask) { return vmaxvq_u32(vreinterpretq_u32_s32(mask)) != 0; }
+
+// All 64 bits of products of unsigned lanes.
+struct WideProduct {
+    Ints high;
+    Ints low;
+};
+inline WideProduct wide_product(Ints v, uint32_t factor) {
+    const uint32x4_t x = vreinterpretq_u32_s32(v), f = vdupq_n_u32(factor);
+    const uint32x4_t low = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(x), vget_low_u32(f)));
+    const uint32x4_t high = vreinterpretq_u32_u64(vmull_high_u32(x, f));
+    return {vreinterpretq_s32_u32(vuzp2q_u32(low, high)),
+            vreinterpretq_s32_u32(vuzp1q_u32(low, high))};
+}
 
 // Of the lower, and the upper, four 16-bit values one in each lane, unsigned.
 inline Ints lower_halves(Ints v) {

@@ -15,6 +15,7 @@ import torch
 import hal
 import hal.kernels
 from hal.conformance.cases import cases_by_op
+from hal.conformance.paged import PagedCache, SequenceStep
 from hal.conformance.run import conform
 from hal.conformance.stage import Stage
 from hal.device import Feature
@@ -156,6 +157,41 @@ def test_every_level_has_its_own_family(level: Level) -> None:
         traits = op.kernels[level.name].traits
         assert traits.preference == level.preference < op.kernels["avx512_bf16"].traits.preference
         assert traits.is_batch_invariant(None)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_splits_of_a_long_context_change_no_bit(level: Level, stage: Stage) -> None:
+    """A decode of 1500 keys alone, shared out by splits, beside others, and as part of a chunk."""
+    if level in DOT_LEVELS:
+        pytest.skip("has no attention of its own")
+    problem = AttentionProblem(
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        dtype=DType.FLOAT32,
+        block_size=16,
+        spec=AttentionSpec(scale=0.2),
+    )
+    family = attention.kernels[level.name].implementation(problem, stage.binder)
+    cache = PagedCache(stage, family, problem, [1500, 700])
+    cache.plan([SequenceStep(1500, 1500), SequenceStep(700, 700)], [0, 1])
+    family.write_kv(random(2200, problem.qkv_width), cache.kv)
+    q = random(3, problem.qkv_width)
+
+    def attended(steps: list[SequenceStep], first: int, last: int) -> torch.Tensor:
+        cache.plan(steps, list(range(len(steps))))
+        out = torch.full((last - first, 128), float("nan"))
+        family.attend(q[first:last], cache.kv, out)
+        return out
+
+    alone = attended([SequenceStep(1, 1500)], 0, 1)
+    beside = attended([SequenceStep(1, 1500), SequenceStep(1, 700)], 0, 2)
+    chunk = attended([SequenceStep(3, 1500)], 0, 3)
+    torch.set_num_threads(2)
+    assert not alone.isnan().any()
+    assert torch.equal(attended([SequenceStep(1, 1500)], 0, 1), alone)
+    assert torch.equal(beside[:1], alone)
+    assert torch.equal(attended([SequenceStep(1, 1498)], 0, 1), chunk[:1])
 
 
 # What the module has beside its levels where it was built without AVX512.

@@ -2,6 +2,7 @@
 // random values of odd shapes: for emulated CPUs, where there is no Python.
 //
 //     check_levels [LEVEL...]    exit status 1 if a check fails or a level named cannot run
+#include "check_rows.h"
 #include "references.h"
 #include "src/features.h"
 #include "src/levels.h"
@@ -245,14 +246,16 @@ double attended(const Cache& cache, const Matrix& q, int64_t token, int64_t head
     return sum / total;
 }
 
-// The last tokens of a sequence in one chunk, and each alone as it would be decoded.
+// The last tokens of a sequence in one chunk, and each alone as it would be decoded, on one thread
+// and where splits of its keys are shared out.
 void check_attention(const Level& level, int64_t head_dim, int64_t group, float softcap,
-                     int64_t window) {
-    Cache cache(2, head_dim, 150);
+                     int64_t window, int64_t num_keys = 150, int64_t num_tokens = 40) {
+    Cache cache(2, head_dim, num_keys);
     const int64_t num_heads = 2 * group, width = num_heads * head_dim;
-    const Matrix q(40, width, DType::kFloat32, 3, 12);
-    const auto run = [&](int64_t first, int64_t last, std::vector<float>& out) {
-        const int32_t starts[] = {0, int32_t(last - first)}, length = int32_t(110 + last);
+    const Matrix q(num_tokens, width, DType::kFloat32, 3, 12);
+    const auto run = [&](int64_t first, int64_t last, int num_threads, std::vector<float>& out) {
+        const int32_t starts[] = {0, int32_t(last - first)};
+        const int32_t length = int32_t(num_keys - num_tokens + last);
         level.kernels->attention({.q = q.floats.data() + first * q.stride,
                                   .q_stride = q.stride,
                                   .kv = cache.memory.data(),
@@ -269,30 +272,37 @@ void check_attention(const Level& level, int64_t head_dim, int64_t group, float 
                                   .softcap = softcap,
                                   .window = window,
                                   .dtype = DType::kFloat32,
-                                  .num_threads = 1});
+                                  .num_threads = num_threads});
     };
-    std::vector<float> all(size_t(40 * width), NAN), one(size_t(width), NAN);
-    run(0, 40, all);
+    std::vector<float> all(size_t(num_tokens * width), NAN), one(size_t(width), NAN);
+    run(0, num_tokens, 1, all);
     const std::string what = level.name + " attention, head_dim " + std::to_string(head_dim);
     double worst = 0;
-    for (int64_t token = 0; token < 40; ++token) {
+    for (int64_t token = 0; token < num_tokens; ++token) {
         for (int64_t i = 0; i < width; ++i) {
             const double wanted =
                 attended(cache, q, token, i / head_dim, i % head_dim, group, softcap, window);
             const double error = std::fabs(all[size_t(token * width + i)] - wanted);
             worst = error <= worst ? worst : error;
         }
-        run(token, token + 1, one);
-        check(std::equal(one.begin(), one.end(), all.begin() + token * width),
-              what + ": other bits in a chunk, token " + std::to_string(token));
+        for (const int num_threads : {1, 8}) {
+            std::fill(one.begin(), one.end(), NAN);
+            run(token, token + 1, num_threads, one);
+            check(std::equal(one.begin(), one.end(), all.begin() + token * width),
+                  what + ": other bits in a chunk, token " + std::to_string(token) + " on " +
+                      std::to_string(num_threads) + " threads");
+        }
     }
     check(worst < 1e-5, what + ": error " + std::to_string(worst));
 }
 
 void check_level(const Level& level) {
+    check_row_kernels(level);
     check_attention(level, 48, 3, 0, 0);
     check_attention(level, 80, 1, 20, 0);
     check_attention(level, 128, 7, 0, 33);
+    check_attention(level, 16, 2, 0, 0, 1537, 4);
+    check_attention(level, 16, 3, 0, 700, 1300, 3);
     for (const DType dtype : {DType::kFloat32, DType::kBfloat16}) {
         const std::string type = dtype == DType::kFloat32 ? " float32" : " bfloat16";
         for (size_t i = 0; i < std::size(kSettings); ++i) {

@@ -17,7 +17,9 @@ from hal.devices.host import processor
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ROOT / "kernels/cpu/src"
 PROGRAM = Path(__file__).with_name("check_levels.cpp")
-BASELINE = ("levels.cpp", "features.cpp", "pack.cpp", "pool.cpp", "counters.cpp")
+BASELINE = tuple(
+    f"{name}.cpp" for name in ("levels", "features", "pack", "pool", "counters", "sampling")
+)
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512F = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2)
 # The same instruction as AVX-VNNI's by its name of AVX512-VNNI, on 256 bits: for CPUs that have
