@@ -7,15 +7,32 @@ sampled token, and a batch carries only what changed. S sequences, T tokens, N s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+Index = NDArray[np.intp]  # numpy takes an array by it several times as fast as by int32
 
 TOKEN_ON_DEVICE = -1
 """In `Batch.token_ids`: take the slot's last sampled token, which never left the device."""
+
+
+class TokenMasks(Protocol):
+    """Which tokens the M guided rows may take; the host's work, to be done beside the device's.
+
+    The only part of a batch that is not there yet: an executor asks for `words` once its forward
+    pass is on the way, or before it sends the batch elsewhere.
+    """
+
+    @property
+    def rows(self) -> Int32:
+        """[M]: which of the N sampled rows."""
+
+    def words(self) -> Int32:
+        """[M, ceil(vocab_size / 32)]: bits as the op mask_logits takes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +47,7 @@ class SamplingBatch:
     penalty_rows, penalty_ids         [P] int32, one entry per distinct token seen by the row
     penalty_counts                    [P] int32: times in the output (0 = in the prompt only)
     presence, frequency, repetition   [N] float32
+    masks                             of guided rows; None without any
     """
 
     temperature: Float32
@@ -48,6 +66,7 @@ class SamplingBatch:
     presence: Float32
     frequency: Float32
     repetition: Float32
+    masks: TokenMasks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

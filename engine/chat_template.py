@@ -47,6 +47,8 @@ class ChatTemplate:
     ) -> None:
         self._special_tokens = dict(special_tokens)
         self._source = source
+        self.text = "\n".join(sources.values())
+        """What the templates say, for those who look for a model's ways in them."""
         self._max_output_chars = max_output_chars
         environment = make_environment(clock)
         self._templates = {

@@ -5,27 +5,49 @@ from __future__ import annotations
 import random
 
 from hal.engine.executor import Executor
+from hal.engine.grammar import Grammar, Grammars
+from hal.engine.prefix_cache import EvictionReason
 from hal.engine.request import EngineStats, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
-from hal.errors import ConfigError, EngineError, HalError, RequestError
+from hal.errors import ConfigError, EngineError, HalError, RequestError, UnsupportedError
 
 
 class Engine:
-    """Owns a scheduler and drives an executor. `rng` gives seeds to requests without one."""
+    """Owns a scheduler and drives an executor.
 
-    def __init__(self, config: SchedulerConfig, executor: Executor, rng: random.Random) -> None:
+    rng gives seeds to requests without one; grammars compiles for guided ones; scheduler: one of
+    `config`, given by simulations with their own clock and faults.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        executor: Executor,
+        rng: random.Random,
+        grammars: Grammars | None = None,
+        scheduler: Scheduler | None = None,
+    ) -> None:
         _check_capacity(config, executor)
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config) if scheduler is None else scheduler
         self._executor = executor
         self._rng = rng
+        self._grammars = grammars
         self._undelivered: list[Output] = []
         self._num_prompt_tokens = 0
 
+    def prepare(self, request: Request) -> None:
+        """What takes long of `add`, from any thread: compiling a grammar. Raises what add does."""
+        self._grammar(request)
+
     def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError or ContextLengthError; others are unharmed."""
+        """Queue a request. Raises RequestError or ContextLengthError; others are unharmed.
+
+        A guided one that was not prepared is compiled here, which may take seconds.
+        """
         _check_token_ids(request, self._executor.vocab_size)
         seed = request.params.seed
-        self.scheduler.add(request, self._rng.getrandbits(64) if seed is None else seed)
+        grammar = self._grammar(request)
+        self.scheduler.add(request, self._rng.getrandbits(64) if seed is None else seed, grammar)
         self._num_prompt_tokens += len(request.prompt_token_ids)
 
     def abort(self, request_id: str, index: int | None = None) -> list[Output]:
@@ -50,7 +72,7 @@ class Engine:
             if batch is None:
                 return []
             result = self._executor.submit(batch).wait()
-            return self.scheduler.update(batch, result)
+            return self.scheduler.update(batch, result).outputs()
         except BaseException as error:  # Ctrl-C too must leave no block behind
             if not self.scheduler.is_in_flight:
                 raise
@@ -63,6 +85,14 @@ class Engine:
                 raise EngineError(f"{reason}. {ended}", code=code) from error
             raise
 
+    def _grammar(self, request: Request) -> Grammar | None:
+        guided = request.params.guided_decoding
+        if guided is None:
+            return None
+        if self._grammars is None:
+            raise UnsupportedError("guided decoding: this engine was built without a tokenizer")
+        return self._grammars.compiled(guided)
+
     def stats(self) -> EngineStats:
         scheduler = self.scheduler
         return EngineStats(
@@ -72,6 +102,8 @@ class Engine:
             num_blocks_total=scheduler.blocks.num_usable,
             num_blocks_used=scheduler.blocks.num_used,
             num_blocks_cached=scheduler.blocks.num_cached,
+            num_evicted=scheduler.blocks.evictions[EvictionReason.CAPACITY],
+            num_expired=scheduler.blocks.evictions[EvictionReason.EXPIRED],
             num_preemptions=scheduler.num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=scheduler.num_generated_tokens,

@@ -11,7 +11,7 @@ from hal import opset
 from hal.binding import Binder
 from hal.device import Device, Event
 from hal.dtypes import DType
-from hal.engine.batch import SampledLogprobs, SamplingBatch, StepResult
+from hal.engine.batch import SampledLogprobs, SamplingBatch, StepResult, TokenMasks
 from hal.opset.indexing import TokenProblem
 from hal.opset.sampling import SampleProblem, SamplingInputs
 from hal.sampling_params import MAX_LOGPROBS
@@ -61,6 +61,7 @@ class TokenSampler:
     def __init__(self, binder: Binder, vocab_size: int, max_rows: int) -> None:
         problem = SampleProblem(vocab_size=vocab_size)
         self._adjust: Callable[..., None] = binder.bind(opset.adjust_logits, problem)
+        self._mask: Callable[..., None] = binder.bind(opset.mask_logits, problem)
         self._sample: Callable[..., None] = binder.bind(opset.sample, problem)
         self._logprobs: Callable[..., None] = binder.bind(opset.logprobs, problem)
         self._keep: Callable[..., None] = binder.bind(opset.keep_tokens, TokenProblem())
@@ -91,6 +92,8 @@ class TokenSampler:
         if inputs.has_bias or inputs.has_penalties:
             adjusted = self._adjusted.rows(num_rows)
             self._adjust(logits, inputs, adjusted)
+        if sampling.masks is not None:
+            adjusted = self._masked(adjusted, sampling.masks)
         self._sample(adjusted, inputs, tokens)
         self._keep(tokens, slots, self.last_tokens.rows(self.last_tokens.shape[0]))
         wants_logprobs = bool((sampling.num_logprobs >= 0).any())
@@ -99,10 +102,15 @@ class TokenSampler:
             device, SampledTensors(tokens=tokens, logprobs=logprobs), device.record()
         )
 
+    def _masked(self, logits: Tensor, masks: TokenMasks) -> Tensor:
+        upload, out = self._binder.device.upload, self._adjusted.rows(logits.shape[0])
+        self._mask(logits, upload(masks.rows), upload(masks.words()), out)
+        return out
+
     def _make_logprobs(
         self, logits: Tensor, tokens: Tensor, num_rows: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the model's own distribution: before penalties, bias, temperature and filters."""
+        """Of the model's own distribution: before penalties, bias, masks, temperature, filters."""
         chosen, rank = self._chosen.rows(num_rows), self._rank.rows(num_rows)
         top_ids, top = self._top_ids.rows(num_rows), self._top.rows(num_rows)
         self._logprobs(logits, tokens, chosen, rank, top_ids, top)

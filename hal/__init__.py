@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "AsyncLLM": "hal.async_llm",
     "EngineConfig": "hal.config",
+    "GuidedDecodingParams": "hal.guided_decoding",
     "HalError": "hal.errors",
     "LLM": "hal.llm",
     "RequestOutput": "hal.llm",
@@ -32,6 +33,7 @@ __all__ = [
     "LLM",
     "AsyncLLM",
     "EngineConfig",
+    "GuidedDecodingParams",
     "HalError",
     "RequestOutput",
     "SamplingParams",

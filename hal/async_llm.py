@@ -207,6 +207,8 @@ class AsyncLLM:
     async def _run(self, stream: _Stream) -> AsyncIterator[Delta]:
         if not self._worker.is_alive():
             raise EngineError("this AsyncLLM is closed; make a new one")
+        if stream.collector.request.params.guided_decoding is not None:
+            await asyncio.to_thread(self._session.engine.prepare, stream.collector.request)
         self._worker.submit(stream)
         try:
             async for delta in stream.deltas():

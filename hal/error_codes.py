@@ -17,6 +17,7 @@ from hal.errors import (
     DeviceOutOfMemory,
     DeviceUnavailable,
     EngineError,
+    GrammarError,
     HalError,
     MemoryPlanError,
     ModelError,
@@ -136,6 +137,15 @@ ERROR_CODES = (
         shows="tokens of the prompt, max_tokens, the context",
         remedies="Shorten the prompt, lower max_tokens or leave it out, raise --max-model-len.",
         http=HttpAnswer(status=400, code="context_length_exceeded"),
+    ),
+    ErrorCode(
+        error=GrammarError,
+        code=GrammarError.code,
+        meaning="A schema, regex or grammar of guided decoding is wrong, uses what is not "
+        "supported, or needs more than its limits of time and memory.",
+        shows="the keyword, place or limit",
+        remedies="Leave the keyword out, correct the place, or ask for something simpler.",
+        http=HttpAnswer(status=400, code="invalid_schema"),
     ),
     ErrorCode(
         error=SelectionError,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hal.errors import RequestError
+from hal.guided_decoding import GuidedDecodingParams, as_guided
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
@@ -21,6 +22,8 @@ class SamplingParams:
     presence and frequency penalties look at output tokens, repetition at prompt and output.
     logprobs: None = none, k = the chosen token and the k most likely (0..20).
     seed: same seed and request give the same tokens whatever else is in the batch.
+    guided_decoding: only tokens that keep the answer within it are sampled. The end of sequence
+    must be allowed to come: neither ignore_eos nor min_tokens goes with it.
     """
 
     n: int = 1
@@ -41,6 +44,7 @@ class SamplingParams:
     logprobs: int | None = None
     seed: int | None = None
     skip_special_tokens: bool = True
+    guided_decoding: GuidedDecodingParams | None = None
 
     def __post_init__(self) -> None:
         _int_range("n", self.n, 1, MAX_NUM_CHOICES)
@@ -58,6 +62,10 @@ class SamplingParams:
             _int_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _int_range("seed", self.seed, -(2**63), 2**63 - 1)
+        if self.guided_decoding is not None:
+            # A mapping is what a line of JSON has.
+            object.__setattr__(self, "guided_decoding", as_guided(self.guided_decoding))
+            _check_guided(self.ignore_eos, self.min_tokens)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -122,4 +130,20 @@ def _check_token_budget(max_tokens: int | None, min_tokens: int) -> None:
     if max_tokens is not None and min_tokens > max_tokens:
         raise RequestError(
             f"min_tokens {min_tokens} is above max_tokens {max_tokens}", param="min_tokens"
+        )
+
+
+def _check_guided(ignore_eos: bool, min_tokens: int) -> None:
+    """Where a grammar ends, the end of sequence is the only token left."""
+    if ignore_eos:
+        raise RequestError(
+            "ignore_eos does not go with guided decoding: the grammar decides where the answer "
+            "ends. Leave one of them out",
+            param="ignore_eos",
+        )
+    if min_tokens > 0:
+        raise RequestError(
+            f"min_tokens {min_tokens} does not go with guided decoding: the grammar decides where "
+            "the answer ends. Leave one of them out",
+            param="min_tokens",
         )

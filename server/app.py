@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import hal
+from hal.server.anthropic import count_tokens, create_message
 from hal.server.chat import create_chat_completion
 from hal.server.completions import create_completion
 from hal.server.errors import ApiError, internal_error, invalid_value, model_not_found
@@ -45,7 +46,7 @@ def _endpoint(front: Front, handler: Handler) -> Callable[[HttpRequest], Awaitab
             answer = front.refused(error)
             if answer.status == 500 and not isinstance(error, ApiError):
                 raise  # logged with its traceback by the outermost layer
-            return error_response(answer)
+            return error_response(answer, http.scope)
 
     return endpoint
 
@@ -55,12 +56,14 @@ async def _routing_error(http: HttpRequest, error: Exception) -> Response:
     if error.status_code == 405:
         message = f"{http.method} is not allowed on {http.url.path}"
         headers = dict(error.headers or {})
-        return error_response(ApiError(405, "method_not_allowed", message, headers=headers))
-    return error_response(ApiError(404, "not_found", f"no such path: {http.url.path[:200]}"))
+        answer = ApiError(405, "method_not_allowed", message, headers=headers)
+    else:
+        answer = ApiError(404, "not_found", f"no such path: {http.url.path[:200]}")
+    return error_response(answer, http.scope)
 
 
 async def _unexpected_error(http: HttpRequest, error: Exception) -> Response:
-    return error_response(internal_error())
+    return error_response(internal_error(), http.scope)
 
 
 async def live(front: Front, http: HttpRequest) -> Response:
@@ -180,6 +183,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models/{name:path}", show_model),
     ("POST", "/v1/completions", create_completion),
     ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/messages", create_message),
+    ("POST", "/v1/messages/count_tokens", count_tokens),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
 )

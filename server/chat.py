@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -12,115 +12,127 @@ from starlette.responses import Response
 from hal.engine.output import LogprobText, describe_logprobs
 from hal.engine.request import TokenLogprobs
 from hal.engine.tokenizer import Tokenizer
-from hal.server.front import EncodedPrompts, Front, ignored_header, job_id
-from hal.server.generation import ChoiceDelta, Generation
-from hal.server.params import chat_messages, chat_params, priority_of, wants_usage
+from hal.server.chat_turn import ChatTurn, start_turn
+from hal.server.front import Front, ignored_header
+from hal.server.generation import ChoiceDelta, WholeChoice
+from hal.server.params import wants_usage
 from hal.server.schema import ChatBody, parse_body
 from hal.server.stream import EventStream, frame, unless_disconnected
-from hal.server.text import TextModel
+from hal.server.tool_calls import CallArguments, CallStart, Content, Event
+from hal.server.tools import ChoiceReader, whole_choice
 from hal.server.wire import finite, json_response
 
 
 async def create_chat_completion(front: Front, http: HttpRequest) -> Response:
     """Streaming and not; nothing is sent before the engine has accepted."""
     body = parse_body(await http.body(), ChatBody)
-    front.check_model(body.model)
-    text = front.loaded_text()
     with_usage = wants_usage(body)
-    params = chat_params(body, text.defaults.sampling_params)
-    encoded = await _encode(front, text, body)
-    if params.max_tokens is None and text.defaults.max_new_tokens is not None:
-        left = front.info.max_model_len - len(encoded.token_ids[0])
-        params = replace(params, max_tokens=max(1, min(left, text.defaults.max_new_tokens)))
-    answer_id = f"chatcmpl-{job_id(http)}"
-    generation = await front.start(http, encoded, params, answer_id, priority_of(body))
-    answer = _Answer(answer_id, front.served_name, text.tokenizer)
+    turn = await start_turn(front, http, body, "chatcmpl")
+    answer = _Answer(turn, front.served_name, front.loaded_text().tokenizer)
     headers = ignored_header(body)
     if body.stream:
-        frames = answer.frames(generation, params.n, with_usage)
-        return EventStream(frames, generation.close, headers)
+        return EventStream(answer.frames(with_usage), turn.generation.close, headers)
     try:
-        value = await unless_disconnected(http.receive, answer.whole(generation))
+        value = await unless_disconnected(http.receive, answer.whole())
     finally:
-        generation.close()
+        turn.generation.close()
     return json_response(value, headers)
-
-
-async def _encode(front: Front, text: TextModel, body: ChatBody) -> EncodedPrompts:
-    prompt = await text.render(
-        chat_messages(body.messages),
-        add_generation_prompt=body.add_generation_prompt is not False,
-        variables=body.chat_template_kwargs,
-    )
-    # The template has written the control tokens itself.
-    token_ids = await text.encode(
-        prompt, front.info.max_model_len, add_special_tokens=False, param="messages"
-    )
-    return EncodedPrompts(token_ids=[token_ids], field="messages", continues_text=False)
 
 
 def _entry(token: LogprobText) -> dict[str, object]:
     return {"token": token.token, "logprob": finite(token.logprob), "bytes": list(token.data)}
 
 
+def _delta_choice(index: int, content: Mapping[str, object]) -> dict[str, object]:
+    return {"index": index, "delta": content, "logprobs": None, "finish_reason": None}
+
+
 @dataclass(slots=True)
 class _Answer:
     """Shapes deltas as OpenAI's chat.completion and chat.completion.chunk objects."""
 
-    id: str
+    turn: ChatTurn
     model: str
     tokenizer: Tokenizer
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def frames(
-        self, generation: Generation, num_choices: int, with_usage: bool
-    ) -> AsyncIterator[bytes]:
+    async def frames(self, with_usage: bool) -> AsyncIterator[bytes]:
         extra: dict[str, object] = {"usage": None} if with_usage else {}
-        for index in range(num_choices):
-            first = {"role": "assistant", "content": ""}
-            yield frame(self._chunk([self._delta_choice(ChoiceDelta(index, ""), first)]) | extra)
-        async for delta in generation.deltas():
-            if delta.text or delta.logprobs or delta.finish_reason is not None:
-                content = {"content": delta.text} if delta.text else {}
-                yield frame(self._chunk([self._delta_choice(delta, content)]) | extra)
+        readers = [self.turn.reader() for _ in range(self.turn.num_choices)]
+        for index in range(self.turn.num_choices):
+            first = _delta_choice(index, {"role": "assistant", "content": ""})
+            yield frame(self._chunk([first]) | extra)
+        async for delta in self.turn.generation.deltas():
+            for choice in self._delta_choices(delta, readers[delta.index]):
+                yield frame(self._chunk([choice]) | extra)
         if with_usage:
-            yield frame(self._chunk([]) | {"usage": generation.usage.as_json()})
+            yield frame(self._chunk([]) | {"usage": self.turn.generation.usage.as_json()})
 
-    async def whole(self, generation: Generation) -> dict[str, object]:
-        choices: list[dict[str, object]] = [
-            {
-                "index": choice.end.index,
-                "message": {"role": "assistant", "content": choice.text},
-                "logprobs": self._logprobs(tuple(choice.logprobs)),
-                "finish_reason": choice.end.finish_reason,
-                "stop_reason": choice.end.stop_reason,
-            }
-            for choice in await generation.whole()
-        ]
+    async def whole(self) -> dict[str, object]:
+        generation = self.turn.generation
+        choices = [self._whole_choice(choice) for choice in await generation.whole()]
         return self._object("chat.completion", choices) | {"usage": generation.usage.as_json()}
 
-    def _chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:
+    def _whole_choice(self, choice: WholeChoice) -> dict[str, object]:
+        reader = self.turn.reader()
+        events = reader.read(choice.text, is_last=True)
+        read = whole_choice(events, self._call_id(choice.end.index))
+        message: dict[str, object] = {"role": "assistant", "content": read.content}
+        if read.calls:
+            message["content"] = read.content or None
+            message["tool_calls"] = [call.as_json() for call in read.calls]
+        return {
+            "index": choice.end.index,
+            "message": message,
+            "logprobs": self._logprobs(tuple(choice.logprobs)),
+            "finish_reason": reader.finish_reason(choice.end.finish_reason),
+            "stop_reason": choice.end.stop_reason,
+        }
+
+    def _call_id(self, choice_index: int) -> str:
+        return f"call-{self.turn.id.partition('-')[2]}-{choice_index}"
+
+    def _chunk(self, choices: Sequence[Mapping[str, object]]) -> dict[str, object]:
         return self._object("chat.completion.chunk", choices)
 
-    def _object(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:
+    def _object(self, kind: str, choices: Sequence[Mapping[str, object]]) -> dict[str, object]:
         return {
-            "id": self.id,
+            "id": self.turn.id,
             "object": kind,
             "created": self.created,
             "model": self.model,
             "choices": choices,
         }
 
-    def _delta_choice(self, delta: ChoiceDelta, content: dict[str, str]) -> dict[str, object]:
-        choice: dict[str, object] = {
-            "index": delta.index,
-            "delta": content,
-            "logprobs": self._logprobs(delta.logprobs),
-            "finish_reason": delta.finish_reason,
-        }
-        if delta.finish_reason is not None:
-            choice["stop_reason"] = delta.stop_reason
-        return choice
+    def _delta_choices(self, delta: ChoiceDelta, reader: ChoiceReader) -> list[dict[str, object]]:
+        """One for each event of the text; logprobs with the first, the finish with the last."""
+        is_last = delta.finish_reason is not None
+        events = reader.read(delta.text, is_last=is_last)
+        contents = [self._content(event, delta.index) for event in events]
+        if not contents and (is_last or delta.logprobs):
+            contents = [{}]
+        choices = [_delta_choice(delta.index, content) for content in contents]
+        if choices:
+            choices[0]["logprobs"] = self._logprobs(delta.logprobs)
+        if is_last:
+            choices[-1]["finish_reason"] = reader.finish_reason(delta.finish_reason)
+            choices[-1]["stop_reason"] = delta.stop_reason
+        return choices
+
+    def _content(self, event: Event, choice_index: int) -> dict[str, object]:
+        match event:
+            case Content(text):
+                return {"content": text}
+            case CallStart(index, name):
+                call: dict[str, object] = {
+                    "index": index,
+                    "id": f"{self._call_id(choice_index)}-{index}",
+                    "type": "function",
+                    "function": {"name": name, "arguments": ""},
+                }
+            case CallArguments(index, text):
+                call = {"index": index, "function": {"arguments": text}}
+        return {"tool_calls": [call]}
 
     def _logprobs(self, logprobs: tuple[TokenLogprobs, ...]) -> dict[str, object] | None:
         if not logprobs:

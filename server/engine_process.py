@@ -7,7 +7,6 @@ the front still drains) and ends when its parent does.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import signal
@@ -16,11 +15,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from hal.engine.request import EngineStats, FinishReason, Output, Request
-from hal.errors import EngineError, HalError, RequestError
+from hal.errors import EngineError, HalError, RequestError, UnsupportedError
+from hal.parent_process import die_with_parent
 from hal.server.messages import (
     HEARTBEAT_INTERVAL_S,
     Abort,
@@ -44,14 +45,15 @@ from hal.server.messages import (
 MAX_FAILED_STEPS = 3
 """In a row: then the device is taken for broken and the process ends."""
 
-_PR_SET_PDEATHSIG = 1
-
 
 class StepEngine(Protocol):
     """What the process needs of an engine; hal.engine.engine.Engine is one."""
 
     @property
     def has_work(self) -> bool: ...
+
+    def prepare(self, request: Request) -> None:
+        """What takes long of `add`, from another thread; raises what add does."""
 
     def add(self, request: Request) -> None: ...
 
@@ -70,6 +72,14 @@ class LoadedEngine:
     info: EngineInfo
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request that can be added now, or why it cannot."""
+
+    request: Request
+    error: Exception | None
+
+
 Build = Callable[[Start], LoadedEngine]
 
 
@@ -77,7 +87,7 @@ def run_engine_process(fd: int, parent_pid: int, build: Build) -> int:
     """Serve the engine on the inherited socket `fd`; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with_parent(parent_pid)
+    die_with_parent(parent_pid)  # elsewhere the closed socket ends it
     return EngineLoop(socket.socket(fileno=fd)).run(build)
 
 
@@ -87,7 +97,9 @@ class EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[bytes | _Prepared] = queue.SimpleQueue()
+        self._preparing: set[str] = set()
+        self._preparer = ThreadPoolExecutor(1, "prepare")
         self._num_steps = 0
         self._num_failed_steps = 0
         self._is_busy = True
@@ -96,7 +108,9 @@ class EngineLoop:
         threading.Thread(target=self._read_frames, name="reader", daemon=True).start()
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         try:
-            start = decode_to_engine(self._inbox.get())
+            first = self._inbox.get()
+            assert isinstance(first, bytes)
+            start = decode_to_engine(first)
             assert isinstance(start, Start), start
             loaded = build(start)
             self._send(Ready(loaded.info))
@@ -139,21 +153,49 @@ class EngineLoop:
         self._num_steps += 1
         return outputs
 
-    def _handle(self, engine: StepEngine, payload: bytes) -> None:
-        try:
-            message = decode_to_engine(payload)
-        except RequestError as error:
-            self._send(Rejected(request_id_of(payload), ErrorRecord.of(error)))
+    def _handle(self, engine: StepEngine, item: bytes | _Prepared) -> None:
+        if isinstance(item, _Prepared):
+            self._add_prepared(engine, item)
             return
-        if isinstance(message, Add):
+        try:
+            message = decode_to_engine(item)
+        except RequestError as error:
+            self._send(Rejected(request_id_of(item), ErrorRecord.of(error)))
+            return
+        if isinstance(message, Add) and message.request.params.guided_decoding is not None:
+            self._preparing.add(message.request.request_id)
+            self._preparer.submit(self._prepare, engine, message.request)
+        elif isinstance(message, Add):
             self._add(engine, message.request)
         elif isinstance(message, Abort):
+            self._preparing.discard(message.request_id)
             engine.abort(message.request_id, message.index)
+
+    def _prepare(self, engine: StepEngine, request: Request) -> None:
+        """In a thread: the steps of others go on while a grammar is compiled."""
+        error: Exception | None = None
+        try:
+            engine.prepare(request)
+        except Exception as caught:  # noqa: BLE001 raised again in the main thread
+            error = caught
+        self._inbox.put(_Prepared(request, error))
+
+    def _add_prepared(self, engine: StepEngine, prepared: _Prepared) -> None:
+        request, error = prepared.request, prepared.error
+        if request.request_id not in self._preparing:
+            return  # aborted meanwhile
+        self._preparing.discard(request.request_id)
+        if error is None:
+            self._add(engine, request)
+        elif isinstance(error, HalError):
+            self._send(Rejected(request.request_id, ErrorRecord.of(error)))
+        else:
+            raise error
 
     def _add(self, engine: StepEngine, request: Request) -> None:
         try:
             engine.add(request)
-        except RequestError as error:
+        except (RequestError, UnsupportedError) as error:
             self._send(Rejected(request.request_id, ErrorRecord.of(error)))
         else:
             self._send(Admitted(request.request_id))
@@ -195,11 +237,3 @@ def _exit_without_parent() -> None:
     """The front has closed the connection: nobody can be told anything, nothing is kept."""
     sys.stderr.flush()
     os._exit(0)
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Linux kills this process when its parent dies; elsewhere the closed socket ends it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        _exit_without_parent()

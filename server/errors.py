@@ -12,6 +12,7 @@ from hal.errors import (
     ContextLengthError,
     DeviceOutOfMemory,
     EngineError,
+    GrammarError,
     HalError,
     RequestError,
     TokenizerError,
@@ -61,6 +62,10 @@ def context_length_exceeded(message: str, param: str) -> ApiError:
     return ApiError(400, "context_length_exceeded", message, param=param)
 
 
+def invalid_schema(message: str, param: str | None) -> ApiError:
+    return ApiError(400, "invalid_schema", message, param=param)
+
+
 def model_not_found(name: str, served: str) -> ApiError:
     message = f"model {name[:100]!r} is not served here; the served model is {served!r}"
     return ApiError(404, "model_not_found", message, param="model")
@@ -99,6 +104,8 @@ def request_lost(code: str | None, reason: str | None) -> ApiError:
     if code == NOT_FINITE:
         message = f"{code}: the model produced logits that are not finite; other requests go on"
         return ApiError(500, "numerical_error", message, "server_error")
+    if code == GrammarError.code:
+        return invalid_schema(f"{code}: {reason}", "guided_decoding")
     if code in (None, EngineError.code):  # a bug: what happened goes to the log
         reason = "the step of this request failed; the server's log has the reason"
     return ApiError(500, "step_failed", f"{code or EngineError.code}: {reason}", "server_error")
@@ -111,6 +118,8 @@ def api_error(error: Exception) -> ApiError:
             return error
         case ContextLengthError():
             return context_length_exceeded(error.message, error.param or "prompt")
+        case GrammarError():
+            return invalid_schema(error.message, error.param)
         case RequestError():
             return invalid_value(error.message, error.param)
         case UnsupportedError():

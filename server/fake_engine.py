@@ -125,6 +125,9 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._active)
 
+    def prepare(self, request: Request) -> None:
+        """A script decides every token; a grammar is neither compiled nor followed."""
+
     def add(self, request: Request) -> None:
         rule = self._rule_for(request.prompt_token_ids)
         if rule.reject is not None:
@@ -167,6 +170,8 @@ class FakeEngine:
             num_blocks_total=self._script.num_blocks,
             num_blocks_used=sum(-(-r.num_tokens // block_size) for r in running),
             num_blocks_cached=0,
+            num_evicted=0,
+            num_expired=0,
             num_preemptions=0,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request as HttpRequest
 
+from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
 from hal.server.async_engine import AsyncEngine
 from hal.server.errors import ApiError, api_error, engine_loading, model_not_found
 from hal.server.generation import Generation, Job
+from hal.server.guided import Guided, under_its_name
 from hal.server.messages import EngineInfo
 from hal.server.metrics import EngineView, ServerMetrics
 from hal.server.params import check_num_choices, check_token_ids, with_token_budget
@@ -73,8 +75,12 @@ class Front:
         params: SamplingParams,
         job_id: str,
         priority: int,
+        guided: Guided | None = None,
     ) -> Generation:
-        """Check the prompts against the context and get the engine's acceptance."""
+        """Check the prompts against the context and get the engine's acceptance.
+
+        guided: where `params` has its guided decoding from, for error messages
+        """
         info = self.info
         check_num_choices(len(encoded.token_ids), params.n)
         for prompt in encoded.token_ids:
@@ -90,7 +96,10 @@ class Front:
             priority=priority,
         )
         generation = Generation(self.engine, self.loaded_text(), self.metrics, job)
-        await unless_disconnected(http.receive, generation.start())
+        try:
+            await unless_disconnected(http.receive, generation.start())
+        except RequestError as error:
+            raise under_its_name(error, guided) from error
         return generation
 
     def refused(self, error: Exception) -> ApiError:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hal.server.errors import ApiError, api_error, internal_error, invalid_value
+from hal.server.wire import error_answer, is_anthropic
 
 MAX_BODY_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 64 * 2**10
@@ -64,7 +65,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                own = [(b"x-request-id", request_id)]
+                if is_anthropic(scope):
+                    own.append((b"request-id", request_id))
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
         try:
@@ -76,7 +80,7 @@ class RequestLog:
                 error_log.exception("request %s failed", scope["hal_request_id"])
             answer = error if isinstance(error, ApiError) else internal_error()
             if status == 0:
-                await send_error(answer, send_with_id)
+                await send_error(answer, scope, send_with_id)
             elif answer.status == 499:
                 status = 499
         seconds = time.monotonic() - started_at
@@ -107,7 +111,7 @@ class RequestLimits:
             if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
                 await self._check_body_headers(scope, receive)
         except ApiError as error:
-            await send_error(error, send)
+            await send_error(error, scope, send)
             return
         await self._app(scope, _BoundedBody(receive, self._max_body_bytes).receive, send)
 
@@ -141,15 +145,17 @@ class ApiKeyCheck:
         error = ApiError(
             401,
             "invalid_api_key",
-            "missing or wrong API key; send the header Authorization: Bearer KEY",
+            "missing or wrong API key; send the header Authorization: Bearer KEY or x-api-key: KEY",
             "authentication_error",
             headers={"www-authenticate": "Bearer"},
         )
-        await send_error(error, send)
+        await send_error(error, scope, send)
 
     def _is_valid(self, scope: Scope) -> bool:
         assert self._digest is not None
-        scheme, _, key = (_header(scope, b"authorization") or b"").partition(b" ")
+        given = _header(scope, b"x-api-key")
+        header = _header(scope, b"authorization") or b""
+        scheme, _, key = (b"bearer " + given if given is not None else header).partition(b" ")
         # Digests of equal length: the comparison tells nothing about the key, not even its size.
         is_equal = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self._digest)
         return is_equal and scheme.lower() == b"bearer"
@@ -191,14 +197,14 @@ def body_too_large(max_bytes: int) -> ApiError:
     )
 
 
-async def send_error(error: Exception, send: Send) -> None:
-    """Answer with the one error shape."""
-    answer = api_error(error)
-    body = answer.to_json()
+async def send_error(error: Exception, scope: Scope, send: Send) -> None:
+    """Answer with the one error shape of the API that was asked."""
+    answer = error_answer(api_error(error), scope)
     headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in answer.headers.items()]
-    headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    length = b"%d" % len(answer.body)
+    headers += [(b"content-type", b"application/json"), (b"content-length", length)]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 def _check_headers(scope: Scope) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import orjson
+
 from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
 from hal.server.errors import ApiError, context_length_exceeded, invalid_value, unsupported
+from hal.server.guided import Guided
 from hal.server.schema import ChatBody, CompletionBody, GenerateBody, shown
 
 MAX_STOPS = 16
@@ -39,20 +42,24 @@ _PLAIN_FIELDS = (
 Prompt = str | list[int]
 
 
-def completion_params(body: CompletionBody, defaults: SamplingParams) -> SamplingParams:
+def completion_params(
+    body: CompletionBody, defaults: SamplingParams, guided: Guided | None = None
+) -> SamplingParams:
     """max_tokens is 16 where the body has none; it is checked against the prompt later."""
     wanted = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return _params(body, defaults, max_tokens=wanted, logprobs=body.logprobs)
+    return _params(body, defaults, guided, max_tokens=wanted, logprobs=body.logprobs)
 
 
-def chat_params(body: ChatBody, defaults: SamplingParams) -> SamplingParams:
+def chat_params(
+    body: ChatBody, defaults: SamplingParams, guided: Guided | None = None
+) -> SamplingParams:
     """max_tokens None means "what the context leaves"."""
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid_value("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     try:
-        return _params(body, defaults, max_tokens=wanted, logprobs=logprobs)
+        return _params(body, defaults, guided, max_tokens=wanted, logprobs=logprobs)
     except RequestError as error:
         raise _renamed(error, body) from error
 
@@ -71,6 +78,7 @@ def _renamed(error: RequestError, body: ChatBody) -> RequestError:
 def _params(
     body: GenerateBody,
     defaults: SamplingParams,
+    guided: Guided | None,
     *,
     max_tokens: int | None,
     logprobs: int | None,
@@ -83,6 +91,7 @@ def _params(
         logit_bias=_logit_bias(body.logit_bias),
         max_tokens=max_tokens,
         logprobs=logprobs,
+        guided_decoding=None if guided is None else guided.params,
     )
 
 
@@ -191,7 +200,31 @@ def _message(message: Mapping[str, object], path: str) -> dict[str, object]:
         )
     content = _content(message.get("content"), role, f"{path}.content")
     kept = {name: message[name] for name in _MESSAGE_FIELDS if message.get(name) is not None}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = _past_calls(kept["tool_calls"], f"{path}.tool_calls")
     return {"role": "system" if role == "developer" else role, "content": content, **kept}
+
+
+def _past_calls(calls: object, path: str) -> list[dict[str, object]]:
+    """Calls that the model made before, arguments as objects: templates write them themselves."""
+    if not isinstance(calls, list):
+        raise invalid_value(f"{path} must be a list of calls; got {shown(calls)}", path)
+    return [_past_call(call, f"{path}.{i}") for i, call in enumerate(calls)]
+
+
+def _past_call(call: object, path: str) -> dict[str, object]:
+    match call:
+        case {"function": {"name": str(name), "arguments": str(text)}, **others}:
+            try:
+                arguments = orjson.loads(text or "{}")
+            except orjson.JSONDecodeError:
+                arguments = text  # what a cut answer has left; the template shows it as it is
+            kept = {str(key): value for key, value in others.items()}
+            return {**kept, "function": {"name": name, "arguments": arguments}}
+        case _:
+            raise invalid_value(
+                f"{path} must have function.name and function.arguments, both text", path
+            )
 
 
 def _content(content: object, role: str, path: str) -> str:

@@ -35,20 +35,14 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none",),
     "functions": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1, 1.0),
     "modalities": (["text"],),
     "prompt_logprobs": (),
     "prompt_embeds": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": (),
@@ -56,7 +50,10 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
     "web_search_options": (),
 }
-"""Fields that would change the answer, with the values that ask for what we do anyway."""
+"""Fields that would change the answer, with the values that ask for what we do anyway.
+
+A body that has the field itself is not meant.
+"""
 
 
 class Body(BaseModel):
@@ -94,6 +91,13 @@ class GenerateBody(Body):
     min_tokens: int | None = None
     seed: int | None = None
     priority: int | None = None
+    response_format: dict[str, object] | None = None
+    structured_outputs: dict[str, object] | None = None
+    guided_json: object = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
 
 class CompletionBody(GenerateBody):
@@ -109,6 +113,9 @@ class ChatBody(GenerateBody):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    tools: list[dict[str, object]] | None = None
+    tool_choice: object = None
+    parallel_tool_calls: bool | None = None
 
 
 class TokenizeBody(Body):
@@ -138,7 +145,7 @@ def parse_body(raw: bytes, kind: type[AnyBody]) -> AnyBody:
         raise invalid_value(f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise invalid_value(f"the body must be a JSON object, not {type(value).__name__}")
-    for name in UNSUPPORTED.keys() & value.keys():
+    for name in (UNSUPPORTED.keys() & value.keys()) - kind.model_fields.keys():
         _refuse(name, value[name])
     try:
         return kind.model_validate(value)

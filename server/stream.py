@@ -27,6 +27,10 @@ def frame(value: object) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
+def _openai_error(error: ApiError) -> bytes:
+    return frame(error.body())
+
+
 class EventStream(StreamingResponse):
     """Sends frames until they end, the client leaves, or they raise; then calls `close` once."""
 
@@ -36,6 +40,9 @@ class EventStream(StreamingResponse):
         close: Callable[[], None],
         headers: Mapping[str, str],
         ping_interval_s: float = PING_INTERVAL_S,
+        *,
+        done: bytes = DONE,
+        error_frame: Callable[[ApiError], bytes] = _openai_error,
     ) -> None:
         super().__init__(
             frames,
@@ -46,6 +53,8 @@ class EventStream(StreamingResponse):
         self._close = close
         self._ping_interval_s = ping_interval_s
         self._sent_at = time.monotonic()
+        self._done = done
+        self._error_frame = error_frame
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -66,7 +75,7 @@ class EventStream(StreamingResponse):
         await send({"type": "http.response.body", "body": b""})
 
     async def _with_ending(self) -> AsyncIterator[bytes]:
-        """The frames, then [DONE], or the error as the last event: never a silent end."""
+        """The frames, then [DONE] where the API has it, or the error as the last event."""
         try:
             async for chunk in self._frames:
                 yield chunk
@@ -74,9 +83,10 @@ class EventStream(StreamingResponse):
             answer = api_error(error)
             if answer.status == 500 and not isinstance(error, ApiError):
                 _log.exception("a stream failed")
-            yield frame(answer.body())
+            yield self._error_frame(answer)
         else:
-            yield DONE
+            if self._done:
+                yield self._done
 
     async def _send_pings(self, send: Send) -> None:
         """Keep proxies from closing a stream that is silent, as during a long prefill."""

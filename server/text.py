@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from hal.engine.chat_template import ChatTemplate, load_chat_template
 from hal.engine.generation_config import GenerationDefaults, read_generation_defaults
 from hal.engine.tokenizer import Tokenizer
 from hal.errors import ContextLengthError
+from hal.server.tool_parser import family_of
 
 LONG_TEXT_CHARS = 4096
 """Above this, tokenising takes longer than the hop to a worker thread."""
@@ -24,13 +25,17 @@ class TextModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     defaults: GenerationDefaults
+    tool_family: str
 
     @classmethod
-    def load(cls, folder: Path, chat_template: Path | None) -> TextModel:
-        """Raises ModelError or TokenizerError."""
+    def load(
+        cls, folder: Path, chat_template: Path | None, tool_parser: str | None = None
+    ) -> TextModel:
+        """Raises ModelError, TokenizerError or ConfigError. tool_parser: None for the template's"""
         tokenizer = Tokenizer.load(folder)
         template = load_chat_template(folder, tokenizer.special_tokens, chat_template)
-        return cls(tokenizer, template, read_generation_defaults(folder, tokenizer))
+        family = family_of(template.text, tool_parser)
+        return cls(tokenizer, template, read_generation_defaults(folder, tokenizer), family)
 
     async def encode(
         self, text: str, max_model_len: int, *, add_special_tokens: bool, param: str
@@ -55,23 +60,21 @@ class TextModel:
         messages: Sequence[Mapping[str, object]],
         *,
         add_generation_prompt: bool,
-        variables: Mapping[str, object] | None,
+        variables: Mapping[str, object] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> str:
         """The prompt text of a chat, through the model's template."""
-        num_chars = sum(len(str(message.get("content", ""))) for message in messages)
-        if num_chars <= LONG_TEXT_CHARS:
-            return self._render(messages, add_generation_prompt, variables)
-        return await asyncio.to_thread(self._render, messages, add_generation_prompt, variables)
-
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, object]],
-        add_generation_prompt: bool,
-        variables: Mapping[str, object] | None,
-    ) -> str:
-        return self.template.render(
-            messages, add_generation_prompt=add_generation_prompt, variables=variables
+        render = partial(
+            self.template.render,
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
         )
+        num_chars = sum(len(str(message.get("content", ""))) for message in messages)
+        if num_chars <= LONG_TEXT_CHARS and tools is None:
+            return render()
+        return await asyncio.to_thread(render)
 
     @cached_property
     def longest_token_bytes(self) -> int:

@@ -21,7 +21,7 @@ def test_core_dependencies_stay_few() -> None:
 
 
 def test_extras() -> None:
-    extras = {"cuda", "rocm", "opencl", "onnx", "otel", "test"}
+    extras = {"cuda", "rocm", "opencl", "onnx", "otel", "guided", "test"}
     assert set(PROJECT["optional-dependencies"]) == extras
 
 

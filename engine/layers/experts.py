@@ -10,6 +10,7 @@ from hal import opset
 from hal.engine.layers.builder import ACTIVATIONS, Builder
 from hal.engine.layers.parameters import Parallel, Parameter, WeightFamily
 from hal.opset.moe import GroupedLinearFamily, MoeBlock, MoeBlockProblem
+from hal.opset.norm import NormInput
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
@@ -30,7 +31,7 @@ class ExpertNames:
 
 
 class Experts:
-    """One layer's router and experts, reduced over ranks."""
+    """One layer's router and experts with the norm in front, reduced over ranks."""
 
     def __init__(self, build: Builder, layouts: Sequence[ExpertNames]) -> None:
         config, experts = build.config, build.config.experts
@@ -45,13 +46,16 @@ class Experts:
             dtype=build.options.dtype,
             weights=build.options.weights,
         )
+        self._norm = build.binder.bind(opset.rms_norm, build.norm_problem())
         self._block: MoeBlock = build.binder.bind(opset.moe_block, problem)
         self._reduce = build.collective.all_reduce
         for family in (self._block.router, self._block.up, self._block.down):
             build.parameters.own(family)
         build.parameters.either(*(tuple(_parameters(self._block, n)) for n in layouts))
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
+    def __call__(self, x: Tensor, out: Tensor, norm: NormInput) -> None:
+        """As Mlp."""
+        self._norm(norm.values, norm.residual, norm.weight, norm.eps, x)
         self._block(x, out)
         self._reduce(out)
 

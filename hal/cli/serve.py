@@ -57,6 +57,11 @@ SERVER_FLAGS = FlagGroup(
             convert=float,
             default=300.0,
         ),
+        Flag(
+            name="tool-call-parser",
+            help="how the model writes tool calls; default: as its chat template does",
+            metavar="FAMILY",
+        ),
         Flag(name="log-level", help=", ".join(LOG_LEVELS), metavar="LEVEL", default="info"),
         Flag(name="engine", help="fake:SCRIPT runs a scripted engine in tests", is_hidden=True),
     ),
@@ -76,6 +81,7 @@ class ServeOptions:
     heartbeat_timeout_s: float
     step_timeout_s: float
     log_level: str
+    tool_parser: str | None
     fake_script: str | None
 
 
@@ -114,6 +120,7 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
         step_timeout_s=_seconds("step-timeout", given, least=1.0),
         log_level=str(given["log_level"]),
+        tool_parser=_text(given["tool_call_parser"]),
         fake_script=_fake_script(_text(given["engine"])),
     )
     _check(options)
@@ -174,7 +181,9 @@ def _serve(options: ServeOptions) -> int:
             front = Front(engine=AsyncEngine(process), served_name=options.served_name)
             run_options = RunOptions(
                 start=Start(replace(options.config, model=str(folder)), options.fake_script),
-                load_text=lambda: TextModel.load(folder, options.config.chat_template),
+                load_text=lambda: TextModel.load(
+                    folder, options.config.chat_template, options.tool_parser
+                ),
                 on_ready=on_ready,
                 api_key=options.api_key,
                 shutdown_timeout_s=options.shutdown_timeout_s,

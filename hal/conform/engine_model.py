@@ -152,10 +152,8 @@ class EngineLayer:
     def __call__(self, x: Tensor, positions: Tensor, kv: Tensor, out: Tensor) -> None:
         rows = x.shape[0]
         hidden, delta = self._hidden.rows(rows), self._delta.rows(rows)
-        self._layer.attention_norm(x, None, hidden)
-        self._layer.attention(hidden, positions, kv, delta)
-        self._layer.mlp_norm(delta, x, hidden)
-        self._layer.mlp(hidden, delta)
+        self._layer.attention(hidden, positions, kv, delta, self._layer.attention_norm.of(x, None))
+        self._layer.mlp(hidden, delta, self._layer.mlp_norm.of(delta, x))
         self._add(x, delta, out)
 
 

@@ -15,7 +15,12 @@ from hal.conformance.moe_cases import moe_cases
 from hal.conformance.quantized_cases import quantized_cases
 from hal.conformance.rope_cases import rope_cases
 from hal.conformance.row_cases import elementwise_cases, norm_cases
-from hal.conformance.sampling_table import adjust_cases, logprobs_cases, sampling_cases
+from hal.conformance.sampling_table import (
+    adjust_cases,
+    logprobs_cases,
+    mask_cases,
+    sampling_cases,
+)
 
 
 def all_cases() -> Iterator[Case]:
@@ -31,6 +36,7 @@ def all_cases() -> Iterator[Case]:
     yield from moe_cases()
     yield from sampling_cases()
     yield from adjust_cases()
+    yield from mask_cases()
     yield from logprobs_cases()
 
 

@@ -1,4 +1,4 @@
-"""sample, adjust_logits and logprobs: exact tokens and ids, ties, bad rows, a distribution."""
+"""The ops of sampling: exact tokens and ids, ties, bad rows, a distribution."""
 
 from __future__ import annotations
 
@@ -202,6 +202,32 @@ def _adjusted(logits: Float64, changes: Adjustments) -> Float64:
     for row, token_id, value in biases:
         out[row, token_id] += float(value)
     return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskCase(Case):
+    """-inf where a bit is 0; all other logits, masked rows or not, keep their bits."""
+
+    problem: SampleProblem
+    rows: tuple[int, ...]
+    is_in_place: bool = False
+
+    def run(self, kernel: Kernel, stage: Stage) -> Iterator[Check]:
+        num_rows, vocab_size = 5, self.problem.vocab_size
+        logits = stage.normal((num_rows, vocab_size), DType.FLOAT32, 4.0)
+        # Bits behind the vocabulary are set at random, too: they must not be read as ids.
+        bits = stage.rng.random((len(self.rows), -(-vocab_size // 32) * 32)) < 0.3
+        bits[0, :64] = True
+        bits[-1, -64:] = False
+        words = np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+        out = stage.poisoned((num_rows, vocab_size), DType.FLOAT32)
+        target = logits.device if self.is_in_place else out
+        rows = stage.indices(np.array(self.rows, dtype=np.int32))
+        stage.bind(kernel, self.problem)(logits.device, rows, stage.indices(words), target)
+        expected = logits.host.copy()
+        for row, allowed in zip(self.rows, bits[:, :vocab_size], strict=True):
+            expected[row, ~allowed] = -np.inf
+        yield equal("out", stage.read(target), expected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from hal.conformance.sampling_cases import (
     AdjustCase,
     DistributionCase,
     LogprobsCase,
+    MaskCase,
     Rows,
     SampleCase,
 )
@@ -143,6 +144,24 @@ def adjust_cases() -> Iterator[AdjustCase]:
             dtype=DType.FLOAT32,
             has_penalties=has_penalties,
             has_bias=has_bias,
+            is_in_place=is_in_place,
+        )
+
+
+def mask_cases() -> Iterator[MaskCase]:
+    for vocab_size, rows, is_in_place in (
+        (128, (0,), False),
+        (128, (4, 1), True),
+        (1003, (2, 0, 3), False),
+        (1003, (0, 1, 2, 3, 4), True),
+    ):
+        place = "-in-place" * is_in_place
+        yield MaskCase(
+            op="mask_logits",
+            name=f"rows{len(rows)}-V{vocab_size}{place}",
+            problem=SampleProblem(vocab_size=vocab_size),
+            dtype=DType.FLOAT32,
+            rows=rows,
             is_in_place=is_in_place,
         )
 

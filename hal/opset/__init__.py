@@ -7,7 +7,7 @@ from hal.opset.indexing import gather_rows, keep_tokens, store, take_tokens
 from hal.opset.linear import linear
 from hal.opset.moe import combine_experts, grouped_linear, moe_block, route_experts
 from hal.opset.norm import layer_norm, rms_norm
-from hal.opset.sampling import adjust_logits, logprobs, sample
+from hal.opset.sampling import adjust_logits, logprobs, mask_logits, sample
 from hal.opset.vocab import vocab
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "logprobs",
+    "mask_logits",
     "mlp_block",
     "moe_block",
     "plain_activation",

@@ -57,6 +57,15 @@ def adjust_logits(logits: Tensor, inputs: SamplingInputs, out: Tensor) -> None:
 
 
 @declare(SampleProblem)
+def mask_logits(logits: Tensor, rows: Tensor, mask: Tensor, out: Tensor) -> None:
+    """out = logits, -inf where a masked row's bit is 0; other rows as they are.
+
+    logits, out [N, vocab_size] float32, `out` may be `logits`; rows [M] int32, distinct
+    mask [M, ceil(vocab_size / 32)] int32: bit id % 32 of word id // 32 allows the id in rows[m]
+    """
+
+
+@declare(SampleProblem)
 def sample(logits: Tensor, inputs: SamplingInputs, tokens: Tensor) -> None:
     """tokens[n] = a token of row n, or -1 where the row has a NaN or no finite maximum.
 

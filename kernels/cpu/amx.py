@@ -62,7 +62,7 @@ def needs_amx_bf16(caps: Capabilities, problem: HasWeights) -> str | None:
 def needs_amx_int8(caps: Capabilities, problem: HasWeights) -> str | None:
     """Of products with codes."""
     reason = native.needs_avx512_vnni(caps, problem) or native.needs(Feature.AMX_INT8, caps)
-    return reason or native.multiplies(problem)
+    return reason or native.multiplies(problem, native.DOTS_WITHOUT_ZEROS)
 
 
 _ON_TILES = Regime(9, None, "AMX, in tiles of 32 tokens by 32 rows of the weight")
@@ -108,12 +108,14 @@ class TileLinear(PackedLinear):
     """A packed or quantised weight, multiplied on tiles where tokens fill them."""
 
     products = staticmethod(products)
+    takes_norm = False
 
 
 class TileUp(PackedUp):
     """The first product of an MLP on tiles."""
 
     products = staticmethod(products)
+    takes_norm = False
 
 
 @AMX_INT8.of(mlp_block, cannot_alternate)

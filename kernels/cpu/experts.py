@@ -25,6 +25,7 @@ from hal.kernels.cpu.products import (
     expert_regimes,
 )
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
+from hal.kernels.cpu.threads import PLACEMENT
 from hal.kernels.cpu.vocab import PackedVocab
 from hal.kernels.reference.moe import RoutingBuffers, load_experts, router_problem
 from hal.kernels.reference.tensors import as_torch
@@ -71,7 +72,7 @@ class PackedExperts(GroupedLinearFamily):
 
     def allocate(self, device: Device) -> None:
         memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
-        native.load().advise_huge_pages(memory.data_ptr(), self.num_bytes)
+        PLACEMENT.prepare(memory.data_ptr(), self.num_bytes)
         for expert, part in zip(self._experts, memory.chunk(self.problem.num_experts), strict=True):
             expert.place(part)
 

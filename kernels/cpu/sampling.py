@@ -1,4 +1,4 @@
-"""sample without sorting rows: noise and filters in passes over the logits."""
+"""sample without sorting rows: noise and filters in passes over the logits; and mask_logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from hal.kernels.cpu import native
 from hal.kernels.reference.tensors import as_torch
-from hal.opset import sample
+from hal.opset import mask_logits, sample
 from hal.opset.sampling import SamplingInputs
 
 
@@ -33,5 +33,30 @@ def sample_avx512(logits: torch.Tensor, inputs: SamplingInputs, tokens: torch.Te
         as_torch(inputs.token_index).data_ptr(),
         inputs.has_filters,
         tokens.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+@mask_logits.kernel(
+    "avx512_bf16",
+    preference=100,
+    batch_invariant=True,
+    rejects=native.needs_cpu,
+    unavailable=native.unavailable,
+)
+def mask_logits_native(
+    logits: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Passes over 32 ids whose bits are all set, as most are inside a string."""
+    if out.data_ptr() != logits.data_ptr():
+        out.copy_(logits)
+    native.load().mask_logits(
+        out.data_ptr(),
+        out.stride(0),
+        out.shape[1],
+        rows.data_ptr(),
+        rows.shape[0],
+        mask.data_ptr(),
+        mask.stride(0),
         torch.get_num_threads(),
     )

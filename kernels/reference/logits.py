@@ -1,11 +1,11 @@
-"""adjust_logits and logprobs on whole rows in float32."""
+"""adjust_logits, mask_logits and logprobs on whole rows in float32."""
 
 from __future__ import annotations
 
 import torch
 
 from hal.kernels.reference.tensors import as_torch
-from hal.opset import adjust_logits, logprobs
+from hal.opset import adjust_logits, logprobs, mask_logits
 from hal.opset.sampling import SamplingInputs
 from hal.select import Level
 
@@ -33,6 +33,19 @@ def _penalise(logits: torch.Tensor, inputs: SamplingInputs) -> None:
     value = value - as_torch(inputs.frequency)[rows] * counts
     value = value - as_torch(inputs.presence)[rows] * (counts > 0)
     logits[rows, ids] = value
+
+
+@mask_logits.kernel("reference", preference=0, level=Level.REFERENCE, batch_invariant=True)
+def mask_logits_reference(
+    logits: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Spreads the bits to one bool for each id."""
+    if out.data_ptr() != logits.data_ptr():
+        out.copy_(logits)
+    index = rows.long()
+    bits = torch.arange(32, device=mask.device, dtype=torch.int32)
+    is_allowed = ((mask.unsqueeze(-1) >> bits) & 1).bool().flatten(1)[:, : logits.shape[1]]
+    out[index] = out[index].masked_fill(~is_allowed, float("-inf"))
 
 
 @logprobs.kernel("reference", preference=0, level=Level.REFERENCE, batch_invariant=True)

@@ -1,4 +1,4 @@
-"""adjust_logits and logprobs; the top K by partial sort where the host may look for ties."""
+"""adjust_logits, mask_logits, logprobs; the top K by partial sort where ties may be looked for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import torch
 from hal.kernels.reference.logits import (
     adjust_logits_reference,
     logprobs_reference,
+    mask_logits_reference,
     rank_of,
 )
 from hal.kernels.torch_native.candidates import largest
 from hal.kernels.torch_native.predicates import needs_hardware, needs_host_reads
-from hal.opset import adjust_logits, logprobs
+from hal.opset import adjust_logits, logprobs, mask_logits
 
 adjust_logits.kernel("torch", preference=50, rejects=needs_hardware, batch_invariant=True)(
     adjust_logits_reference
+)
+mask_logits.kernel("torch", preference=50, rejects=needs_hardware, batch_invariant=True)(
+    mask_logits_reference
 )
 # Sorting whole rows is what torch offers an accelerator without stalling it.
 logprobs.kernel("torch_sort", preference=50, rejects=needs_hardware, batch_invariant=True)(

@@ -20,7 +20,11 @@ from hal.kernels import register_all
 from hal.kernels.reference.attention import ReferenceAttention
 from hal.kernels.reference.indexing import keep_tokens_reference
 from hal.kernels.reference.linear import ReferenceLinear
-from hal.kernels.reference.logits import adjust_logits_reference, logprobs_reference
+from hal.kernels.reference.logits import (
+    adjust_logits_reference,
+    logprobs_reference,
+    mask_logits_reference,
+)
 from hal.kernels.reference.norm import rms_norm_reference
 from hal.kernels.reference.sampling import sample_reference
 from hal.kernels.reference.tensors import as_torch
@@ -246,6 +250,13 @@ def adjust_punishes_the_prompt(
     adjust_logits_reference(logits, replace(inputs, penalty_counts=counts), out)
 
 
+def mask_rows_in_order(
+    logits: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Takes the first rows instead of the listed ones."""
+    mask_logits_reference(logits, torch.arange(len(rows)), mask, out)
+
+
 def logprobs_rank_from_one(
     logits: torch.Tensor,
     tokens: torch.Tensor,
@@ -310,6 +321,7 @@ PLANTS = (
     Plant(sample_min_p_of_one, "sample", "min-p-draws-smooth-V1003-float32", "tokens"),
     Plant(sample_one_more_of_top_k, "sample", "top-k-draws-smooth-V1003-float32", "tokens"),
     Plant(adjust_punishes_the_prompt, "adjust_logits", "penalties-float32", "out"),
+    Plant(mask_rows_in_order, "mask_logits", "rows3-V1003-float32", "out"),
     Plant(logprobs_rank_from_one, "logprobs", "top5-smooth-V61-float32", "rank"),
     Plant(keep_tokens_in_order, "keep_tokens", "some-int32", "last_tokens"),
 )

@@ -15,7 +15,7 @@ import pytest
 from fake_serving import ROOT, ServerProcess, serving
 from tiny_checkpoints import make_checkpoint
 
-from hal import LLM, errors
+from hal import LLM, GuidedDecodingParams, SamplingParams, errors
 from hal.cli import run
 from hal.error_codes import ERROR_CODES
 from hal.errors import HalError, SelectionError
@@ -107,8 +107,8 @@ BREAKDOWNS = (
         r"step 1 of the engine \(pid \d+\) .* more than 1 s\..*raise --step-timeout",
     ),
 )
-IN_PYTHON = ("HAL-E600",)
-"""A bug has no command that provokes it; see the last test."""
+IN_PYTHON = ("HAL-E420", "HAL-E600")
+"""No command takes a grammar, and a bug has none that provokes it; see the tests on LLM."""
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,16 @@ def test_a_server_without_a_kernel_prints_the_rows_of_explain() -> None:
     assert rows["  not torch"].endswith("linear=reference was given -> without --kernel")
     assert rows["  not reference"].startswith("--strict): --strict refuses reference kernels")
     assert lines[-1].startswith("hal-serve: HAL-E500: ")
+
+
+def test_a_grammar_that_is_not_supported_names_the_keyword() -> None:
+    guided = GuidedDecodingParams(json={"type": "array", "uniqueItems": True})
+    with LLM("hal-tiny", device="null:h100", max_model_len=64) as llm:
+        with pytest.raises(HalError) as caught:
+            llm.generate("hi", SamplingParams(guided_decoding=guided))
+    assert str(caught.value) == (
+        "HAL-E420: not supported yet in a JSON schema: 'uniqueItems'. Leave it out"
+    )
 
 
 def test_a_bug_in_a_step_names_step_and_exception(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,8 +76,11 @@ WRONG_COMPLETIONS: list[tuple[Fields, str | None, str]] = [
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
     ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
-    ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
+    ({"tools": []}, "tools", "unsupported_parameter"),
+    ({"guided_json": 3}, "guided_json", "invalid_value"),
 ]
+
+TOOL = [{"type": "function", "function": {"name": "f"}}]
 
 WRONG_CHATS: list[tuple[Fields, str | None, str]] = [
     ({"messages": []}, "messages", "invalid_value"),
@@ -106,9 +109,29 @@ WRONG_CHATS: list[tuple[Fields, str | None, str]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
     ({"logprobs": 1}, "logprobs", "invalid_value"),
     ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
-    ({"tools": []}, "tools", "unsupported_parameter"),
-    ({"tool_choice": "auto"}, "tool_choice", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"tools": []}, "tools", "invalid_value"),
+    ({"tools": [{"type": "web_search"}]}, "tools.0.type", "unsupported_parameter"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function", "invalid_value"),
+    (
+        {"tools": [{"type": "function", "function": {"name": ""}}]},
+        "tools.0.function.name",
+        "invalid_value",
+    ),
+    ({"tools": TOOL * 2}, "tools", "invalid_value"),
+    ({"tools": TOOL * 129}, "tools", "invalid_value"),
+    ({"tools": TOOL, "tool_choice": "any"}, "tool_choice", "invalid_value"),
+    (
+        {"tools": TOOL, "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice",
+        "invalid_value",
+    ),
+    ({"tool_choice": "auto"}, "tool_choice", "invalid_value"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
+        "messages.0.tool_calls.0",
+        "invalid_value",
+    ),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
     ({"chat_template": "{{ 1 }}"}, "chat_template", "unsupported_parameter"),

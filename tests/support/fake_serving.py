@@ -185,12 +185,12 @@ def fake_arguments(folder: Path, script: Path) -> list[str]:
 
 
 def children_of(pid: int) -> list[int]:
-    """Process ids of direct children (Linux)."""
+    """Process ids of direct children, whichever thread started them (Linux)."""
     try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        listed = [task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return []
-    return [int(child) for child in listed]
+    return [int(child) for children in listed for child in children]
 
 
 def is_alive(pid: int) -> bool:

@@ -145,6 +145,7 @@ def _token_sites(dtype: DType) -> tuple[Site, ...]:
         Site(opset.take_tokens, TokenProblem()),
         Site(opset.keep_tokens, TokenProblem()),
         Site(opset.adjust_logits, sample),
+        Site(opset.mask_logits, sample),
         Site(opset.sample, sample),
         Site(opset.logprobs, sample),
     )

@@ -22,4 +22,8 @@ extern const LevelKernels kAvx512fKernels;
 extern const LevelKernels kNeonKernels;
 extern const LevelKernels kDotprodKernels;
 
+// Products of codes only: all else is as without these instructions.
+void dots_linear_avx512vnni(const QuantizedLinearArgs& args);
+void dots_linear_avxvnni(const QuantizedLinearArgs& args);
+
 }  // namespace hal::cpu

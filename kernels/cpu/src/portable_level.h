@@ -3,11 +3,17 @@
 
 #include "level.h"
 #include "portable_attention.h"
+#include "portable_decoded_linear.h"
+#include "portable_dots_linear.h"
 #include "portable_linear.h"
-#include "portable_quantized_linear.h"
 
 namespace hal::cpu {
 namespace {
+
+void run_quantized_linear(const QuantizedLinearArgs& args) {
+    const auto run = args.shape.codes == Codes::kDots ? run_dots_linear : run_decoded_linear;
+    run(args);
+}
 
 constexpr LevelKernels kPortableKernels = {
     .linear = &run_linear,

@@ -23,6 +23,13 @@ inline Ints as_ints(Floats v) { return vreinterpretq_s32_f32(v); }
 inline Ints load_bytes(const void* p) {
     return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p)));
 }
+// One unsigned byte for each lane.
+inline Ints load_widened(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    const uint16x8_t halves = vmovl_u8(vcreate_u8(four));
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(halves)));
+}
 inline Floats load(const float* p) { return vld1q_f32(p); }
 inline Floats load(const Bf16* p) {
     const uint16x4_t bits = vld1_u16(reinterpret_cast<const uint16_t*>(p));
@@ -55,6 +62,7 @@ inline Ints to_ints(Floats v) { return vcvtnq_s32_f32(v); }
 
 inline Ints add(Ints a, Ints b) { return vaddq_s32(a, b); }
 inline Ints sub(Ints a, Ints b) { return vsubq_s32(a, b); }
+inline Ints mul(Ints a, Ints b) { return vmulq_s32(a, b); }
 inline Ints max(Ints a, Ints b) { return vmaxq_s32(a, b); }
 inline Ints min(Ints a, Ints b) { return vminq_s32(a, b); }
 inline Ints bit_and(Ints a, Ints b) { return vandq_s32(a, b); }
@@ -74,6 +82,14 @@ inline Ints shift_right(Ints v) {
 }
 // All bits of a lane where a > b.
 inline Ints is_greater(Ints a, Ints b) { return vreinterpretq_s32_u32(vcgtq_s32(a, b)); }
+
+// Of the lower, and the upper, four 16-bit values one in each lane, unsigned.
+inline Ints lower_halves(Ints v) {
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vreinterpretq_u16_s32(v))));
+}
+inline Ints upper_halves(Ints v) {
+    return vreinterpretq_s32_u32(vmovl_high_u16(vreinterpretq_u16_s32(v)));
+}
 
 // Of four neighbouring columns of a row of weights in each lane, and of x in every lane.
 inline Ints low_nibbles(Ints codes) {
@@ -111,7 +127,7 @@ struct RowSums {
     void add_products(const SignedCodes& w, Ints x) {
         sums = vdotq_s32(sums, w.codes, as_bytes(x));
     }
-    Ints total() const { return sums; }
+    Ints total(Ints) const { return sums; }
 };
 
 #else
@@ -136,7 +152,7 @@ struct RowSums {
         first = vpadalq_s16(first, vmull_s8(vget_low_s8(w.codes), vget_low_s8(as_bytes(x))));
         second = vpadalq_s16(second, vmull_high_s8(w.codes, as_bytes(x)));
     }
-    Ints total() const { return vpaddq_s32(first, second); }
+    Ints total(Ints) const { return vpaddq_s32(first, second); }
 };
 
 #endif
