@@ -157,7 +157,8 @@ void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) ga
                            .num_threads = num_threads});
 }
 
-void call_norm(void (*norm)(const NormArgs&), Address x, int64_t x_stride, Address residual, int64_t residual_stride,
+void call_norm(void (*norm)(const NormArgs&), Address x, int64_t x_stride, Address residual,
+               int64_t residual_stride,
                Address weight, Address bias, Address out, int64_t out_stride, int64_t rows,
                int64_t hidden, float eps, bool layer_norm, int dtype, int num_threads) {
     nb::gil_scoped_release release;
@@ -229,7 +230,8 @@ void call_activate(void (*activate)(const ActivationArgs&), Address x, int64_t x
               .num_threads = num_threads});
 }
 
-void call_qk_norm_rope(void (*qk_norm_rope)(const RopeArgs&), Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+void call_qk_norm_rope(void (*qk_norm_rope)(const RopeArgs&), Address qkv, int64_t qkv_stride,
+                       int64_t num_tokens, int64_t num_heads,
                        int64_t num_kv_heads, int64_t head_dim, Address positions, Address cos_sin,
                        int64_t rotary_dim, Address q_norm, Address k_norm, float eps, int dtype,
                        int num_threads) {
@@ -250,7 +252,8 @@ void call_qk_norm_rope(void (*qk_norm_rope)(const RopeArgs&), Address qkv, int64
                   .num_threads = num_threads});
 }
 
-void call_write_kv(void (*write_kv)(const WriteKvArgs&), Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+void call_write_kv(void (*write_kv)(const WriteKvArgs&), Address qkv, int64_t qkv_stride,
+                   int64_t num_tokens, int64_t num_heads,
                    Address kv, int kv_dtype, int64_t num_kv_heads, int64_t block_size,
                    int64_t head_dim, Address slot_mapping, int dtype, int num_threads) {
     nb::gil_scoped_release release;

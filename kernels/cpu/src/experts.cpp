@@ -13,8 +13,9 @@ namespace {
 
 constexpr int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// Rows of one product: what a thread gathers and rounds for it stays in its L2.
-constexpr int64_t kRowsAtOnce = 256;
+// What a thread gathers for one product, and what it rounds, stays in its L2.
+constexpr int64_t kBytesAtOnce = 1 << 20;
+constexpr int64_t kFewestAtOnce = 16;
 
 // An expert with fewer rows costs about as much as one with so many: its weight is read.
 constexpr int64_t kLeastRows = 16;
@@ -111,10 +112,9 @@ class GroupedProduct {
     }
 
     void run(const Piece& piece) const {
-        const int64_t end = args_.offsets[piece.expert + 1];
-        for (int64_t row = args_.offsets[piece.expert]; row < end; row += kRowsAtOnce) {
-            const int64_t left = end - row;
-            multiply(piece, row, left < kRowsAtOnce ? left : kRowsAtOnce);
+        const int64_t end = args_.offsets[piece.expert + 1], most = rows_at_once();
+        for (int64_t row = args_.offsets[piece.expert]; row < end; row += most) {
+            multiply(piece, row, end - row < most ? end - row : most);
         }
     }
 
@@ -122,6 +122,21 @@ class GroupedProduct {
     int64_t cost(int64_t expert) const {
         const int64_t rows = args_.offsets[expert + 1] - args_.offsets[expert];
         return rows == 0 ? 0 : rows < kLeastRows ? kLeastRows : rows;
+    }
+
+    int64_t rows_at_once() const {
+        const int64_t gathered = args_.weights.k() * element_bytes(args_.dtype);
+        const int64_t bytes = scratch_row() > gathered ? scratch_row() : gathered;
+        const int64_t fitting = kBytesAtOnce / bytes / kFewestAtOnce * kFewestAtOnce;
+        return fitting > kFewestAtOnce ? fitting : kFewestAtOnce;
+    }
+
+    // Bytes of one row as its product reads it, where that is not as it is.
+    int64_t scratch_row() const {
+        const QuantizedShape& shape = args_.weights.codes;
+        if (!args_.weights.is_quantized) return 0;
+        if (shape.codes == Codes::kDots) return shape.x_row_bytes();
+        return 4 * shape.units() * element_bytes(args_.dtype);
     }
 
     void multiply(const Piece& piece, int64_t row, int64_t m) const {
@@ -183,10 +198,7 @@ class GroupedProduct {
 
     void* scratch(int64_t m) const {
         static thread_local Arena arena;
-        const QuantizedShape& shape = args_.weights.codes;
-        const bool is_decoded = shape.codes != Codes::kDots;
-        return arena.reserve(m * (is_decoded ? 4 * shape.units() * element_bytes(args_.dtype)
-                                             : shape.x_row_bytes()));
+        return arena.reserve(m * scratch_row());
     }
 
     const GroupedArgs& args_;

@@ -148,7 +148,7 @@ def sapphire_rapids() -> CpuDevice:
 
 AMX_KERNELS = [
     OPS[op].kernels[name]
-    for op in ("linear", "vocab", "mlp_block")
+    for op in ("linear", "vocab", "mlp_block", "grouped_linear", "moe_block")
     for name in ("amx_bf16", "amx_int8")
 ]
 AMX_ROWS = [

@@ -11,6 +11,7 @@ from hal.conformance.stage import Stage, logical
 from hal.dtypes import DType
 from hal.kernels.cpu import native
 from hal.kernels.cpu.experts import FusedMoeBlock, PackedExperts
+from hal.kernels.reference.tensors import as_torch
 from hal.opset.elementwise import Activation
 from hal.opset.moe import GroupedLinearFamily, GroupedLinearProblem, MoeBlockProblem
 from hal.opset.vocab import VocabFamily
@@ -33,12 +34,18 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make_block(stage: Stage, weights: WeightFormat | None) -> FusedMoeBlock:
+def make_block(
+    stage: Stage,
+    weights: WeightFormat | None,
+    hidden: int = HIDDEN,
+    width: int = WIDTH,
+    num_experts: int = EXPERTS,
+) -> FusedMoeBlock:
     problem = MoeBlockProblem(
-        num_experts=EXPERTS,
+        num_experts=num_experts,
         top_k=TOP_K,
-        hidden_size=HIDDEN,
-        intermediate_size=WIDTH,
+        hidden_size=hidden,
+        intermediate_size=width,
         activation=Activation.SILU,
         norm_topk_prob=True,
         dtype=DType.BFLOAT16,
@@ -48,7 +55,11 @@ def make_block(stage: Stage, weights: WeightFormat | None) -> FusedMoeBlock:
         pytest.skip(str(native.decoded_unavailable()))
     block = FusedMoeBlock(problem, stage.binder)
     stage.binder.arena.allocate(stage.device)
-    shapes = ((EXPERTS, HIDDEN), (EXPERTS * 2 * WIDTH, HIDDEN), (EXPERTS * HIDDEN, WIDTH))
+    shapes = (
+        (num_experts, hidden),
+        (num_experts * 2 * width, hidden),
+        (num_experts * hidden, width),
+    )
     families: tuple[VocabFamily | GroupedLinearFamily, ...] = (block.router, block.up, block.down)
     for family, shape in zip(families, shapes, strict=True):
         family.allocate(stage.device)
@@ -80,12 +91,14 @@ def test_bits_do_not_depend_on_the_number_of_threads(
 def test_more_rows_of_an_expert_than_one_product_takes(
     stage: Stage, weights: WeightFormat | None
 ) -> None:
-    """All 512 tokens meet both experts that they like best: 512 rows of each, in two products."""
-    block = make_block(stage, weights)
-    x = torch.randn(1, HIDDEN).bfloat16().repeat(512, 1)
+    """512 tokens meet two of three experts each; one product takes at most 240 of this size."""
+    block = make_block(stage, weights, hidden=2100, width=48, num_experts=3)
+    x = torch.randn(512, 2100).bfloat16()
     out = run(block, x)
-    assert torch.equal(out, out[:1].expand_as(out))
-    assert torch.equal(out[:1], run(block, x[:1]))
+    offsets = stage.binder.arena.buffer("expert_offsets", (), DType.INT32, 4).rows(4)
+    assert int(as_torch(offsets).diff().max()) > 240
+    for token in (0, 1, 255, 256, 511):
+        assert torch.equal(out[token : token + 1], run(block, x[token : token + 1]))
 
 
 def test_rows_may_be_apart(stage: Stage, weights: WeightFormat | None) -> None:
