@@ -20,6 +20,7 @@ from hal.server.front import Front, ignored_header
 from hal.server.limits import ApiKeyCheck, RequestLimits, RequestLog
 from hal.server.metrics import CONTENT_TYPE
 from hal.server.params import chat_messages, check_token_ids
+from hal.server.responses import create_response
 from hal.server.schema import DetokenizeBody, TokenizeBody, parse_body
 from hal.server.supervisor import EngineState
 from hal.server.wire import error_response, json_response
@@ -183,6 +184,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models/{name:path}", show_model),
     ("POST", "/v1/completions", create_completion),
     ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/responses", create_response),
     ("POST", "/v1/messages", create_message),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("POST", "/tokenize", tokenize),
