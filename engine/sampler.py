@@ -5,29 +5,19 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 
 from hal.engine.batch import Float32, Int32, SampledLogprobs, SamplingBatch
-from hal.engine.grammar import Matcher, PendingMasks
+from hal.engine.guided_rows import GuidedRows
 from hal.engine.request import TokenLogprobs
 from hal.engine.sequence import Sequence
-from hal.errors import GrammarError
 
 NO_LOGPROBS = -1
 
 _NO_IDS: Int32 = np.empty(0, np.int32)
 _NO_VALUES: Float32 = np.empty(0, np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a row's sequence ends in this step; `code` as in hal.errors."""
-
-    message: str
-    code: str
 
 
 class TokenCounts:
@@ -69,8 +59,7 @@ class SamplingState:
         self._has_bias = np.zeros(max_num_seqs, np.bool_)
         self._has_penalties = np.zeros(max_num_seqs, np.bool_)
         self._token_counts: dict[int, TokenCounts] = {}
-        self._is_guided = np.zeros(max_num_seqs, np.bool_)
-        self._matchers: dict[int, Matcher] = {}
+        self.guided = GuidedRows()
 
     def assign(self, seq: Sequence) -> None:
         """Give the sequence's slot its settings; also after a preemption, with output so far."""
@@ -90,31 +79,16 @@ class SamplingState:
         if params.has_penalties:
             output = seq.tokens[seq.num_prompt_tokens :]
             self._token_counts[slot] = TokenCounts(seq.request.prompt_token_ids, output)
-        self._matchers.pop(slot, None)
-        self._is_guided[slot] = seq.grammar is not None
-        if seq.grammar is not None:
-            self._matchers[slot] = seq.grammar.matcher(seq.tokens[seq.num_prompt_tokens :])
+        self.guided.assign(slot, seq.grammar, seq.tokens[seq.num_prompt_tokens :])
 
     def record(self, slots: Int32, token_ids: Int32) -> None:
         """Every slot (each at most once) has sampled its token."""
         self._token_index[slots] += 1
+        self.guided.record(slots, token_ids)
         rows = np.flatnonzero(self._has_penalties[slots])
         if len(rows):
             for slot, token in zip(slots[rows].tolist(), token_ids[rows].tolist(), strict=True):
                 self._token_counts[slot].add(token)
-        for row in np.flatnonzero(self._is_guided[slots]).tolist():
-            if token_ids[row] >= 0:  # else the row has failed already
-                self._matchers[int(slots[row])].consume(int(token_ids[row]))
-
-    def lost_grammars(self, slots: Int32, rows: Seq[Sequence]) -> dict[Sequence, Failure]:
-        """The sequences whose grammar met a limit of its parser in this step."""
-        guided = np.flatnonzero(self._is_guided[slots]).tolist()
-        errors = {rows[row]: self._matchers[int(slots[row])].error for row in guided}
-        return {
-            seq: Failure(f"guided decoding cannot go on: {error}", GrammarError.code)
-            for seq, error in errors.items()
-            if error is not None
-        }
 
     def build(self, slots: Int32, rows: Seq[Sequence]) -> SamplingBatch:
         """Settings of the sampled rows: rows[i] is the sequence in slots[i]."""
@@ -137,15 +111,8 @@ class SamplingState:
             presence=self._presence[slots],
             frequency=self._frequency[slots],
             repetition=self._repetition[slots],
-            masks=self._masks(slots),
+            masks=self.guided.masks(slots),
         )
-
-    def _masks(self, slots: Int32) -> PendingMasks | None:
-        rows = np.flatnonzero(self._is_guided[slots]).astype(np.int32)
-        if not len(rows):
-            return None
-        matchers = [self._matchers[slot] for slot in slots[rows].tolist()]
-        return PendingMasks(rows, matchers)
 
     def _bias(self, slots: Int32, rows: Seq[Sequence]) -> tuple[Int32, Int32, Float32]:
         biased = np.flatnonzero(self._has_bias[slots])

@@ -26,10 +26,10 @@ from hal.engine.executor import check_result
 from hal.engine.grammar import Grammar
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.request_check import check_request
-from hal.engine.sampler import Failure, SamplingState, row_logprobs
+from hal.engine.sampler import SamplingState, row_logprobs
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import NO_SLOT, Sequence, Status, make_sequences
-from hal.errors import NOT_FINITE, RequestError
+from hal.errors import NOT_FINITE, GrammarError, RequestError
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -142,17 +142,14 @@ class Scheduler:
         step = self._in_flight
         assert step is not None and step.step == batch.step
         check_result(batch, result)
-        failed = {
-            (seq := step.rows[row]): Failure(_NOT_FINITE.format(seq.num_output_tokens), NOT_FINITE)
-            for row in np.flatnonzero(result.row_errors).tolist()
-        }
+        failed = {step.rows[row] for row in np.flatnonzero(result.row_errors).tolist()}
         self._advance(step, batch)
         for chunk in step.chunks:
             if chunk.completes_prefill:
                 self._fork(chunk.seq)
         self._sampling.record(batch.sample_slots, result.token_ids[:, 0])
-        failed = {**self._sampling.lost_grammars(batch.sample_slots, step.rows), **failed}
-        outputs = self._append_tokens(step, result, failed)
+        outputs = self._end_lost(step, self._sampling.guided.lost(batch.sample_slots))
+        outputs += self._append_tokens(step, result, failed)
         self._in_flight = None
         return outputs
 
@@ -340,16 +337,26 @@ class Scheduler:
         self._may_share[[member.slot for member in seq.family]] = len(seq.unforked) > 0
         seq.unforked = []
 
+    def _end_lost(self, step: ScheduledStep, errors: dict[int, str]) -> list[Output]:
+        """End the guided sequences of these rows whose grammar cannot be followed further."""
+        outputs = []
+        for row, error in errors.items():
+            self._end(step.rows[row])
+            outputs.append(step.rows[row].last_output(FinishReason.ERROR, error, GrammarError.code))
+        return outputs
+
     def _append_tokens(
-        self, step: ScheduledStep, result: StepResult, failed: dict[Sequence, Failure]
+        self, step: ScheduledStep, result: StepResult, failed: set[Sequence]
     ) -> list[Output]:
         outputs = []
         tokens = result.token_ids[:, 0].tolist()
         for row, (seq, token) in enumerate(zip(step.rows, tokens, strict=True)):
+            if seq.status is Status.FINISHED:
+                continue  # its grammar was lost
             if seq in failed:
-                error = failed[seq]
+                error = _NOT_FINITE.format(seq.num_output_tokens)
                 self._end(seq, retract=True)
-                outputs.append(seq.last_output(FinishReason.ERROR, error.message, error.code))
+                outputs.append(seq.last_output(FinishReason.ERROR, error, NOT_FINITE))
                 continue
             seq.tokens.append(token)
             finish_reason = stop_reason = None
