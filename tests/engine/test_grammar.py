@@ -324,6 +324,8 @@ def test_a_grammar_that_cannot_be_followed_ends_its_own_request(llm: LLM) -> Non
     with pytest.raises(Exception, match="HAL-E430: .*guided decoding cannot go on"):
         guided(llm, [lost])
     assert guided(llm, [GuidedDecodingParams(choice=["on"])]) == ["on"], "others do"
+    (again,) = guided(llm, [lost])
+    assert again is not None and re.fullmatch("[0-9]{40}", again), "it was compiled anew"
 
 
 def test_without_llguidance_the_error_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
