@@ -37,9 +37,10 @@ _WORD_BITS = 32
 class Matcher:
     """Follows one answer; not shared between sequences."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
-        self._matcher = matcher
-        self.num_words = -(-vocab_size // _WORD_BITS)
+    def __init__(self, grammar: Grammar) -> None:
+        self._grammar = grammar
+        self._matcher = grammar.compiled.deep_copy()
+        self.num_words = -(-grammar.vocab_size // _WORD_BITS)
 
     def consume(self, token_id: int) -> None:
         """Go on by a token that the last mask allowed."""
@@ -52,20 +53,27 @@ class Matcher:
     @property
     def error(self) -> str | None:
         """Why the grammar cannot be followed further, such as a limit of the parser."""
-        return _first_lines(self._matcher.get_error()) if self._matcher.is_error() else None
+        if not self._matcher.is_error():
+            return None
+        self._grammar.is_spent = True
+        return _first_lines(self._matcher.get_error())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grammar:
-    """A compiled grammar of a model with `vocab_size` ids; `num_bytes` is about its size."""
+    """A compiled grammar of a model with `vocab_size` ids; `num_bytes` is about its size.
+
+    is_spent: a limit was met; matchers share what the lexer has built, so new ones would meet it
+    """
 
     compiled: llguidance.LLMatcher
     vocab_size: int
     num_bytes: int
+    is_spent: bool = False
 
     def matcher(self, token_ids: Sequence[int] = ()) -> Matcher:
         """A new one, after these tokens of an answer that was begun."""
-        matcher = Matcher(self.compiled.deep_copy(), self.vocab_size)
+        matcher = Matcher(self)
         for token_id in token_ids:
             matcher.consume(token_id)
         return matcher
@@ -144,9 +152,11 @@ class Grammars:
 
     def _cached(self, params: GuidedDecodingParams) -> Grammar | None:
         with self._cache_lock:
-            if params in self._cache:
-                self._cache.move_to_end(params)
-            return self._cache.get(params)
+            found = self._cache.get(params)
+            if found is None or found.is_spent:
+                return None
+            self._cache.move_to_end(params)
+            return found
 
     def _keep(self, params: GuidedDecodingParams, grammar: Grammar) -> None:
         with self._cache_lock:

@@ -12,23 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hal.engine.batch import Float32, Index, Int32, SampledLogprobs, SamplingBatch
-from hal.engine.grammar import Matcher, PendingMasks
+from hal.engine.guided_rows import GuidedRows
 from hal.engine.request import TokenLogprobs
 from hal.engine.sequence import Sequence
-from hal.errors import GrammarError
 
 NO_LOGPROBS = -1
 
 _NO_IDS: Int32 = np.empty(0, np.int32)
 _NO_VALUES: Float32 = np.empty(0, np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a row's sequence ends in this step; `code` as in hal.errors."""
-
-    message: str
-    code: str
 
 
 class TokenCounts:
@@ -57,7 +48,7 @@ class TokenCounts:
 class RowSettings:
     """What stays the same while the same slots are sampled; arrays as in SamplingBatch.
 
-    biased, penalised, guided: rows with a bias or a ban, with penalties, with a grammar
+    biased, penalised: rows with a bias or a ban, rows with penalties
     """
 
     slots: Index
@@ -72,7 +63,6 @@ class RowSettings:
     repetition: Float32
     biased: Index
     penalised: Index
-    guided: Index
 
 
 class SamplingState:
@@ -92,8 +82,7 @@ class SamplingState:
         self._has_bias = np.zeros(max_num_seqs, np.bool_)
         self._has_penalties = np.zeros(max_num_seqs, np.bool_)
         self._token_counts: dict[int, TokenCounts] = {}
-        self._is_guided = np.zeros(max_num_seqs, np.bool_)
-        self._matchers: dict[int, Matcher] = {}
+        self.guided = GuidedRows()
         self._settings: RowSettings | None = None  # of the slots that were looked up last
 
     def assign(self, seq: Sequence) -> None:
@@ -115,30 +104,14 @@ class SamplingState:
         if params.has_penalties:
             output = seq.tokens[seq.num_prompt_tokens :]
             self._token_counts[slot] = TokenCounts(seq.request.prompt_token_ids, output)
-        self._matchers.pop(slot, None)
-        self._is_guided[slot] = seq.grammar is not None
-        if seq.grammar is not None:
-            self._matchers[slot] = seq.grammar.matcher(seq.tokens[seq.num_prompt_tokens :])
+        self.guided.assign(slot, seq.grammar, seq.tokens[seq.num_prompt_tokens :])
 
     def record(self, slots: Index, token_ids: Int32) -> None:
         """Every slot (each at most once) has sampled its token."""
         self._token_index[slots] += 1
-        rows = self._rows(slots)
-        for row in rows.penalised.tolist():
+        self.guided.record(slots, token_ids)
+        for row in self._rows(slots).penalised.tolist():
             self._token_counts[int(slots[row])].add(int(token_ids[row]))
-        for row in rows.guided.tolist():
-            if token_ids[row] >= 0:  # else the row has failed already
-                self._matchers[int(slots[row])].consume(int(token_ids[row]))
-
-    def lost_grammars(self, slots: Index) -> dict[int, Failure]:
-        """The rows of `slots` whose grammar met a limit of its parser in this step."""
-        guided = self._rows(slots).guided.tolist()
-        errors = {row: self._matchers[int(slots[row])].error for row in guided}
-        return {
-            row: Failure(f"guided decoding cannot go on: {error}", GrammarError.code)
-            for row, error in errors.items()
-            if error is not None
-        }
 
     def build(self, slots: Index, seqs: Seq[Sequence | None]) -> SamplingBatch:
         """Settings of the sampled rows; `seqs` are the sequences of all slots."""
@@ -162,14 +135,8 @@ class SamplingState:
             presence=rows.presence,
             frequency=rows.frequency,
             repetition=rows.repetition,
-            masks=self._masks(rows),
+            masks=self.guided.masks(slots),
         )
-
-    def _masks(self, rows: RowSettings) -> PendingMasks | None:
-        if not len(rows.guided):
-            return None
-        matchers = [self._matchers[slot] for slot in rows.slots[rows.guided].tolist()]
-        return PendingMasks(rows.guided.astype(np.int32), matchers)
 
     def _rows(self, slots: Index) -> RowSettings:
         if self._settings is None or self._settings.slots is not slots:
@@ -186,7 +153,6 @@ class SamplingState:
                 repetition=self._repetition.take(slots),
                 biased=np.flatnonzero(self._has_bias.take(slots)),
                 penalised=np.flatnonzero(self._has_penalties.take(slots)),
-                guided=np.flatnonzero(self._is_guided.take(slots)),
             )
         return self._settings
 

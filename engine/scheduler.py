@@ -20,7 +20,7 @@ from hal.engine.grammar import Grammar
 from hal.engine.prefix_cache import Clock
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.request_check import check_request
-from hal.engine.sampler import Failure, SamplingState
+from hal.engine.sampler import SamplingState
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import Sequence, Status, make_sequences, urgency
 from hal.engine.slots import Slots
@@ -145,7 +145,7 @@ class Scheduler:
             if chunk.completes_prefill:
                 self._fork(chunk.seq)
         self._sampling.record(step.row_slots, result.token_ids[:, 0])
-        lost = self._sampling.lost_grammars(step.row_slots)
+        lost = self._sampling.guided.lost(step.row_slots)
         output = self._append_tokens(step, result, lost)
         self._in_flight = None
         return output
@@ -360,7 +360,7 @@ class Scheduler:
             seq.unforked = []
 
     def _append_tokens(
-        self, step: ScheduledStep, result: StepResult, lost: dict[int, Failure]
+        self, step: ScheduledStep, result: StepResult, lost: dict[int, str]
     ) -> StepOutput:
         slots, tokens = step.row_slots, result.token_ids[:, 0]
         seqs, ended = self.slots.seqs, {}
@@ -371,7 +371,7 @@ class Scheduler:
             seq = seqs[slots[row]]
             assert seq is not None
             if has_failed[row]:
-                ended[row] = Ended(seq, FinishReason.ERROR, failure=lost.get(row))
+                ended[row] = Ended(seq, FinishReason.ERROR, lost_grammar=lost.get(row))
             else:
                 ended[row] = _ending(seq, int(tokens[row]))
         num_failed = int(np.count_nonzero(has_failed))

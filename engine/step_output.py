@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from hal.engine.batch import Index, Int32, SampledLogprobs
 from hal.engine.request import FinishReason, Output
-from hal.engine.sampler import Failure, row_logprobs
+from hal.engine.sampler import row_logprobs
 from hal.engine.sequence import Sequence
-from hal.errors import NOT_FINITE
+from hal.errors import NOT_FINITE, GrammarError
 
 _NOT_FINITE = (
     "the logits of output token {} were not finite (NaN or infinity), so no token could be "
@@ -20,13 +20,13 @@ _NOT_FINITE = (
 class Ended:
     """A sequence that ended in the step; with FinishReason.ERROR it has no token of it.
 
-    failure: why then; None: its logits were not finite
+    lost_grammar: what a grammar says that cannot be followed further
     """
 
     seq: Sequence
     reason: FinishReason
     stop_reason: int | None = None
-    failure: Failure | None = None
+    lost_grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +67,7 @@ class StepOutput:
         if ended is not None:
             seq = ended.seq
             if ended.reason is FinishReason.ERROR:
-                error = ended.failure or _not_finite(seq)
-                return seq.last_output(FinishReason.ERROR, error.message, error.code)
+                return _failed_output(seq, ended.lost_grammar)
         assert seq is not None, "outputs() after the next step was scheduled"
         return Output(
             request_id=seq.request.request_id,
@@ -81,5 +80,8 @@ class StepOutput:
         )
 
 
-def _not_finite(seq: Sequence) -> Failure:
-    return Failure(_NOT_FINITE.format(seq.num_output_tokens), NOT_FINITE)
+def _failed_output(seq: Sequence, lost_grammar: str | None) -> Output:
+    if lost_grammar is not None:
+        return seq.last_output(FinishReason.ERROR, lost_grammar, GrammarError.code)
+    error = _NOT_FINITE.format(seq.num_output_tokens)
+    return seq.last_output(FinishReason.ERROR, error, NOT_FINITE)

@@ -11,7 +11,7 @@
     |   `-- DeviceOutOfMemory    HAL-E31x   an allocation failed while running           exit 4
     |-- RequestError             HAL-E4xx   one request is wrong; others are unharmed    HTTP 400
     |   |-- ContextLengthError   HAL-E41x   prompt or max_tokens do not fit the context  HTTP 400
-    |   `-- GrammarError         HAL-E42x   a schema, regex or grammar cannot be followed HTTP 400
+    |   `-- GrammarError         HAL-E43x   a schema, regex or grammar cannot be followed HTTP 400
     |-- SelectionError           HAL-E5xx   no kernel can run an op; lists every reason  exit 5
     `-- EngineError              HAL-E6xx   the engine failed or died                    exit 6
 
@@ -114,7 +114,7 @@ class ContextLengthError(RequestError):
 class GrammarError(RequestError):
     """A schema, regex or grammar of guided decoding is wrong, not supported, or too large."""
 
-    code = "HAL-E420"
+    code = "HAL-E430"
 
 
 class SelectionError(HalError):

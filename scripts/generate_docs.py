@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from field_tables import fields_page
 from support_tables import support_page
 
 from hal.error_codes import ERROR_CODES, ErrorCode
@@ -84,6 +85,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 PAGES = (
     Page("docs/errors.md", errors_page),
+    Page("docs/fields.md", lambda: f"{_NOTE}\n\n{fields_page()}"),
     Page("docs/support.md", lambda: f"{_NOTE}\n\n{support_page()}"),
 )
 

@@ -14,13 +14,21 @@ from starlette.types import ASGIApp
 import hal
 from hal.server.anthropic import count_tokens, create_message
 from hal.server.chat import create_chat_completion
+from hal.server.chat_turn import encode_turn, render_turn
 from hal.server.completions import create_completion
-from hal.server.errors import ApiError, internal_error, invalid_value, model_not_found
+from hal.server.errors import (
+    ApiError,
+    internal_error,
+    invalid_value,
+    model_not_found,
+    not_implemented,
+)
 from hal.server.front import Front, ignored_header
 from hal.server.limits import ApiKeyCheck, RequestLimits, RequestLog
 from hal.server.metrics import CONTENT_TYPE
 from hal.server.params import chat_messages, check_token_ids
-from hal.server.schema import DetokenizeBody, TokenizeBody, parse_body
+from hal.server.responses import create_response
+from hal.server.schema import ChatBody, DetokenizeBody, TokenizeBody, parse_body
 from hal.server.supervisor import EngineState
 from hal.server.wire import error_response, json_response
 
@@ -172,6 +180,34 @@ def _model_card(front: Front) -> dict[str, object]:
     }
 
 
+async def render(front: Front, http: HttpRequest) -> Response:
+    """The prompt that a chat becomes, nothing generated."""
+    body = parse_body(await http.body(), ChatBody)
+    front.check_model(body.model)
+    prompt, encoded = await render_turn(front, body), await encode_turn(front, body)
+    token_ids = list(encoded.token_ids[0])
+    answer = {"prompt": prompt, "tokens": token_ids, "count": len(token_ids)}
+    return json_response(answer, ignored_header(body))
+
+
+def _missing(what: str) -> Handler:
+    async def refuse(front: Front, http: HttpRequest) -> Response:
+        raise not_implemented(what)
+
+    return refuse
+
+
+MISSING = {
+    "/v1/embeddings": "embeddings: the engine cannot pool hidden states",
+    "/v1/rerank": "reranking: no model with a score head can be loaded",
+    "/rerank": "reranking: no model with a score head can be loaded",
+    "/v1/score": "scores: no model with a score head can be loaded",
+    "/score": "scores: no model with a score head can be loaded",
+    "/v1/load_lora_adapter": "LoRA adapters",
+    "/v1/unload_lora_adapter": "LoRA adapters",
+}
+"""Routes that clients know and that answer 501."""
+
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/live", live),
     ("GET", "/ready", ready),
@@ -183,8 +219,11 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models/{name:path}", show_model),
     ("POST", "/v1/completions", create_completion),
     ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/responses", create_response),
     ("POST", "/v1/messages", create_message),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
+    ("POST", "/render", render),
+    *(("POST", path, _missing(what)) for path, what in MISSING.items()),
 )

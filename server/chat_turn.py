@@ -67,17 +67,22 @@ def _with_default_budget(
     return replace(params, max_tokens=max(1, min(left, text.defaults.max_new_tokens)))
 
 
-async def encode_turn(front: Front, body: ChatBody) -> EncodedPrompts:
-    """The prompt of a turn, nothing generated."""
+async def render_turn(front: Front, body: ChatBody) -> str:
+    """The text of a turn's prompt, through the chat template."""
     text, tools = front.loaded_text(), tools_of(body)
-    prompt = await text.render(
+    return await text.render(
         chat_messages(body.messages),
         tools=None if tools is None else tools.specs,
         add_generation_prompt=body.add_generation_prompt is not False,
         variables=body.chat_template_kwargs,
     )
+
+
+async def encode_turn(front: Front, body: ChatBody) -> EncodedPrompts:
+    """The token ids of a turn's prompt, nothing generated."""
+    prompt = await render_turn(front, body)
     # The template has written the control tokens itself.
-    token_ids = await text.encode(
+    token_ids = await front.loaded_text().encode(
         prompt, front.info.max_model_len, add_special_tokens=False, param="messages"
     )
     return EncodedPrompts(token_ids=[token_ids], field="messages", continues_text=False)

@@ -62,6 +62,10 @@ def context_length_exceeded(message: str, param: str) -> ApiError:
     return ApiError(400, "context_length_exceeded", message, param=param)
 
 
+def not_implemented(what: str) -> ApiError:
+    return ApiError(501, "not_implemented", f"not supported yet: {what}", "server_error")
+
+
 def invalid_schema(message: str, param: str | None) -> ApiError:
     return ApiError(400, "invalid_schema", message, param=param)
 

@@ -7,7 +7,7 @@ once, by SamplingParams. Unknown fields are accepted and named in the header x-h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,6 +16,8 @@ from pydantic_core import ErrorDetails
 from hal.server.errors import ApiError, invalid_value, unsupported
 
 MAX_SHOWN_CHARS = 50
+MAX_DEPTH = 128
+"""Of objects and lists inside each other: what walks through a body may go as deep."""
 
 NO_OPS = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -26,19 +28,24 @@ NO_OPS = frozenset(
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "allowed_token_ids": (),
     "audio": (),
+    "background": (False,),
     "bad_words": ([],),
     "best_of": (1,),
     "cache_salt": (),
     "chat_template": (),
     "continue_final_message": (False,),
+    "conversation": (),
     "documents": (),
     "echo": (False,),
     "function_call": ("none",),
     "functions": (),
     "length_penalty": (1, 1.0),
     "modalities": (["text"],),
+    "max_tool_calls": (),
+    "previous_response_id": (),
     "prompt_logprobs": (),
     "prompt_embeds": (),
+    "reasoning": (),
     "reasoning_effort": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
@@ -47,6 +54,7 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none",),
     "tools": (),
     "truncate_prompt_tokens": (),
+    "truncation": ("disabled",),
     "use_beam_search": (False,),
     "web_search_options": (),
 }
@@ -145,12 +153,29 @@ def parse_body(raw: bytes, kind: type[AnyBody]) -> AnyBody:
         raise invalid_value(f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise invalid_value(f"the body must be a JSON object, not {type(value).__name__}")
+    _check_depth(raw, value)
     for name in (UNSUPPORTED.keys() & value.keys()) - kind.model_fields.keys():
         _refuse(name, value[name])
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         raise _api_error(error.errors(include_url=False)[0]) from error
+
+
+def _check_depth(raw: bytes, value: object) -> None:
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return  # as almost every body: a look at each of a million token ids would cost
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for parent in level
+            for item in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise invalid_value(f"the body is nested deeper than {MAX_DEPTH} levels")
 
 
 def ignored_fields(body: Body) -> list[str]:

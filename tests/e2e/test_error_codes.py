@@ -107,7 +107,7 @@ BREAKDOWNS = (
         r"step 1 of the engine \(pid \d+\) .* more than 1 s\..*raise --step-timeout",
     ),
 )
-IN_PYTHON = ("HAL-E420", "HAL-E600")
+IN_PYTHON = ("HAL-E430", "HAL-E600")
 """No command takes a grammar, and a bug has none that provokes it; see the tests on LLM."""
 
 
@@ -175,7 +175,7 @@ def test_a_grammar_that_is_not_supported_names_the_keyword() -> None:
         with pytest.raises(HalError) as caught:
             llm.generate("hi", SamplingParams(guided_decoding=guided))
     assert str(caught.value) == (
-        "HAL-E420: not supported yet in a JSON schema: 'uniqueItems'. Leave it out"
+        "HAL-E430: not supported yet in a JSON schema: 'uniqueItems'. Leave it out"
     )
 
 

@@ -321,9 +321,11 @@ def test_a_grammar_that_cannot_be_followed_ends_its_own_request(llm: LLM) -> Non
     compiled = grammars.compiled(lost).compiled
     compiled.consume_token(0)  # a control token: it is in its error state from now on
     assert compiled.is_error()
-    with pytest.raises(Exception, match="HAL-E420: .*guided decoding cannot go on"):
+    with pytest.raises(Exception, match="HAL-E430: .*guided decoding cannot go on"):
         guided(llm, [lost])
     assert guided(llm, [GuidedDecodingParams(choice=["on"])]) == ["on"], "others do"
+    (again,) = guided(llm, [lost])
+    assert again is not None and re.fullmatch("[0-9]{40}", again), "it was compiled anew"
 
 
 def test_without_llguidance_the_error_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from fake_serving import (
@@ -179,3 +180,20 @@ def test_the_operator_chooses_the_family(tmp_path: Path) -> None:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             done = client.chat.completions.create(**arguments("x"))  # type: ignore[call-overload]
     assert done.choices[0].message.tool_calls[0].function.arguments == '{"zone": 1}'
+
+
+def test_render_shows_the_prompt(server: ServerProcess) -> None:
+    answer = httpx.post(f"{server.url}/render", json=arguments("hi", seed=1), timeout=30)
+    rendered = answer.json()
+    assert rendered["prompt"] == "<tool_call>weather<tool_call>time<user>hi"
+    assert (
+        rendered["count"] == len(rendered["tokens"]) == len("<tool_call>weather<tool_call>time") + 3
+    )
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/v1/load_lora_adapter"])
+def test_what_is_missing_says_so(server: ServerProcess, path: str) -> None:
+    answer = httpx.post(f"{server.url}{path}", json={"input": "x"}, timeout=30)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (501, "not_implemented")
+    assert error["message"].startswith("not supported yet: ")
