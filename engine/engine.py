@@ -53,21 +53,24 @@ class Engine:
         if self._undelivered:
             outputs, self._undelivered = self._undelivered, []
             return outputs
+        late: list[Output] = []
         try:
             batch = self.scheduler.schedule()
+            late = self.scheduler.take_late()
             if batch is None:
-                return []
+                return late
             result = self._executor.submit(batch).wait()
-            return self.scheduler.update(batch, result).outputs()
+            return late + self.scheduler.update(batch, result).outputs()
         except BaseException as error:  # Ctrl-C too must leave no block behind
             if not self.scheduler.is_in_flight:
                 raise
             message = error.message if isinstance(error, HalError) else str(error)
             code = error.code if isinstance(error, HalError) else EngineError.code
             reason = f"step {self.scheduler.num_steps} failed: {type(error).__name__}: {message}"
-            self._undelivered = self.scheduler.fail(reason, code)
+            failed = self.scheduler.fail(reason, code)
+            self._undelivered = late + failed
             if isinstance(error, Exception):
-                ended = f"Its {len(self._undelivered)} sequences ended; others go on"
+                ended = f"Its {len(failed)} sequences ended; others go on"
                 raise EngineError(f"{reason}. {ended}", code=code) from error
             raise
 
@@ -87,6 +90,7 @@ class Engine:
             num_generated_tokens=scheduler.num_generated_tokens,
             num_prefix_queries=scheduler.num_prefix_queries,
             num_prefix_hits=scheduler.num_prefix_hits,
+            num_late=scheduler.num_late,
         )
 
 

@@ -14,7 +14,7 @@ from hal.engine.request import TokenLogprobs
 from hal.engine.tokenizer import Tokenizer
 from hal.server.front import EncodedPrompts, Front, ignored_header, job_id
 from hal.server.generation import ChoiceDelta, Generation
-from hal.server.params import chat_messages, chat_params, priority_of, wants_usage
+from hal.server.params import chat_messages, chat_params, queue_terms, wants_usage
 from hal.server.schema import ChatBody, parse_body
 from hal.server.stream import EventStream, frame, unless_disconnected
 from hal.server.text import TextModel
@@ -33,7 +33,7 @@ async def create_chat_completion(front: Front, http: HttpRequest) -> Response:
         left = front.info.max_model_len - len(encoded.token_ids[0])
         params = replace(params, max_tokens=max(1, min(left, text.defaults.max_new_tokens)))
     answer_id = f"chatcmpl-{job_id(http)}"
-    generation = await front.start(http, encoded, params, answer_id, priority_of(body))
+    generation = await front.start(http, encoded, params, answer_id, queue_terms(body))
     answer = _Answer(answer_id, front.served_name, text.tokenizer)
     headers = ignored_header(body)
     if body.stream:

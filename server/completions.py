@@ -15,7 +15,7 @@ from hal.engine.request import TokenLogprobs
 from hal.engine.tokenizer import Tokenizer
 from hal.server.front import EncodedPrompts, Front, ignored_header, job_id
 from hal.server.generation import ChoiceDelta, Generation
-from hal.server.params import completion_params, priority_of, prompts_of, wants_usage
+from hal.server.params import completion_params, prompts_of, queue_terms, wants_usage
 from hal.server.schema import CompletionBody, parse_body
 from hal.server.stream import EventStream, frame, unless_disconnected
 from hal.server.text import TextModel
@@ -31,7 +31,7 @@ async def create_completion(front: Front, http: HttpRequest) -> Response:
     params = completion_params(body, text.defaults.sampling_params)
     encoded = await _encode(front, text, body)
     answer_id = f"cmpl-{job_id(http)}"
-    generation = await front.start(http, encoded, params, answer_id, priority_of(body))
+    generation = await front.start(http, encoded, params, answer_id, queue_terms(body))
     answer = _Answer(answer_id, front.served_name, text.tokenizer, params.skip_special_tokens)
     headers = ignored_header(body)
     if body.stream:

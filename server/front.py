@@ -14,7 +14,12 @@ from hal.server.errors import ApiError, api_error, engine_loading, model_not_fou
 from hal.server.generation import Generation, Job
 from hal.server.messages import EngineInfo
 from hal.server.metrics import EngineView, ServerMetrics
-from hal.server.params import check_num_choices, check_token_ids, with_token_budget
+from hal.server.params import (
+    QueueTerms,
+    check_num_choices,
+    check_token_ids,
+    with_token_budget,
+)
 from hal.server.schema import Body, ignored_fields
 from hal.server.stream import unless_disconnected
 from hal.server.supervisor import EngineState
@@ -72,7 +77,7 @@ class Front:
         encoded: EncodedPrompts,
         params: SamplingParams,
         job_id: str,
-        priority: int,
+        terms: QueueTerms,
     ) -> Generation:
         """Check the prompts against the context and get the engine's acceptance."""
         info = self.info
@@ -87,7 +92,7 @@ class Front:
                 for prompt in encoded.token_ids
             ],
             continues_text=encoded.continues_text,
-            priority=priority,
+            terms=terms,
         )
         generation = Generation(self.engine, self.loaded_text(), self.metrics, job)
         await unless_disconnected(http.receive, generation.start())

@@ -94,6 +94,7 @@ class GenerateBody(Body):
     min_tokens: int | None = None
     seed: int | None = None
     priority: int | None = None
+    timeout_s: float | None = None
 
 
 class CompletionBody(GenerateBody):

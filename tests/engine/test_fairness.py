@@ -33,7 +33,7 @@ class Timed:
 
     def add(self, request_id: str, priority: int = 0, tenant: str = "", **params: object) -> None:
         wanted = {"max_tokens": 1} | params
-        request = make_request(request_id, (1, 2, 3), priority, tenant, **wanted)
+        request = make_request(request_id, (1, 2, 3), priority, tenant, None, **wanted)
         self.scheduler.add(request, seed=0)
 
     def step(self) -> list[Output]:

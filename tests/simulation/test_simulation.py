@@ -52,7 +52,7 @@ def test_seeds_differ_and_meet_what_they_are_for() -> None:
     digests = {run.run() for run in runs}
     assert len(digests) == len(runs)
     stats = [run.engine.stats() for run in runs]
-    for name in ("num_preemptions", "num_evicted", "num_expired", "num_prefix_hits"):
+    for name in ("num_preemptions", "num_evicted", "num_expired", "num_prefix_hits", "num_late"):
         assert sum(getattr(found, name) > 0 for found in stats) >= 3, name
 
 

@@ -127,6 +127,7 @@ def _draw_request(
         tuple(prompt),
         rng.choice([0, 0, 0, -1, 3]),
         tenant=str(rng.randrange(num_tenants)),
+        timeout_s=rng.choice([None, None, None, None, 0.2, 2.0]),
         n=rng.choice([1, 1, 1, 2, 4]) if config.max_num_seqs >= 4 else 1,
         max_tokens=rng.choice([1, 4, 8, 16]),
         min_tokens=rng.choice([0, 0, 1]),
