@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+from hal.engine.batch import Batch
 from hal.engine.executor import Executor
 from hal.engine.prefix_cache import EvictionReason
 from hal.engine.request import EngineStats, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
+from hal.engine.step_trace import StepTrace
 from hal.errors import ConfigError, EngineError, HalError, RequestError
 
 
@@ -20,11 +22,13 @@ class Engine:
         executor: Executor,
         rng: random.Random,
         scheduler: Scheduler | None = None,
+        trace: StepTrace | None = None,
     ) -> None:
         """scheduler: one of `config`; simulations give one with their own clock and faults."""
         _check_capacity(config, executor)
         self.scheduler = Scheduler(config) if scheduler is None else scheduler
         self._executor = executor
+        self._trace = trace
         self._rng = rng
         self._undelivered: list[Output] = []
         self._num_prompt_tokens = 0
@@ -59,8 +63,7 @@ class Engine:
             late = self.scheduler.take_late()
             if batch is None:
                 return late
-            result = self._executor.submit(batch).wait()
-            return late + self.scheduler.update(batch, result).outputs()
+            return late + self._run(batch)
         except BaseException as error:  # Ctrl-C too must leave no block behind
             if not self.scheduler.is_in_flight:
                 raise
@@ -73,6 +76,15 @@ class Engine:
                 ended = f"Its {len(failed)} sequences ended; others go on"
                 raise EngineError(f"{reason}. {ended}", code=code) from error
             raise
+
+    def _run(self, batch: Batch) -> list[Output]:
+        if self._trace is not None:
+            self._trace.begin(batch, self.scheduler)
+        result = self._executor.submit(batch).wait()
+        outputs = self.scheduler.update(batch, result).outputs()
+        if self._trace is not None:
+            self._trace.end()
+        return outputs
 
     def stats(self) -> EngineStats:
         scheduler = self.scheduler

@@ -66,6 +66,7 @@ class Scheduler:
         self._chunks: dict[Sequence, Chunk] = {}
         self._victims: list[Sequence] | None = None  # the last one first; None: not looked up
         self._spare: int | None = None  # blocks that newcomers leave to those who run
+        self._is_batch_open = True  # with static batching only
         self._in_flight: ScheduledStep | None = None
 
     @property
@@ -132,7 +133,9 @@ class Scheduler:
         self._victims = self._spare = None
         self._grow_decodes()
         budget = self.config.max_num_batched_tokens - len(self.slots.decodes())
-        self._admit(self._continue_prefill(budget))
+        budget = self._continue_prefill(budget)
+        if self._may_admit() and self._admit(budget) > 0:
+            self._is_batch_open = False
         copies = self.blocks.take_copies()
         decodes = self._decode_rows()
         if not len(decodes.slots) and not self._chunks:
@@ -235,8 +238,17 @@ class Scheduler:
             self._victims.pop()
         return self._victims.pop()
 
-    def _admit(self, budget: int) -> None:
-        """Start waiting sequences in order; the first that does not fit holds up the rest."""
+    def _may_admit(self) -> bool:
+        """Always, but to a static batch only until somebody did not fit or all had started."""
+        if self.num_running == 0:
+            self._is_batch_open = True
+        return self._is_batch_open or not self.config.static_batching
+
+    def _admit(self, budget: int) -> int:
+        """Start waiting sequences in order; the first that does not fit holds up the rest.
+
+        Returns the budget that is left.
+        """
         while self._waiting and budget > 0:
             seq = self._waiting.first()
             if seq.prefix is None:
@@ -246,7 +258,7 @@ class Scheduler:
             start = len(matched) * self.config.block_size
             is_whole = len(seq.tokens) - start <= budget
             if not is_whole and not self.config.chunked_prefill:
-                return
+                return budget
             num_steps = -(-(len(seq.tokens) - start) // self.config.max_num_batched_tokens)
             if self._deadlines.is_hopeless(seq, num_steps, self._now):
                 self._drop(seq)
@@ -258,12 +270,13 @@ class Scheduler:
                 num_tokens = min(num_tokens, start + budget)
             while not self._start(seq, matched, num_tokens):
                 if not self._preempt_for(seq, self.blocks.num_needed(matched, num_tokens)):
-                    return
+                    return budget
             num_run = self._run_chunk(seq, budget)
             if num_run and self._spare is not None:
                 growth = self._growth(np.array([seq.slot], np.intp))
                 self._spare += growth * len(seq.family)
             budget -= num_run
+        return budget
 
     def _start(self, seq: Sequence, matched: list[int], num_tokens: int) -> bool:
         """Move a waiting sequence into a slot with the cached blocks, or change nothing."""

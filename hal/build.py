@@ -22,6 +22,7 @@ from hal.engine.model_runner import ModelRunner
 from hal.engine.models import MODELS
 from hal.engine.progress import Progress, SilentProgress
 from hal.engine.scheduler import SchedulerConfig
+from hal.engine.step_trace import open_trace
 from hal.engine.weights import CheckpointReader
 from hal.env import cache_folder, environment
 from hal.errors import MemoryPlanError
@@ -158,6 +159,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
             _scheduler_config(resolved, plan, assembled.kv_group),
             assembled.runner,
             random.Random(config.seed),
+            trace=None if config.trace is None else open_trace(config.trace),
         ),
         decoder=assembled.decoder,
         runner=assembled.runner,
@@ -292,4 +294,5 @@ def _scheduler_config(
         prefix_caching=resolved.prefix_caching,
         cache=resolved.cache_policy,
         chunked_prefill=resolved.chunked_prefill,
+        static_batching=resolved.config.static_batching,
     )

@@ -81,6 +81,7 @@ def draw_config(rng: random.Random) -> SchedulerConfig:
         prefix_caching=rng.random() < 0.8,
         chunked_prefill=is_chunked,
         cache=parse_policy(rng.choice(POLICY_NAMES), rng.choice([0.5, 5.0, 3600.0])),
+        static_batching=rng.random() < 0.1,
         spare_tokens=rng.choice([0, 4, 32]),
         priority_wait_s=rng.choice([0.5, 5.0, 100.0]),
     )
