@@ -8,6 +8,7 @@ import math
 from hal.engine.sequence import Sequence, Status
 
 _FORGETTING = 1.02
+_LEAST_LIMIT = 64
 
 
 class Deadlines:
@@ -15,12 +16,22 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._heap: list[Entry] = []
+        self._limit = _LEAST_LIMIT
         self._fastest_step_s = math.inf
 
     def add(self, seq: Sequence) -> None:
         """A sequence waits, for the first time or again."""
-        if seq.deadline < math.inf:
-            heapq.heappush(self._heap, (seq.deadline, seq.arrival, seq.index, seq))
+        if seq.deadline == math.inf:
+            return
+        if len(self._heap) >= self._limit:
+            self._forget_others()
+        heapq.heappush(self._heap, (seq.deadline, seq.arrival, seq.index, seq))
+
+    def _forget_others(self) -> None:
+        """Those that no longer wait would stay until their time is over, prompts and all."""
+        self._heap = [entry for entry in self._heap if entry[-1].status is Status.WAITING]
+        heapq.heapify(self._heap)
+        self._limit = max(_LEAST_LIMIT, 2 * len(self._heap))
 
     def record_step(self, seconds: float) -> None:
         """An old minimum is forgotten slowly: it may have been of a lighter load."""
@@ -34,7 +45,7 @@ class Deadlines:
     def take_late(self, now: float) -> list[Sequence]:
         """Those whose deadline has passed while they waited."""
         late: dict[Sequence, None] = {}  # who was preempted is in the heap twice
-        while self._heap and (self._heap[0][0] < now or _is_over(self._heap[0])):
+        while self._heap and self._heap[0][0] < now:
             *_, seq = heapq.heappop(self._heap)
             if seq.status is Status.WAITING:
                 late[seq] = None
@@ -42,10 +53,6 @@ class Deadlines:
 
 
 Entry = tuple[float, int, int, Sequence]
-
-
-def _is_over(entry: Entry) -> bool:
-    return entry[-1].status is Status.FINISHED
 
 
 def too_late(seq: Sequence, now: float) -> str:

@@ -105,6 +105,14 @@ def test_all_choices_are_dropped_together() -> None:
     assert timed.scheduler.num_late == 4
 
 
+def test_requests_that_are_over_are_not_kept_until_their_time_is() -> None:
+    timed = Timed(CONFIG, step_s=1.0)
+    for number in range(1000):
+        timed.add(str(number), max_tokens=1, timeout_s=86_400.0)
+        timed.step()
+    assert len(timed.scheduler._deadlines._heap) <= 64
+
+
 def test_aborted_requests_are_forgotten() -> None:
     timed = Timed(ONE_SLOT, step_s=1.0)
     timed.add("first", max_tokens=9, ignore_eos=True)
