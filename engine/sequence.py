@@ -67,7 +67,6 @@ class Sequence:
     unforked: list[Sequence] = field(default_factory=list)
     slot: int = NO_SLOT
     status: Status = Status.UNFORKED
-    is_decoding: bool = False
     num_preemptions: int = 0
     num_cached_tokens: int = 0
 
