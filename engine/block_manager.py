@@ -108,10 +108,6 @@ class BlockManager:
         """Blocks that become available when each of these rows alone is freed, summed."""
         return int((self._ref_counts[self._held_by(rows)] == 1).sum())
 
-    def blocks_of(self, row: int) -> Int32:
-        blocks: Int32 = self.tables[row, : self.num_table_blocks[row]]
-        return blocks
-
     def prefix_keys(self, tokens: Int32, salt: bytes) -> PrefixKeys:
         """What stands for each full block of `tokens`, but for the last token's: it must run."""
         if self._cache is None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 
+from hal.engine.batch import Batch
 from hal.engine.executor import Executor
 from hal.engine.grammar import Grammar, Grammars
 from hal.engine.prefix_cache import EvictionReason
 from hal.engine.request import EngineStats, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
+from hal.engine.step_trace import StepTrace
 from hal.errors import ConfigError, EngineError, HalError, RequestError, UnsupportedError
 
 
@@ -26,10 +28,12 @@ class Engine:
         rng: random.Random,
         grammars: Grammars | None = None,
         scheduler: Scheduler | None = None,
+        trace: StepTrace | None = None,
     ) -> None:
         _check_capacity(config, executor)
         self.scheduler = Scheduler(config) if scheduler is None else scheduler
         self._executor = executor
+        self._trace = trace
         self._rng = rng
         self._grammars = grammars
         self._undelivered: list[Output] = []
@@ -67,23 +71,34 @@ class Engine:
         if self._undelivered:
             outputs, self._undelivered = self._undelivered, []
             return outputs
+        late: list[Output] = []
         try:
             batch = self.scheduler.schedule()
+            late = self.scheduler.take_late()
             if batch is None:
-                return []
-            result = self._executor.submit(batch).wait()
-            return self.scheduler.update(batch, result).outputs()
+                return late
+            return late + self._run(batch)
         except BaseException as error:  # Ctrl-C too must leave no block behind
             if not self.scheduler.is_in_flight:
                 raise
             message = error.message if isinstance(error, HalError) else str(error)
             code = error.code if isinstance(error, HalError) else EngineError.code
             reason = f"step {self.scheduler.num_steps} failed: {type(error).__name__}: {message}"
-            self._undelivered = self.scheduler.fail(reason, code)
+            failed = self.scheduler.fail(reason, code)
+            self._undelivered = late + failed
             if isinstance(error, Exception):
-                ended = f"Its {len(self._undelivered)} sequences ended; others go on"
+                ended = f"Its {len(failed)} sequences ended; others go on"
                 raise EngineError(f"{reason}. {ended}", code=code) from error
             raise
+
+    def _run(self, batch: Batch) -> list[Output]:
+        if self._trace is not None:
+            self._trace.begin(batch, self.scheduler)
+        result = self._executor.submit(batch).wait()
+        outputs = self.scheduler.update(batch, result).outputs()
+        if self._trace is not None:
+            self._trace.end()
+        return outputs
 
     def _grammar(self, request: Request) -> Grammar | None:
         guided = request.params.guided_decoding
@@ -109,6 +124,7 @@ class Engine:
             num_generated_tokens=scheduler.num_generated_tokens,
             num_prefix_queries=scheduler.num_prefix_queries,
             num_prefix_hits=scheduler.num_prefix_hits,
+            num_late=scheduler.num_late,
         )
 
 

@@ -22,6 +22,8 @@ class Request:
     """One prompt, sampled `params.n` times; lower `priority` runs earlier among its tenant's.
 
     `params.max_tokens` is resolved (never None) and `eos_token_ids` come from the model.
+    timeout_s: seconds from its arrival after which no answer is wanted: it leaves the queue as soon
+    as it cannot start in time. What runs is not cut off.
     tenant: who is served in turn with others, and shares cached prefixes with nobody else.
     """
 
@@ -31,6 +33,7 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     priority: int = 0
     tenant: str = ""
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class Output:
 class EngineStats:
     """A snapshot for /metrics and the status line.
 
+    num_late: sequences that left the queue because of their timeout_s
     num_evicted, num_expired: cached blocks given up for room, and because nobody asked for them
     """
 
@@ -85,3 +89,4 @@ class EngineStats:
     num_generated_tokens: int
     num_prefix_queries: int
     num_prefix_hits: int
+    num_late: int

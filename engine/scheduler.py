@@ -7,6 +7,7 @@ is recomputed later from its tokens, which were all sampled already: greedy outp
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 
@@ -15,6 +16,7 @@ import numpy as np
 from hal.engine.batch import Batch, Index, StepResult
 from hal.engine.batch_builder import Chunk, DecodeRows, ScheduledStep, build_batch, make_step
 from hal.engine.block_manager import BlockManager
+from hal.engine.deadlines import Deadlines, too_late
 from hal.engine.executor import check_result
 from hal.engine.grammar import Grammar
 from hal.engine.prefix_cache import Clock
@@ -26,7 +28,7 @@ from hal.engine.sequence import Sequence, Status, make_sequences, urgency
 from hal.engine.slots import Slots
 from hal.engine.step_output import Ended, StepOutput
 from hal.engine.waiting import WaitingQueue
-from hal.errors import RequestError
+from hal.errors import TOO_LATE, RequestError
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -51,6 +53,7 @@ class Scheduler:
         self.num_generated_tokens = 0
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
+        self.num_late = 0
         self.slots = Slots(config.max_num_seqs, config.max_model_len)
         self._clock = clock
         self._now = clock()
@@ -58,10 +61,13 @@ class Scheduler:
         self._requests: dict[str, list[Sequence]] = {}
         self._waiting = WaitingQueue()
         self._num_arrivals = 0
+        self._deadlines = Deadlines()
+        self._late: list[Output] = []
         self._decodes = DecodeRows(self.slots.decodes())
         self._chunks: dict[Sequence, Chunk] = {}
         self._victims: list[Sequence] | None = None  # the last one first; None: not looked up
         self._spare: int | None = None  # blocks that newcomers leave to those who run
+        self._is_batch_open = True  # with static batching only
         self._in_flight: ScheduledStep | None = None
 
     @property
@@ -74,7 +80,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.num_running or self._waiting)
+        return bool(self.num_running or self._waiting or self._late)
 
     @property
     def is_in_flight(self) -> bool:
@@ -92,13 +98,19 @@ class Scheduler:
         check_request(request, self.config, self.blocks)
         self._tick()
         turn = urgency(self._now, request.priority, self.config.priority_wait_s)
-        arrival, max_model_len = self._num_arrivals, self.config.max_model_len
-        first = make_sequences(request, arrival, seed, max_model_len, turn=turn)
+        first = make_sequences(
+            request,
+            self._num_arrivals,
+            seed,
+            self.config.max_model_len,
+            turn=turn,
+            deadline=self._now + (math.inf if request.timeout_s is None else request.timeout_s),
+        )
         self._num_arrivals += 1
         self._requests[request.request_id] = first.family
         for seq in first.family:
             seq.grammar = grammar
-        self._waiting.add(first)
+        self._wait(first)
 
     def abort(self, request_id: str, index: int | None = None) -> list[Output]:
         """End all choices of a request, in whatever state; none if it is not here (any more).
@@ -119,11 +131,15 @@ class Scheduler:
         """Choose the next step's work, or None if nothing can run."""
         assert self._in_flight is None, "update() or fail() must follow schedule()"
         self._tick()
+        for seq in self._deadlines.take_late(self._now):
+            self._drop(seq)
         self._chunks.clear()
         self._victims = self._spare = None
         self._grow_decodes()
         budget = self.config.max_num_batched_tokens - len(self.slots.decodes())
-        self._admit(self._continue_prefill(budget))
+        budget = self._continue_prefill(budget)
+        if self._may_admit() and self._admit(budget) > 0:
+            self._is_batch_open = False
         copies = self.blocks.take_copies()
         decodes = self._decode_rows()
         if not len(decodes.slots) and not self._chunks:
@@ -140,6 +156,9 @@ class Scheduler:
         step = self._in_flight
         assert step is not None and step.step == batch.step
         check_result(batch, result)
+        scheduled_at = self._now
+        self._tick()
+        self._deadlines.record_step(self._now - scheduled_at)
         self._advance(step, batch)
         for chunk in step.chunks:
             if chunk.completes_prefill:
@@ -161,6 +180,11 @@ class Scheduler:
         alive = list(dict.fromkeys(members))
         self._end(alive, retract=True)
         return [seq.last_output(FinishReason.ERROR, error, error_code) for seq in alive]
+
+    def take_late(self) -> list[Output]:
+        """The last outputs of those that schedule() dropped because of their timeout_s."""
+        late, self._late = self._late, []
+        return late
 
     def _tick(self) -> None:
         """Time never goes back, whatever the clock does."""
@@ -219,8 +243,17 @@ class Scheduler:
             self._victims.pop()
         return self._victims.pop()
 
-    def _admit(self, budget: int) -> None:
-        """Start waiting sequences in order; the first that does not fit holds up the rest."""
+    def _may_admit(self) -> bool:
+        """Always, but to a static batch only until somebody did not fit or all had started."""
+        if self.num_running == 0:
+            self._is_batch_open = True
+        return self._is_batch_open or not self.config.static_batching
+
+    def _admit(self, budget: int) -> int:
+        """Start waiting sequences in order; the first that does not fit holds up the rest.
+
+        Returns the budget that is left.
+        """
         while self._waiting and budget > 0:
             seq = self._waiting.first()
             if seq.prefix is None:
@@ -230,7 +263,11 @@ class Scheduler:
             start = len(matched) * self.config.block_size
             is_whole = len(seq.tokens) - start <= budget
             if not is_whole and not self.config.chunked_prefill:
-                return
+                return budget
+            num_steps = -(-(len(seq.tokens) - start) // self.config.max_num_batched_tokens)
+            if self._deadlines.is_hopeless(seq, num_steps, self._now):
+                self._drop(seq)
+                continue
             # Room for the whole prompt, not for its first chunk: half a prompt serves nobody and
             # would be preempted. Behind a window a chunk is all that is ever held.
             num_tokens = len(seq.tokens)
@@ -238,12 +275,13 @@ class Scheduler:
                 num_tokens = min(num_tokens, start + budget)
             while not self._start(seq, matched, num_tokens):
                 if not self._preempt_for(seq, self.blocks.num_needed(matched, num_tokens)):
-                    return
+                    return budget
             num_run = self._run_chunk(seq, budget)
             if num_run and self._spare is not None:
                 growth = self._growth(np.array([seq.slot], np.intp))
                 self._spare += growth * len(seq.family)
             budget -= num_run
+        return budget
 
     def _start(self, seq: Sequence, matched: list[int], num_tokens: int) -> bool:
         """Move a waiting sequence into a slot with the cached blocks, or change nothing."""
@@ -317,7 +355,18 @@ class Scheduler:
         self.num_preemptions += 1
         seq.num_preemptions += 1
         seq.status = Status.WAITING
+        self._wait(seq)
+
+    def _wait(self, seq: Sequence) -> None:
         self._waiting.add(seq)
+        self._deadlines.add(seq)
+
+    def _drop(self, seq: Sequence) -> None:
+        """It waits and cannot be in time any more."""
+        family, error = seq.family, too_late(seq, self._now)
+        self._end(family)
+        self.num_late += len(family)
+        self._late += [member.last_output(FinishReason.ERROR, error, TOO_LATE) for member in family]
 
     def _leave(self, seqs: list[Sequence], *, retract: bool = False) -> None:
         self.blocks.free(np.array([seq.slot for seq in seqs], np.intp), retract=retract)

@@ -16,6 +16,8 @@ class SchedulerConfig:
     """Limits of one engine. num_blocks counts NULL_BLOCK, which no sequence gets.
 
     window: sliding attention window in tokens, or None; max_model_len: prompt and output tokens.
+    static_batching: a baseline to compare with: who is there together starts together, and nobody
+    else starts before all of them are done.
     spare_tokens: room that a newcomer leaves each running sequence to grow into, so that it is not
     preempted soon after it was prefilled.
     priority_wait_s: a request never overtakes one that arrived this much earlier, whatever their
@@ -30,6 +32,7 @@ class SchedulerConfig:
     window: int | None = None
     prefix_caching: bool = True
     chunked_prefill: bool = True
+    static_batching: bool = False
     cache: CachePolicy = field(default_factory=CachePolicy)
     spare_tokens: int = DEFAULT_SPARE_TOKENS
     priority_wait_s: float = DEFAULT_PRIORITY_WAIT_S

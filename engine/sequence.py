@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -48,6 +49,7 @@ class Sequence:
                that are not forked yet share their first one's
     urgency    when its turn comes, in seconds of the scheduler's clock: its arrival, moved by its
                priority, but never by so much that it would wait for ever
+    deadline   on the same clock; inf: none
     prefix     what its tokens are found by in the prefix cache, once somebody looked
     max_len    prompt and output tokens at which it ends with FinishReason.LENGTH
     unforked   choices that wait for this one's prefill, their slots reserved
@@ -61,11 +63,11 @@ class Sequence:
     max_len: int
     stop_ids: frozenset[int]
     urgency: float = 0.0
+    deadline: float = math.inf
     prefix: PrefixKeys | None = None
     unforked: list[Sequence] = field(default_factory=list)
     slot: int = NO_SLOT
     status: Status = Status.UNFORKED
-    is_decoding: bool = False
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     grammar: Grammar | None = None
@@ -134,6 +136,7 @@ def make_sequences(
     max_model_len: int,
     *,
     turn: float = 0.0,
+    deadline: float = math.inf,
 ) -> Sequence:
     """The first choice of a request, with the others unforked behind it."""
     params = request.params
@@ -152,6 +155,7 @@ def make_sequences(
             max_len=min(len(tokens) + params.max_tokens, max_model_len),
             stop_ids=stop_ids,
             urgency=turn,
+            deadline=deadline,
         )
         for index in range(params.n)
     ]

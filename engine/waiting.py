@@ -24,7 +24,8 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._tenants: dict[str, Tenant] = {}
-        self._level = 0.0  # what the tenant that was last chosen had been served
+        self._level = 0.0  # what a newcomer counts as having been served
+        self._last: Tenant | None = None  # who left the queue last
         self._size = 0
 
     def __len__(self) -> int:
@@ -37,6 +38,8 @@ class WaitingQueue:
 
     def add(self, seq: Sequence) -> None:
         name = seq.request.tenant
+        if not self._size and self._last is not None:
+            self._level = max(self._level, self._last.served)
         if name not in self._tenants:
             self._forget_idle()
             self._tenants[name] = Tenant()
@@ -47,10 +50,10 @@ class WaitingQueue:
         self._size += 1
 
     def remove(self, seq: Sequence) -> None:
-        waiting = self._tenants[seq.request.tenant].waiting
-        index = bisect_left(waiting, _rank(seq), key=_rank)
-        assert waiting[index] is seq
-        del waiting[index]
+        tenant = self._last = self._tenants[seq.request.tenant]
+        index = bisect_left(tenant.waiting, _rank(seq), key=_rank)
+        assert tenant.waiting[index] is seq
+        del tenant.waiting[index]
         self._size -= 1
 
     def first(self) -> Sequence:

@@ -25,6 +25,7 @@ from hal.engine.model_runner import ModelRunner
 from hal.engine.models import MODELS
 from hal.engine.progress import Progress, SilentProgress
 from hal.engine.scheduler import SchedulerConfig
+from hal.engine.step_trace import open_trace
 from hal.engine.weights import CheckpointReader
 from hal.env import cache_folder, environment
 from hal.errors import MemoryPlanError, UnsupportedError
@@ -162,6 +163,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
             assembled.runner,
             random.Random(config.seed),
             Grammars(folder, model.vocab_size),
+            trace=None if config.trace is None else open_trace(config.trace),
         ),
         decoder=assembled.decoder,
         runner=assembled.runner,
@@ -311,4 +313,5 @@ def _scheduler_config(
         prefix_caching=resolved.prefix_caching,
         cache=resolved.cache_policy,
         chunked_prefill=resolved.chunked_prefill,
+        static_batching=resolved.config.static_batching,
     )

@@ -32,6 +32,8 @@ class EngineConfig:
     kernel: overrides "OP=NAME", e.g. "linear=torch".
     quantization: how weights are stored, rounded while they are loaded; see hal.weights.
     cache: keep packed and quantised weights on disk, and start from them next time.
+    static_batching: no request starts before all that run are done: a baseline to compare with.
+    trace: a file that gets one JSON line for each step.
     cache_policy, cache_ttl: which cached prefix goes first; see hal.cache_policy.
     cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
@@ -49,6 +51,8 @@ class EngineConfig:
     enforce_eager: bool = False
     prefix_caching: bool = True
     chunked_prefill: bool = True
+    static_batching: bool = False
+    trace: Path | None = None
     cache_policy: str = CacheOrder.LRU.value
     cache_ttl: float = DEFAULT_TTL_S
     kv_cache_dtype: str = AUTO

@@ -12,6 +12,7 @@ from hal.errors import (
     ENGINE_HUNG,
     ENGINE_SILENT,
     NOT_FINITE,
+    TOO_LATE,
     ConfigError,
     ContextLengthError,
     DeviceOutOfMemory,
@@ -137,6 +138,16 @@ ERROR_CODES = (
         shows="tokens of the prompt, max_tokens, the context",
         remedies="Shorten the prompt, lower max_tokens or leave it out, raise --max-model-len.",
         http=HttpAnswer(status=400, code="context_length_exceeded"),
+    ),
+    ErrorCode(
+        error=RequestError,
+        code=TOO_LATE,
+        meaning="A request could no longer start within its timeout_s, so it was dropped from the "
+        "queue before it cost a prefill.",
+        shows="seconds that it waited, its timeout_s",
+        remedies="Give it more time, send fewer requests at once, or give it a priority below that "
+        "of others.",
+        http=HttpAnswer(status=504, code="deadline_exceeded"),
     ),
     ErrorCode(
         error=GrammarError,

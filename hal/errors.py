@@ -21,6 +21,7 @@ Message = what failed, the values, what to do next. Codes never change their mea
 
 from __future__ import annotations
 
+TOO_LATE = "HAL-E420"
 ENGINE_DIED = "HAL-E601"
 ENGINE_SILENT = "HAL-E602"
 ENGINE_HUNG = "HAL-E603"

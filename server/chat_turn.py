@@ -11,7 +11,7 @@ from hal.server.errors import invalid_value
 from hal.server.front import EncodedPrompts, Front, job_id
 from hal.server.generation import Generation
 from hal.server.guided import guided_of
-from hal.server.params import chat_messages, chat_params, priority_of
+from hal.server.params import chat_messages, chat_params, queue_terms
 from hal.server.schema import ChatBody
 from hal.server.text import TextModel
 from hal.server.tools import ChoiceReader, Tools, tools_of
@@ -51,7 +51,7 @@ async def start_turn(front: Front, http: HttpRequest, body: ChatBody, prefix: st
     params = _with_default_budget(front, text, params, len(encoded.token_ids[0]))
     turn_id = f"{prefix}-{job_id(http)}"
     generation = await front.start(
-        http, encoded, params, turn_id, priority_of(body), forced or guided
+        http, encoded, params, turn_id, queue_terms(body), forced or guided
     )
     # What a schema guides is JSON for the client and no call.
     readable = None if guided is not None else tools

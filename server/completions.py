@@ -16,7 +16,7 @@ from hal.engine.tokenizer import Tokenizer
 from hal.server.front import EncodedPrompts, Front, ignored_header, job_id
 from hal.server.generation import ChoiceDelta, Generation
 from hal.server.guided import guided_of
-from hal.server.params import completion_params, priority_of, prompts_of, wants_usage
+from hal.server.params import completion_params, prompts_of, queue_terms, wants_usage
 from hal.server.schema import CompletionBody, parse_body
 from hal.server.stream import EventStream, frame, unless_disconnected
 from hal.server.text import TextModel
@@ -33,7 +33,7 @@ async def create_completion(front: Front, http: HttpRequest) -> Response:
     params = completion_params(body, text.defaults.sampling_params, guided)
     encoded = await _encode(front, text, body)
     answer_id = f"cmpl-{job_id(http)}"
-    generation = await front.start(http, encoded, params, answer_id, priority_of(body), guided)
+    generation = await front.start(http, encoded, params, answer_id, queue_terms(body), guided)
     answer = _Answer(answer_id, front.served_name, text.tokenizer, params.skip_special_tokens)
     headers = ignored_header(body)
     if body.stream:

@@ -9,6 +9,7 @@ import orjson
 
 from hal.errors import (
     NOT_FINITE,
+    TOO_LATE,
     ContextLengthError,
     DeviceOutOfMemory,
     EngineError,
@@ -110,6 +111,8 @@ def request_lost(code: str | None, reason: str | None) -> ApiError:
         return ApiError(500, "numerical_error", message, "server_error")
     if code == GrammarError.code:
         return invalid_schema(f"{code}: {reason}", "guided_decoding")
+    if code == TOO_LATE:
+        return ApiError(504, "deadline_exceeded", f"{code}: {reason}", "server_error")
     if code in (None, EngineError.code):  # a bug: what happened goes to the log
         reason = "the step of this request failed; the server's log has the reason"
     return ApiError(500, "step_failed", f"{code or EngineError.code}: {reason}", "server_error")

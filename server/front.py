@@ -16,7 +16,12 @@ from hal.server.generation import Generation, Job
 from hal.server.guided import Guided, under_its_name
 from hal.server.messages import EngineInfo
 from hal.server.metrics import EngineView, ServerMetrics
-from hal.server.params import check_num_choices, check_token_ids, with_token_budget
+from hal.server.params import (
+    QueueTerms,
+    check_num_choices,
+    check_token_ids,
+    with_token_budget,
+)
 from hal.server.schema import Body, ignored_fields
 from hal.server.stream import unless_disconnected
 from hal.server.supervisor import EngineState
@@ -74,7 +79,7 @@ class Front:
         encoded: EncodedPrompts,
         params: SamplingParams,
         job_id: str,
-        priority: int,
+        terms: QueueTerms,
         guided: Guided | None = None,
     ) -> Generation:
         """Check the prompts against the context and get the engine's acceptance.
@@ -93,7 +98,7 @@ class Front:
                 for prompt in encoded.token_ids
             ],
             continues_text=encoded.continues_text,
-            priority=priority,
+            terms=terms,
         )
         generation = Generation(self.engine, self.loaded_text(), self.metrics, job)
         try:

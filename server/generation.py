@@ -13,6 +13,7 @@ from hal.sampling_params import SamplingParams
 from hal.server.async_engine import AsyncEngine, Sink
 from hal.server.errors import request_lost
 from hal.server.metrics import ServerMetrics
+from hal.server.params import QueueTerms
 from hal.server.text import TextModel
 
 
@@ -65,7 +66,7 @@ class Job:
     prompts: Sequence[Sequence[int]]
     params: Sequence[SamplingParams]
     continues_text: bool
-    priority: int = 0
+    terms: QueueTerms = field(default_factory=QueueTerms)
 
 
 class _Choice:
@@ -194,5 +195,6 @@ def _request(job: Job, index: int, text: TextModel) -> Request:
         prompt_token_ids=tuple(job.prompts[index]),
         params=job.params[index],
         eos_token_ids=text.defaults.eos_token_ids,
-        priority=job.priority,
+        priority=job.terms.priority,
+        timeout_s=job.terms.timeout_s,
     )

@@ -123,6 +123,7 @@ class _EngineCollector(Collector):
         yield self._cache_config(view)
         yield self._site_levels(view)
         yield self._counter("num_preemptions", "Preempted sequences", stats.num_preemptions)
+        yield self._counter("deadline_missed", "Sequences dropped for timeout_s", stats.num_late)
         yield self._counter("prompt_tokens", "Prompt tokens accepted", stats.num_prompt_tokens)
         yield self._counter("generation_tokens", "Tokens generated", stats.num_generated_tokens)
         yield self._counter("prefix_cache_queries", "Tokens looked up", stats.num_prefix_queries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -18,6 +18,7 @@ MAX_STOP_CHARS = 4096
 MAX_PROMPTS = 128
 MAX_CHOICES = 1024
 MAX_PRIORITY = 2**31 - 1
+MAX_TIMEOUT_S = 86_400
 DEFAULT_COMPLETION_TOKENS = 16
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -133,14 +134,26 @@ def with_token_budget(
     return params
 
 
-def priority_of(body: GenerateBody) -> int:
-    """Lower runs earlier; 0 where the body has none."""
+@dataclass(frozen=True, slots=True)
+class QueueTerms:
+    """How a request waits for its turn; see hal.engine.request.Request."""
+
+    priority: int = 0
+    timeout_s: float | None = None
+
+
+def queue_terms(body: GenerateBody) -> QueueTerms:
     priority = body.priority or 0
     if abs(priority) > MAX_PRIORITY:
         raise invalid_value(
             f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}; got {priority}", "priority"
         )
-    return priority
+    if body.timeout_s is not None and not 0 < body.timeout_s <= MAX_TIMEOUT_S:
+        raise invalid_value(
+            f"timeout_s must be above 0 and at most {MAX_TIMEOUT_S}; got {body.timeout_s}",
+            "timeout_s",
+        )
+    return QueueTerms(priority, body.timeout_s)
 
 
 def check_num_choices(num_prompts: int, n: int) -> None:

@@ -99,6 +99,7 @@ class GenerateBody(Body):
     min_tokens: int | None = None
     seed: int | None = None
     priority: int | None = None
+    timeout_s: float | None = None
     response_format: dict[str, object] | None = None
     structured_outputs: dict[str, object] | None = None
     guided_json: object = None

@@ -87,6 +87,12 @@ ENGINE_FLAGS = FlagGroup(
             "cache-policy", f"which cached prefix goes first: {' '.join(POLICY_NAMES)}", "NAME"
         ),
         _setting("cache-ttl", "seconds that an unused prefix is kept", "SECONDS", float),
+        Flag(
+            name="static-batching",
+            help="start no request before all that run are done: a baseline to compare with",
+            convert=None,
+        ),
+        _setting("trace", "write one JSON line for each step", "FILE", Path),
         _setting("seed", "base of the random seeds", "N", int),
         _setting("chat-template", "Jinja file that replaces the model's template", "FILE", Path),
         Flag(name="offline", help="never ask the hub, use its cache only", convert=None),

@@ -32,6 +32,7 @@ def test_every_flag_reaches_the_config() -> None:
     argv = (
         "model-x --device cpu --dtype float32 --memory 2GiB --max-model-len 64 --max-num-seqs 2 "
         "--max-num-batched-tokens 128 --block-size 32 --enforce-eager --no-cache "
+        "--static-batching --trace t.jsonl "
         "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 "
         "--seed 3 --chat-template t.jinja --offline --kernel a=b "
         "--kernel c=d --strict "
@@ -47,6 +48,8 @@ def test_every_flag_reaches_the_config() -> None:
         max_num_batched_tokens=128,
         block_size=32,
         enforce_eager=True,
+        static_batching=True,
+        trace=Path("t.jsonl"),
         prefix_caching=False,
         cache_policy="priority-lfu",
         cache_ttl=60.0,

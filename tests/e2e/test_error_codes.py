@@ -79,8 +79,12 @@ class Breakdown:
 
 
 def ask(server: ServerProcess) -> None:
+    complete(server, {"prompt": "hi", "max_tokens": 4})
+
+
+def complete(server: ServerProcess, body: dict[str, object]) -> httpx.Response:
     with httpx.Client(verify=False, timeout=60) as client:
-        client.post(f"{server.url}/v1/completions", json={"prompt": "hi", "max_tokens": 4})
+        return client.post(f"{server.url}/v1/completions", json=body)
 
 
 def stop_engine(server: ServerProcess) -> None:
@@ -107,8 +111,8 @@ BREAKDOWNS = (
         r"step 1 of the engine \(pid \d+\) .* more than 1 s\..*raise --step-timeout",
     ),
 )
-IN_PYTHON = ("HAL-E430", "HAL-E600")
-"""No command takes a grammar, and a bug has none that provokes it; see the tests on LLM."""
+IN_PYTHON = ("HAL-E420", "HAL-E430", "HAL-E600")
+"""No command alone provokes these; they have tests of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +197,19 @@ def test_a_bug_in_a_step_names_step_and_exception(monkeypatch: pytest.MonkeyPatc
         "go on"
     )
     assert caught.value.exit_code == entry_of("HAL-E600").exit_code
+
+
+def test_a_request_that_is_too_late_is_told_so_and_others_go_on() -> None:
+    with serving(["hal-tiny", "--device", "null:h100", "--max-model-len", "64"]) as server:
+        server.wait_ready()
+        body = {"prompt": "hi", "max_tokens": 4}
+        late = complete(server, {**body, "timeout_s": 1e-9})
+        assert late.status_code == 504
+        assert late.json()["error"]["code"] == "deadline_exceeded"
+        message = late.json()["error"]["message"]
+        assert re.match(r"HAL-E420: .* waited \S+ s and cannot .* timeout_s of 1e-09", message)
+        answer = complete(server, {**body, "timeout_s": 60})
+        assert answer.status_code == 200
 
 
 def defined_codes() -> set[str]:

@@ -39,7 +39,7 @@ def started(manager: BlockManager, num_tokens: int, row: int = 0) -> int:
 
 
 def blocks_of(manager: BlockManager, row: int) -> list[int]:
-    blocks: list[int] = manager.blocks_of(row).tolist()
+    blocks: list[int] = manager.tables[row, : manager.num_table_blocks[row]].tolist()
     return blocks
 
 
@@ -286,7 +286,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         full = [
             row
             for row, computed in sorted(self.computed.items())
-            if computed == BLOCK_SIZE * len(self.manager.blocks_of(row)) < MAX_TOKENS
+            if computed == BLOCK_SIZE * len(blocks_of(self.manager, row)) < MAX_TOKENS
         ]
         before = self.manager.num_available
         if not full:

@@ -64,6 +64,10 @@ class Pool(BlockManager):
         self.drop(row)
         return shared
 
+    def blocks_of(self, row: int) -> list[int]:
+        blocks: list[int] = self.tables[row, : self.num_table_blocks[row]].tolist()
+        return blocks
+
     def found(self, ids: Ids) -> list[int]:
         return self.match(self.prefix_keys(np.array(ids, np.int32), b""))
 
@@ -288,7 +292,7 @@ def test_blocks_in_use_are_never_evicted() -> None:
     assert not pool.attach(9, late, [], 8)
     assert pool.attach(9, late, [], 4)
     assert pool.allocate(9, 0, 4)
-    assert pool.found(range(9)) == pool.blocks_of(held).tolist()
+    assert pool.found(range(9)) == pool.blocks_of(held)
 
 
 def test_a_cached_block_is_counted_once_when_it_is_both_wanted_and_the_last_room() -> None:
@@ -320,7 +324,7 @@ def test_a_prefix_behind_the_window_is_matched_but_not_held() -> None:
     row, shared = pool.compute(range(4 * BLOCK_SIZE + 2))
     assert shared == 4
     # The query at 16 sees 11..16: blocks 0 and 1 lie wholly behind it.
-    blocks = pool.blocks_of(row).tolist()
+    blocks = pool.blocks_of(row)
     assert blocks[:2] == [0, 0]
     assert 0 not in blocks[2:]
 

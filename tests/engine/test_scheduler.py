@@ -212,6 +212,25 @@ def test_an_unchunked_prompt_waits_for_the_whole_budget() -> None:
     ]
 
 
+def test_a_static_batch_takes_nobody_in_before_all_of_it_are_done() -> None:
+    config = replace(CONFIG, static_batching=True, max_num_seqs=3)
+    engine, _ = make_engine(config)
+    for request_id, max_tokens in (("a", 1), ("b", 3), ("c", 2), ("d", 1), ("e", 1)):
+        engine.add(make_request(request_id, max_tokens=max_tokens, ignore_eos=True))
+    steps = [[output.request_id for output in engine.step()] for _ in range(4)]
+    assert steps == [["a", "b", "c"], ["b", "c"], ["b"], ["d", "e"]]
+
+
+def test_a_static_batch_fills_over_several_steps_of_prefill() -> None:
+    config = replace(CONFIG, static_batching=True, max_num_batched_tokens=6)
+    engine, executor = make_engine(config)
+    for number in range(4):
+        request = make_request(str(number), (number + 1,) * 5, max_tokens=9, ignore_eos=True)
+        engine.add(request)
+    run_all(engine)
+    assert max(batch.num_seqs for batch in executor.batches) == 4
+
+
 def test_lower_priority_numbers_run_first_then_first_come() -> None:
     config = replace(CONFIG, max_num_seqs=1)
     engine, _ = make_engine(config)

@@ -72,6 +72,8 @@ WRONG_COMPLETIONS: list[tuple[Fields, str | None, str]] = [
     ({"model": 3}, "model", "invalid_value"),
     ({"prompt": ["a"] * 9, "n": 128}, "n", "invalid_value"),
     ({"priority": 2**31}, "priority", "invalid_value"),
+    ({"timeout_s": 0}, "timeout_s", "invalid_value"),
+    ({"timeout_s": 1e9}, "timeout_s", "invalid_value"),
     ({"echo": True}, "echo", "unsupported_parameter"),
     ({"best_of": 2}, "best_of", "unsupported_parameter"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),

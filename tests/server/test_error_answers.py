@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 
 from hal.error_codes import ERROR_CODES, ErrorCode
-from hal.errors import NOT_FINITE, DeviceOutOfMemory, EngineError, GrammarError
+from hal.errors import NOT_FINITE, TOO_LATE, DeviceOutOfMemory, EngineError, GrammarError
 from hal.server.errors import api_error, request_lost
 
-ENDED_BY_THE_ENGINE = (DeviceOutOfMemory.code, EngineError.code, GrammarError.code, NOT_FINITE)
+ENDED_BY_THE_ENGINE = (
+    DeviceOutOfMemory.code,
+    EngineError.code,
+    GrammarError.code,
+    NOT_FINITE,
+    TOO_LATE,
+)
 
 
 @pytest.mark.parametrize("entry", ERROR_CODES, ids=lambda entry: entry.code)

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simulation
+from shadow_traffic import CONFIG, expect_all, make_engine, make_request, run_all
 from simulation import Simulation, failure_of, reduced
 from simulation_plan import Plan, draw_plan
 
@@ -40,6 +43,27 @@ def test_a_thousand_seeds_keep_every_promise_in_every_step() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_ten_thousand_requests_on_a_tiny_pool_all_get_their_tokens() -> None:
+    rng = random.Random(0)
+    requests = [
+        make_request(
+            str(number),
+            tuple([5, 6, 7, 8] * 4)[: rng.randint(0, 16)] + (rng.randint(1, 3),),
+            rng.randint(0, 2),
+            str(rng.randrange(3)),
+            max_tokens=rng.randint(1, 16),
+        )
+        for number in range(10_000)
+    ]
+    config = replace(CONFIG, num_blocks=11)
+    engine, _ = make_engine(config)
+    for request in requests:
+        engine.add(request)
+    assert run_all(engine, max_steps=100_000) == expect_all(requests, config)
+    assert engine.stats().num_preemptions > 100
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     digests = {Simulation(draw_plan(seed, 200)).run() for _ in range(2)}
@@ -52,7 +76,7 @@ def test_seeds_differ_and_meet_what_they_are_for() -> None:
     digests = {run.run() for run in runs}
     assert len(digests) == len(runs)
     stats = [run.engine.stats() for run in runs]
-    for name in ("num_preemptions", "num_evicted", "num_expired", "num_prefix_hits"):
+    for name in ("num_preemptions", "num_evicted", "num_expired", "num_prefix_hits", "num_late"):
         assert sum(getattr(found, name) > 0 for found in stats) >= 3, name
 
 

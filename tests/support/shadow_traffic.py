@@ -35,6 +35,7 @@ def make_request(
     prompt: tuple[int, ...] = (1, 2, 3),
     priority: int = 0,
     tenant: str = "",
+    timeout_s: float | None = None,
     **params: object,
 ) -> Request:
     """Greedy and 8 tokens unless `params` says otherwise."""
@@ -46,6 +47,7 @@ def make_request(
         eos_token_ids=frozenset({EOS}),
         priority=priority,
         tenant=tenant,
+        timeout_s=timeout_s,
     )
 
 

@@ -41,10 +41,12 @@ from hal.engine.prefix_hash import PrefixKeys
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
 from hal.engine.shadow_executor import ShadowStep
-from hal.errors import NOT_FINITE, EngineError
+from hal.errors import NOT_FINITE, TOO_LATE, EngineError
 
 SECRET = bytes(32)
 NUM_STEPS = 500
+UNSEEN_S = 1.01 * STEP_S
+"""A clock set back in a step hides that step's time from the engine."""
 T = TypeVar("T")
 
 
@@ -193,7 +195,8 @@ class Simulation:
             require(self.executor.fault is not None, f"a step failed: {error}")
         has_run = self.engine.scheduler.num_steps > before
         if has_work and not is_delivering and not is_faulty:
-            require(has_run, "work was waiting and nothing ran")
+            is_idle = not self.engine.scheduler.has_work  # all that waited was too late
+            require(has_run or is_idle, "work was waiting and nothing ran")
         self._check()
 
     def _apply(self, event: Event) -> None:
@@ -234,6 +237,10 @@ class Simulation:
     def _check_tokens(self, last: Output, tokens: list[int]) -> None:
         request = self.requests[last.request_id]
         expected = generate_alone(request, last.index, self.plan.config, VOCAB_SIZE, POISON)
+        if last.error_code == TOO_LATE:
+            waited_s = self.time - self.arrived_at[last.request_id]
+            least_s = (request.timeout_s or 0.0) - UNSEEN_S
+            require(waited_s >= least_s, f"dropped after {waited_s} s: {last}")
         is_whole = last.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
         is_whole |= last.error_code == NOT_FINITE
         wanted = expected if is_whole else expected[: len(tokens)]
@@ -245,7 +252,7 @@ class Simulation:
         started = {seq.request.request_id for seq in seqs} & self.queued
         self.queued -= started
         for winner in started:
-            latest = self.arrived_at[winner] - self.plan.config.priority_wait_s
+            latest = self.arrived_at[winner] - self.plan.config.priority_wait_s - UNSEEN_S
             tenant = self.requests[winner].tenant
             overtaken = [
                 waiting

@@ -81,6 +81,7 @@ def draw_config(rng: random.Random) -> SchedulerConfig:
         prefix_caching=rng.random() < 0.8,
         chunked_prefill=is_chunked,
         cache=parse_policy(rng.choice(POLICY_NAMES), rng.choice([0.5, 5.0, 3600.0])),
+        static_batching=rng.random() < 0.1,
         spare_tokens=rng.choice([0, 4, 32]),
         priority_wait_s=rng.choice([0.5, 5.0, 100.0]),
     )
@@ -127,6 +128,7 @@ def _draw_request(
         tuple(prompt),
         rng.choice([0, 0, 0, -1, 3]),
         tenant=str(rng.randrange(num_tenants)),
+        timeout_s=rng.choice([None, None, None, None, 0.2, 2.0]),
         n=rng.choice([1, 1, 1, 2, 4]) if config.max_num_seqs >= 4 else 1,
         max_tokens=rng.choice([1, 4, 8, 16]),
         min_tokens=rng.choice([0, 0, 1]),
