@@ -1,22 +1,26 @@
 """Writes the evidence rows from what runs on this machine, and prints the table.
 
-    python scripts/evidence.py          run conformance on every present device, then merge
-    python scripts/evidence.py --print  only print what the committed rows show here
+    python scripts/evidence.py            run conformance on every present device, then merge
+    python scripts/evidence.py --compile  compile run-time kernels for every arch, then merge
+    python scripts/evidence.py --print    only print what the committed rows show here
 
 A kernel of this repository gets a row where it passed every case that it accepts, on a device that
-is here. Rows for other archs and compilers stay. Where any check fails on a device, none is added
-for it, and kernels that failed lose theirs. `benchmarked` needs a measurement that names the
-kernels that ran; no file in benchmarks/results/ does, so no row claims it.
+is here, and a row `compiles` for an arch where the machine code of all its sites is as it should
+be (hal-info verify). Rows for other archs and compilers stay. Where any check fails on a device,
+none is added for it, and kernels that failed lose theirs. `benchmarked` needs a measurement that
+names the kernels that ran; no file in benchmarks/results/ does, so no row claims it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from datetime import date
 
 import hal
 from hal.cli.installation import package_version
+from hal.conform.compile_matrix import MatrixRequest, compile_matrix
 from hal.conform.run import ConformRequest, conform_device
 from hal.conformance.report import KernelRun, Results
 from hal.device import Capabilities
@@ -26,6 +30,8 @@ from hal.devices.registry import all_vendors
 from hal.evidence.rows import Level, Row, is_current, merge, read_rows, write_rows
 from hal.evidence.source import kernel_source
 from hal.kernels import register_all
+from hal.kernels.triton.verify.matrix import KERNEL, Compiled
+from hal.kernels.triton.verify.targets import DEFAULT_ARCHS
 from hal.select import OPS
 
 
@@ -55,6 +61,44 @@ def _row(run: KernelRun, caps: Capabilities) -> Row | None:
         num_cases=run.summary.num_passed,
         proof=f"hal-info conform, hal {hal.__version__}, torch {package_version('torch').version}",
     )
+
+
+def compiled_rows(cells: Iterable[Compiled]) -> Iterator[Row]:
+    """A row for each op on each arch for which all sites that it accepts compile without fault."""
+    by_place: dict[tuple[str, str], list[Compiled]] = defaultdict(list)
+    for cell in cells:
+        if not cell.rejected:
+            by_place[cell.op, cell.arch].append(cell)
+    for (op, arch), found in by_place.items():
+        source = kernel_source(OPS[op].kernels[KERNEL])
+        if source is None or any(cell.faults for cell in found):
+            continue
+        yield Row(
+            level=Level.COMPILES,
+            arch=arch,
+            op=op,
+            kernel=KERNEL,
+            source_hash=source.hash,
+            compiler=source.compiler,
+            date=date.today().isoformat(),
+            proof=f"hal-info verify, {len(found)} sites, hal {hal.__version__}",
+        )
+
+
+def record_compiled() -> bool:
+    """Compile for every arch and write what came out; False when there was a fault."""
+    register_all()
+    cells = list(compile_matrix(MatrixRequest(archs=DEFAULT_ARCHS)))
+    faulty = [cell for cell in cells if cell.faults]
+    print("\n".join(f"fault: {cell}" for cell in faulty))
+    places = {(cell.op, cell.arch) for cell in faulty}
+    kept = (
+        row
+        for row in read_rows()
+        if row.level is not Level.COMPILES or (row.op, row.arch) not in places
+    )
+    write_rows(merge(kept, compiled_rows(cells)))
+    return not faulty
 
 
 def without_failed(rows: tuple[Row, ...], results: Results, arch: str) -> tuple[Row, ...]:
@@ -103,9 +147,11 @@ def record(spec: str) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments not in ([], ["--print"]):
+    if arguments not in ([], ["--print"], ["--compile"]):
         print(__doc__, file=sys.stderr)
         return 2
+    if arguments == ["--compile"]:
+        return 0 if record_compiled() else 1
     failed = [spec for spec in (() if arguments else present_devices()) if not record(spec)]
     print("\n".join(table(read_rows())))
     if failed:

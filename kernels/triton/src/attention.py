@@ -38,6 +38,28 @@ def _weights(scores, largest, total):
 
 
 @triton.jit
+def _keys_and_values(
+    cache,
+    table,
+    key,
+    is_key,
+    kv_head,
+    dim,
+    HEAD_DIM: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """[KEYS, DIMS] each, zero where nothing is read."""
+    block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
+    slot = (block * (2 * KV_HEADS) + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
+    index = (slot * HEAD_DIM)[:, None] + dim[None, :]
+    is_read = is_key[:, None] & (dim < HEAD_DIM)[None, :]
+    k = tl.load(cache + index, mask=is_read, other=0.0)
+    v = tl.load(cache + KV_HEADS * BLOCK_SIZE * HEAD_DIM + index, mask=is_read, other=0.0)
+    return k, v
+
+
+@triton.jit
 def attend(
     qkv,  # [num_tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
     cache,  # [num_blocks, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM]
@@ -62,22 +84,20 @@ def attend(
 ):
     item = work + tl.program_id(0) * ITEM_WIDTH
     kv_head = tl.program_id(1)
-    seq = tl.load(item)
+    seq, partial = tl.load(item), tl.load(item + 4)
     first_key, end_key = tl.load(item + 2), tl.load(item + 3)
-    partial = tl.load(item + 4)
     first_row = tl.load(cu_seqlens_q + seq)
     q_len = tl.load(cu_seqlens_q + seq + 1) - first_row
 
-    row = tl.arange(0, ROWS)
-    dim = tl.arange(0, DIMS)
+    row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
     token = tl.load(item + 1) + row // GROUP
     is_row = (row < ROWS // GROUP * GROUP) & (token < q_len)
     position = tl.load(seq_lens + seq) - q_len + token
     head = kv_head * GROUP + row % GROUP
-    is_dim = dim < HEAD_DIM
     query_row = (first_row + token).to(tl.int64)
     q_index = query_row * ((GROUP + 2) * KV_HEADS * HEAD_DIM) + head * HEAD_DIM
-    q = tl.load(qkv + q_index[:, None] + dim[None, :], is_row[:, None] & is_dim[None, :], other=0.0)
+    is_query = is_row[:, None] & (dim < HEAD_DIM)[None, :]
+    q = tl.load(qkv + q_index[:, None] + dim[None, :], mask=is_query, other=0.0)
 
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -85,15 +105,10 @@ def attend(
     table = block_table + seq.to(tl.int64) * table_width
     for start in range(first_key // KEYS * KEYS, end_key, KEYS):
         key = start + tl.arange(0, KEYS)
-        # What nobody sees may be anything, NaN as well: it is not read.
-        is_key = (key >= first_key) & (key < end_key)
-        block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-        slot = (block * (2 * KV_HEADS) + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
-        index = slot * HEAD_DIM
-        is_read = is_key[:, None] & is_dim[None, :]
-        k = tl.load(cache + index[:, None] + dim[None, :], mask=is_read, other=0.0)
-        v_index = index + KV_HEADS * BLOCK_SIZE * HEAD_DIM
-        v = tl.load(cache + v_index[:, None] + dim[None, :], mask=is_read, other=0.0)
+        is_key = (key >= first_key) & (key < end_key)  # what nobody sees may be NaN
+        k, v = _keys_and_values(
+            cache, table, key, is_key, kv_head, dim, HEAD_DIM, KV_HEADS, BLOCK_SIZE
+        )
         scores = _scores(q, tl.trans(k), position, key, is_key, scale, WINDOW, SOFTCAP)
         weights, decay, largest, total = _weights(scores, largest, total)
         result = result * decay[:, None]
@@ -102,10 +117,8 @@ def attend(
     if partial < 0:
         _store(out, result, total, query_row, head, is_row, dim, HEAD_DIM, GROUP * KV_HEADS)
     else:
-        tile = partial.to(tl.int64) * KV_HEADS + kv_head
-        tl.store(partial_out + (tile * ROWS + row)[:, None] * DIMS + dim[None, :], result)
-        tl.store(partial_stats + tile * (2 * ROWS) + row, largest)
-        tl.store(partial_stats + tile * (2 * ROWS) + ROWS + row, total)
+        tile = (partial.to(tl.int64) * KV_HEADS + kv_head) * ROWS
+        _store_partial(partial_out, partial_stats, result, largest, total, tile, ROWS, DIMS)
 
 
 @triton.jit
@@ -117,6 +130,18 @@ def _store(
     index = query_row * (HEADS * HEAD_DIM) + head * HEAD_DIM
     is_written = is_row[:, None] & (dim < HEAD_DIM)[None, :]
     tl.store(out + index[:, None] + dim[None, :], result.to(out.dtype.element_ty), mask=is_written)
+
+
+@triton.jit
+def _store_partial(
+    partial_out, partial_stats, result, largest, total, tile, ROWS: tl.constexpr, DIMS: tl.constexpr
+):
+    """`tile`: of the first row."""
+    row = tl.arange(0, ROWS)
+    index = (tile + row)[:, None] * DIMS + tl.arange(0, DIMS)[None, :]
+    tl.store(partial_out + index, result)
+    tl.store(partial_stats + 2 * tile + row, largest)
+    tl.store(partial_stats + 2 * tile + ROWS + row, total)
 
 
 @triton.jit

@@ -10,7 +10,9 @@ import torch
 
 from hal.dtypes import DType
 from hal.kernels.triton.verify.attention_sites import attention_sites
+from hal.kernels.triton.verify.sampling_sites import sampling_sites
 from hal.kernels.triton.verify.site import Call, Site
+from hal.opset.attention import RopeProblem
 from hal.opset.elementwise import Activation, ActivationProblem, ElementwiseProblem
 from hal.opset.indexing import GatherProblem, TokenProblem
 from hal.opset.norm import NormProblem
@@ -25,7 +27,9 @@ def all_sites() -> Iterator[Site]:
     for dtype in (DType.BFLOAT16, DType.FLOAT32):
         yield from _norm_sites(dtype)
         yield from _elementwise_sites(dtype)
+        yield from _rope_sites(dtype)
     yield from _token_sites()
+    yield from sampling_sites()
     for dtype in (DType.BFLOAT16, DType.FLOAT16):
         yield from attention_sites(dtype)
 
@@ -63,7 +67,7 @@ def _elementwise_sites(dtype: DType) -> Iterator[Site]:
             op="gated_activation",
             name=f"{activation}-{dtype}",
             problem=problem,
-            call=partial(_call_gated, activation, wide, out),
+            call=partial(_call_with, (wide, activation, out)),
         )
     yield Site(
         op="plain_activation",
@@ -87,12 +91,6 @@ def _elementwise_sites(dtype: DType) -> Iterator[Site]:
     )
 
 
-def _call_gated(
-    activation: Activation, gate_up: torch.Tensor, out: torch.Tensor, bound: Any
-) -> None:
-    bound(gate_up, activation, out)
-
-
 def _token_sites() -> Iterator[Site]:
     ids = torch.empty(NUM_TOKENS, dtype=torch.int32)
     calls: dict[str, Call] = {
@@ -102,3 +100,29 @@ def _token_sites() -> Iterator[Site]:
     for op, call in calls.items():
         # Slots are anywhere: each token is read and written alone.
         yield Site(op=op, name="int32", problem=TokenProblem(), call=call, reads_wide=False)
+
+
+def _rope_sites(dtype: DType) -> Iterator[Site]:
+    for has_norm in (False, True):
+        problem = RopeProblem(
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            rotary_dim=128,
+            has_norm=has_norm,
+            dtype=dtype,
+        )
+        qkv, table = _rows(48 * 128, dtype), torch.empty((4096, 128))
+        weight = _rows(128, dtype, 1)[0] if has_norm else None
+        positions = torch.empty(NUM_TOKENS, dtype=torch.int32)
+        arguments = (qkv, problem, positions, table, weight, weight, 1e-6)
+        yield Site(
+            op="qk_norm_rope",
+            name=f"{'norm' if has_norm else 'plain'}-{dtype}",
+            problem=problem,
+            call=partial(_call_with, arguments),
+        )
+
+
+def _call_with(arguments: tuple[object, ...], bound: Any) -> None:
+    bound(*arguments)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from evidence import compiled_rows
 
 from hal.cli.info.command import main
 from hal.conform.compile_matrix import MatrixRequest, compile_matrix
 from hal.errors import ConfigError
+from hal.evidence.rows import Level, level_of
 from hal.kernels import register_all
 from hal.kernels.triton.program import is_installed
 from hal.kernels.triton.verify.matrix import KERNEL, Compiled, read_floors
@@ -75,3 +78,25 @@ def test_the_command_prints_a_row_for_each_site(capsys: pytest.CaptureFixture[st
 def test_the_command_refuses_an_empty_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--targets", "sm_90,,"]) == 2
     assert "empty name" in capsys.readouterr().err
+
+
+def test_evidence_is_of_ops_without_a_fault() -> None:
+    fine = Compiled(op="rms_norm", site="a", arch="sm_90")
+    cells = [
+        fine,
+        replace(fine, site="b"),
+        replace(fine, arch="sm_80"),
+        replace(fine, arch="sm_80", site="b", faults=("spills",)),
+        replace(fine, op="add", rejected="not there"),
+    ]
+    rows = list(compiled_rows(cells))
+    if not is_installed():
+        assert not rows  # what compiled it is not known
+        return
+    assert [(row.op, row.arch, row.level) for row in rows] == [
+        ("rms_norm", "sm_90", Level.COMPILES)
+    ]
+    assert not rows[0].missing_proof()
+    assert level_of("sm_90", "rms_norm", OPS["rms_norm"].kernels[KERNEL], tuple(rows)) is (
+        Level.COMPILES
+    )

@@ -25,11 +25,14 @@ pytestmark = pytest.mark.skipif(not is_installed(), reason="triton is not instal
 
 # One device of each width of warps or wavefronts.
 PROFILES = ("h100", "mi300x")
+# 8,000 programs. It shows what noise is like, and its bits are those of the other rows.
+TOO_LONG = {("sample", "distribution-float32")}
 ROWS = [
     (op.name, case.label, PROFILES[number // 2 % 2])
     for op in OPS.values()
     if "triton" in op.kernels
     for number, case in enumerate(cases_by_op()[op.name])
+    if (op.name, case.label) not in TOO_LONG
 ]
 Records = dict[tuple[str, str], Future[Record]]
 
