@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hal.cli.arguments import CommandLine, Flag, FlagGroup
@@ -14,6 +16,7 @@ if TYPE_CHECKING:  # imports torch
 
 PROG = "hal-info verify"
 EXIT_NOT_SHOWN = 1
+SCHEMA_VERSION = 1
 
 _DESCRIPTION = (
     "Compiles every Triton kernel for each target, none of which need be in this machine, and "
@@ -30,6 +33,7 @@ _FLAGS = FlagGroup(
             metavar="ARCHS",
         ),
         Flag(name="op", help="only this op; may be repeated", metavar="OP", repeats=True),
+        Flag(name="json", help="everything as one JSON object", convert=None),
     ),
 )
 
@@ -47,7 +51,10 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         ops=tuple(map(str, ops)) if isinstance(ops, list) else (),
     )
     cells = list(compile_matrix(request))
-    print(render(cells, request.archs))
+    if values.get("json"):
+        print(json.dumps({"schema": SCHEMA_VERSION, "cells": [asdict(cell) for cell in cells]}))
+    else:
+        print(render(cells, request.archs))
     num_faulty = sum(1 for cell in cells if cell.faults)
     if num_faulty:
         print(f"{PROG}: {num_faulty} of {len(cells)} are not as they should be", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -73,6 +74,14 @@ def test_the_command_prints_a_row_for_each_site(capsys: pytest.CaptureFixture[st
     assert main(["verify", "--targets", "gfx942,sm_90", "--op", "take_tokens"]) == 0
     out = capsys.readouterr().out
     assert "gfx942" in out and "take_tokens int32" in out
+
+
+@needs_triton
+def test_the_command_tells_the_same_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--targets", "gfx1100", "--op", "keep_tokens", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    (cell,) = said["cells"]
+    assert said["schema"] == 1 and cell["arch"] == "gfx1100" and not cell["faults"]
 
 
 def test_the_command_refuses_an_empty_target(capsys: pytest.CaptureFixture[str]) -> None:
