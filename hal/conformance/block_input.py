@@ -36,6 +36,11 @@ class Given:
     norm: NormInput | None
     dtype: DType
 
+    def multiplied(self, stage: Stage) -> Float64:
+        """The rows that the block did multiply: where x is rounded to codes, the last bit of a
+        norm may choose another code, which `checks` has to tell from an error."""
+        return self.rows.x if self.norm is None else stage.read(self.x)
+
     def checks(self, stage: Stage) -> Iterator[Check]:
         if self.norm is None:
             return
@@ -54,7 +59,9 @@ class BlockInput:
         self._dtype = dtype
         self._norm = norm
         if norm is not None:
-            self._weight = self._normal((hidden_size,))
+            # About one, as in models: x is then as large as where there is no norm.
+            spread = 0.25 * stage.rng.standard_normal(hidden_size)
+            self._weight = stage.place(1.0 + spread, dtype)
             self._bias = self._normal((hidden_size,)) if norm is NormKind.LAYER else None
 
     def rows(self, num_rows: int) -> Rows:
