@@ -221,14 +221,9 @@ class QuantizedMlpBlockCase(Case):
             call = given.give(cut([x], [slice(num_tokens)]))
             out = guarded(stage, (num_tokens, p.hidden_size), self.dtype)
             block(call.x, out.out, call.norm)
-<<<<<<< HEAD
-            error = relative_l2(out.read(stage), expected[:num_tokens])
-            limit = BLOCK_LIMITS[self.dtype]
-=======
             expected = self._expected(call.multiplied(stage), up, down)
             error = relative_l2(out.read(stage), expected)
-            limit = _BLOCK_LIMITS[self.dtype]
->>>>>>> wip-fusion
+            limit = BLOCK_LIMITS[self.dtype]
             if p.weights.keeps_activations:
                 limit = 2 * LIMITS[self.dtype]  # of rounding to dtype in the middle and at the end
             yield Check(f"out, T={num_tokens}", error, limit)
