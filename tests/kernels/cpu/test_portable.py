@@ -28,7 +28,19 @@ from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.cpu.portable import DOT_LEVELS, LEVELS, Level
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.kernels.reference.quantized_rows import QuantizedMatrix
-from hal.opset import attention, linear, mlp_block, vocab
+from hal.opset import (
+    attention,
+    gated_activation,
+    gather_rows,
+    layer_norm,
+    linear,
+    mlp_block,
+    plain_activation,
+    qk_norm_rope,
+    rms_norm,
+    sample,
+    vocab,
+)
 from hal.opset.attention import AttentionProblem, AttentionSpec
 from hal.opset.linear import LinearProblem
 from hal.sampling_params import SamplingParams
@@ -38,6 +50,15 @@ from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
 ALL_LEVELS = (*LEVELS, *DOT_LEVELS)
 FORMATS = tuple(WEIGHT_FORMATS.values())
 PRODUCTS = (linear, vocab, mlp_block)
+ROW_OPS = (
+    gated_activation,
+    gather_rows,
+    layer_norm,
+    plain_activation,
+    qk_norm_rope,
+    rms_norm,
+    sample,
+)
 SMALL = LinearProblem(in_features=8, out_features=8, dtype=DType.FLOAT32)
 
 
@@ -205,7 +226,12 @@ def built_for_it_alone(level: Level, monkeypatch: pytest.MonkeyPatch) -> Iterato
     names = (*_BASELINE, level.name)
     module = SimpleNamespace(**{name: getattr(whole, name) for name in names})
     module.has_avx512_bf16_kernels = lambda: False
-    remembered = (native.unavailable, native.quantized_unavailable, portable._unavailable)
+    remembered = (
+        native.unavailable,
+        native.quantized_unavailable,
+        native.decoded_unavailable,
+        portable._unavailable,
+    )
     monkeypatch.setattr(native, "load", lambda: module)
     for function in remembered:
         function.cache_clear()
@@ -218,7 +244,8 @@ def built_for_it_alone(level: Level, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_a_level_calls_nothing_that_is_compiled_for_another(level: Level) -> None:
     """On this CPU a wrong call would give a right result; on one without AVX512 it would crash."""
     hal.kernels.register_all()
-    for op in ops_of(level):
+    rows = () if level in DOT_LEVELS else ROW_OPS
+    for op in (*ops_of(level), *rows):
         kernel, device = op.kernels[level.name], CpuDevice()
         records = [conform(kernel, case, device) for case in cases_by_op()[op.name]]
         assert [str(record) for record in records if record.has_failed] == []
