@@ -50,6 +50,7 @@ from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
 ALL_LEVELS = (*LEVELS, *DOT_LEVELS)
 FORMATS = tuple(WEIGHT_FORMATS.values())
 PRODUCTS = (linear, vocab, mlp_block)
+NOT_IN_TINY = (layer_norm, gated_activation, plain_activation)
 ROW_OPS = (
     gated_activation,
     gather_rows,
@@ -255,8 +256,9 @@ def test_a_level_calls_nothing_that_is_compiled_for_another(level: Level) -> Non
 def test_a_model_runs_on_a_level_alone(level: Level) -> None:
     """With the reference's text: the codes and their sums are the same, and little else differs."""
     ours = [f"{op.name}={level.name}" for op in ops_of(level)]
-    if level in DOT_LEVELS:  # the head's product is of int8 codes as well
-        ours += ["attention=reference"]
+    is_alone = level in LEVELS
+    ours += [f"{op.name}={level.name}" for op in ROW_OPS if is_alone and op not in NOT_IN_TINY]
+    ours += [] if is_alone else ["attention=reference"]
     reference = ["linear=reference_quantized", "vocab=reference_quantized", "mlp_block=composed"]
     reference += ["attention=reference"]
     texts = []
