@@ -28,7 +28,19 @@ from hal.kernels.cpu.packed_weight import PackedWeight
 from hal.kernels.cpu.portable import DOT_LEVELS, LEVELS, Level
 from hal.kernels.cpu.quantized_weight import QuantizedWeight
 from hal.kernels.reference.quantized_rows import QuantizedMatrix
-from hal.opset import attention, linear, mlp_block, vocab
+from hal.opset import (
+    attention,
+    gated_activation,
+    gather_rows,
+    layer_norm,
+    linear,
+    mlp_block,
+    plain_activation,
+    qk_norm_rope,
+    rms_norm,
+    sample,
+    vocab,
+)
 from hal.opset.attention import AttentionProblem, AttentionSpec
 from hal.opset.linear import LinearProblem
 from hal.sampling_params import SamplingParams
@@ -38,6 +50,16 @@ from hal.weights import WEIGHT_FORMATS, LogicalWeight, WeightFormat
 ALL_LEVELS = (*LEVELS, *DOT_LEVELS)
 FORMATS = tuple(WEIGHT_FORMATS.values())
 PRODUCTS = (linear, vocab, mlp_block)
+NOT_IN_TINY = (layer_norm, gated_activation, plain_activation)
+ROW_OPS = (
+    gated_activation,
+    gather_rows,
+    layer_norm,
+    plain_activation,
+    qk_norm_rope,
+    rms_norm,
+    sample,
+)
 SMALL = LinearProblem(in_features=8, out_features=8, dtype=DType.FLOAT32)
 
 
@@ -205,7 +227,12 @@ def built_for_it_alone(level: Level, monkeypatch: pytest.MonkeyPatch) -> Iterato
     names = (*_BASELINE, level.name)
     module = SimpleNamespace(**{name: getattr(whole, name) for name in names})
     module.has_avx512_bf16_kernels = lambda: False
-    remembered = (native.unavailable, native.quantized_unavailable, portable._unavailable)
+    remembered = (
+        native.unavailable,
+        native.quantized_unavailable,
+        native.decoded_unavailable,
+        portable._unavailable,
+    )
     monkeypatch.setattr(native, "load", lambda: module)
     for function in remembered:
         function.cache_clear()
@@ -218,7 +245,8 @@ def built_for_it_alone(level: Level, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_a_level_calls_nothing_that_is_compiled_for_another(level: Level) -> None:
     """On this CPU a wrong call would give a right result; on one without AVX512 it would crash."""
     hal.kernels.register_all()
-    for op in ops_of(level):
+    rows = () if level in DOT_LEVELS else ROW_OPS
+    for op in (*ops_of(level), *rows):
         kernel, device = op.kernels[level.name], CpuDevice()
         records = [conform(kernel, case, device) for case in cases_by_op()[op.name]]
         assert [str(record) for record in records if record.has_failed] == []
@@ -228,8 +256,9 @@ def test_a_level_calls_nothing_that_is_compiled_for_another(level: Level) -> Non
 def test_a_model_runs_on_a_level_alone(level: Level) -> None:
     """With the reference's text: the codes and their sums are the same, and little else differs."""
     ours = [f"{op.name}={level.name}" for op in ops_of(level)]
-    if level in DOT_LEVELS:  # the head's product is of int8 codes as well
-        ours += ["attention=reference"]
+    is_alone = level in LEVELS
+    ours += [f"{op.name}={level.name}" for op in ROW_OPS if is_alone and op not in NOT_IN_TINY]
+    ours += [] if is_alone else ["attention=reference"]
     reference = ["linear=reference_quantized", "vocab=reference_quantized", "mlp_block=composed"]
     reference += ["attention=reference"]
     texts = []
