@@ -2,15 +2,17 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SEEDS := 1000
 NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cmake kernels/cpu/*.cpp kernels/cpu/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long conformance conformance-long sanitize evidence check docs format clean
+.PHONY: help install serve test test-long simulate conformance conformance-long sanitize evidence check docs format clean
 
 help:
 	@echo "make serve    serve the embedded model on http://127.0.0.1:8000   (ARGS='--port 9000')"
 	@echo "make test     every test, with the time of each suite             (SUITES='engine kernels')"
 	@echo "make test-long    the state machines with 5000 examples each"
+	@echo "make simulate the engine loop on a shadow executor with faults     (SEEDS=1000)"
 	@echo "make conformance  every kernel and tiny models against the float64 oracle"
 	@echo "make conformance-long  the tiny models with 16 draws of weights and text each"
 	@echo "make sanitize the kernel tests on a native module with AddressSanitizer and UBSan"
@@ -35,6 +37,9 @@ test: $(STAMP)
 
 test-long: $(STAMP)
 	$(BIN)/pytest -q tests/engine --hypothesis-profile long
+
+simulate: $(STAMP)
+	PYTHONPATH=tests/support $(BIN)/python tests/support/simulation.py --seeds $(SEEDS) --processes 2
 
 conformance: $(STAMP)
 	$(BIN)/pytest -q tests/conformance

@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     module = native.load()
     switch = Switch(module)
-    native.load = lambda: switch.module  # type: ignore[assignment]
+    native.load = lambda: switch.module  # type: ignore[assignment]  # one that is not cached
     folder = models.make_model(options.model, options.models)
     llm = LLM(
         str(folder),

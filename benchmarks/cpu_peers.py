@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import record
-from peers import environments, machine, report
+from peers import bound, environments, machine, report
 from peers.cases import CASES, SHAPES, WEIGHTS
+from peers.checkpoint import read_geometry
 from peers.session import Contender, Plan, Session
 
 OURS = environments.OURS
@@ -148,7 +149,8 @@ def measure(plan: Plan, options: argparse.Namespace) -> int:
     _print(f"{header['machine']}, {plan.threads} threads, {plan.shape}, load {load:.2f}")
     _print(f"before: {before}")
     _print(f"after:  {after}")
-    for line in (*report.arm_table(session.arm_rows), "", *report.case_table(session.rows)):
+    rows = bound.with_bounds(session.rows, read_geometry(folder), bound.best((before, after)))
+    for line in (*report.arm_table(session.arm_rows), "", *report.case_table(rows)):
         _print(line)
     out = options.out or record.RESULTS / f"cpu_peers-{plan.shape}.json"
     values = {
@@ -160,7 +162,7 @@ def measure(plan: Plan, options: argparse.Namespace) -> int:
         "ceilings_before": asdict(before),
         "ceilings_after": asdict(after),
         "arms": report.as_json(session.arm_rows),
-        "rows": report.as_json(session.rows),
+        "rows": report.as_json(rows),
     }
     record.write(out, values)
     return 0

@@ -65,6 +65,7 @@ def processor(root: Path = _ROOT) -> Processor:
 # Feature <- any of these kernel flag names (x86 `flags`, ARM `Features`).
 _FEATURE_FLAGS = (
     (Feature.AVX2, ("avx2",)),
+    (Feature.AVX_VNNI, ("avx_vnni",)),
     (Feature.AVX512, ("avx512f",)),
     (Feature.AVX512_BF16, ("avx512_bf16",)),
     (Feature.AVX512_VNNI, ("avx512_vnni",)),
@@ -84,6 +85,7 @@ _ARCH_FLAGS = (
     ("avx512_bf16", "avx512_bf16"),
     ("avx512_vnni", "avx512_vnni"),
     ("avx512f", "avx512"),
+    ("avx_vnni", "avx_vnni"),
     ("avx2", "avx2"),
     ("bf16", "bf16"),
     ("sve", "sve"),

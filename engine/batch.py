@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+Index = NDArray[np.intp]  # numpy takes an array by it several times as fast as by int32
 
 TOKEN_ON_DEVICE = -1
 """In `Batch.token_ids`: take the slot's last sampled token, which never left the device."""

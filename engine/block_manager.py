@@ -1,66 +1,76 @@
-"""Who holds which KV block. Bookkeeping only: no tensor, no device, all-or-nothing."""
+"""Who holds which KV block. Bookkeeping only: no tensor, no device, all-or-nothing.
+
+State is arrays over rows (one per slot) and over blocks, so that a step of many sequences is a
+few vector operations.
+"""
 
 from __future__ import annotations
 
-from array import array
+import os
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from hal.engine.prefix_cache import PrefixCache, block_digest, root_digest
+import numpy as np
+from numpy.typing import NDArray
+
+from hal.cache_policy import CachePolicy
+from hal.engine.batch import Index, Int32
+from hal.engine.prefix_cache import Clock, EvictionReason, PrefixCache
+from hal.engine.prefix_hash import KEY_BYTES, NUM_LANES, Lanes, PrefixHasher, PrefixKeys, keys_of
 from hal.errors import EngineError
 from hal.kv import peak_blocks
 
 NULL_BLOCK = 0
 """Never handed out: table entries behind a sliding window point to it, so reading it is safe."""
 
-
-@dataclass(slots=True, eq=False)
-class BlockTable:
-    """One sequence's blocks. Digests survive `free()`: a resumed sequence has the same tokens.
-
-    num_committed  full blocks already offered to the prefix cache
-    num_trimmed    leading entries given up behind the window (now NULL_BLOCK)
-    unsent         indices that changed since an executor last saw them
-    """
-
-    salt: bytes = b""
-    blocks: list[int] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    num_committed: int = 0
-    num_trimmed: int = 0
-    unsent: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class BlockCopy:
-    """Contents of `source` must be in `destination` before the step writes anything."""
-
-    source: int
-    destination: int
+_NO_UPDATES: Int32 = np.empty((0, 3), np.int32)
+_NO_COPIES: Int32 = np.empty((0, 2), np.int32)
 
 
 class BlockManager:
-    """Blocks 1..num_blocks-1, each free, used (counted per table) or cached (idle but findable).
+    """Blocks 1..num_blocks-1, each free, used (counted per row) or cached (idle but findable).
 
-    window: tokens a query sees, itself included; blocks wholly behind it are given back.
+    num_rows, max_blocks: block tables and the most blocks of one; a row is started by `attach` or
+    `fork` and ended by `free`. window: tokens a query sees, itself included; blocks wholly behind
+    it are given back. cache: None shares nothing between requests. secret: keys the hash of
+    prefixes; random unless told.
+
+    tables          [num_rows, max_blocks] int32
+    num_table_blocks [num_rows] int32: entries of each table, those behind the window included
     """
 
     def __init__(
         self,
         num_blocks: int,
         block_size: int,
+        num_rows: int,
+        max_blocks: int,
         *,
         window: int | None = None,
-        prefix_caching: bool = True,
+        cache: CachePolicy | None = None,
+        clock: Clock = time.monotonic,
+        secret: bytes | None = None,
     ) -> None:
         self.block_size = block_size
         self.window = window
         self.num_usable = num_blocks - 1
-        self._cache = PrefixCache() if prefix_caching else None
-        self._free = list(range(num_blocks - 1, NULL_BLOCK, -1))
-        self._ref_counts = [0] * num_blocks
-        self._tables: set[BlockTable] = set()
+        self.tables = np.zeros((num_rows, max_blocks), np.int32)
+        self.num_table_blocks = np.zeros(num_rows, np.int32)
+        self._cache = None if cache is None else PrefixCache(num_blocks, cache, clock)
+        self._hasher = PrefixHasher(secret or os.urandom(KEY_BYTES), block_size)
+        self._free = np.arange(num_blocks - 1, NULL_BLOCK, -1, dtype=np.int32)  # a stack
+        self._num_free = self.num_usable
+        self._ref_counts = np.zeros(num_blocks, np.int32)
+        self._is_findable = np.zeros(num_blocks, np.bool_)
+        self._is_started = np.zeros(num_rows, np.bool_)
+        self._num_trimmed = np.zeros(num_rows, np.int32)  # leading entries that are NULL_BLOCK
+        self._num_committed = np.zeros(num_rows, np.int32)  # full blocks offered to the cache
+        # num_table_blocks and _num_committed + 1 in tokens: every step compares with them.
+        self._num_places = np.zeros(num_rows, np.int32)
+        self._next_commit = np.full(num_rows, block_size, np.int32)
+        self._priorities = np.zeros(num_rows, np.int32)  # of the request, for the cache's tiers
+        self._states = np.zeros((num_rows, NUM_LANES), np.uint64)  # after the committed blocks
+        self._updates: list[Int32] = []
         self._copies: dict[int, int] = {}  # destination -> source
         # A copy reads its source when the step starts: until then it must not get a new owner.
         self._held: list[int] = []
@@ -72,7 +82,7 @@ class BlockManager:
     @property
     def num_available(self) -> int:
         """Blocks that an allocation can take now: the free ones, then the cached ones."""
-        return len(self._free) + self.num_cached
+        return self._num_free + self.num_cached
 
     @property
     def num_used(self) -> int:
@@ -82,6 +92,11 @@ class BlockManager:
     def has_prefix_cache(self) -> bool:
         return self._cache is not None
 
+    @property
+    def evictions(self) -> Counter[EvictionReason]:
+        """Cached blocks given up so far, by reason."""
+        return Counter() if self._cache is None else self._cache.evictions
+
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
@@ -89,131 +104,191 @@ class BlockManager:
         """The most blocks one sequence holds at once while it grows to `num_tokens` by chunks."""
         return peak_blocks(num_tokens, self.block_size, self.window, chunk)
 
-    def num_exclusive(self, table: BlockTable) -> int:
-        """Blocks that become available when this table is freed."""
-        return sum(self._ref_counts[b] == 1 for b in table.blocks if b != NULL_BLOCK)
+    def num_exclusive(self, rows: Index) -> int:
+        """Blocks that become available when each of these rows alone is freed, summed."""
+        return int((self._ref_counts[self._held_by(rows)] == 1).sum())
 
-    def match(self, table: BlockTable, tokens: array[int]) -> list[int]:
-        """Cached blocks that hold the start of `tokens`, never the last token's: it must run."""
+    def blocks_of(self, row: int) -> Int32:
+        blocks: Int32 = self.tables[row, : self.num_table_blocks[row]]
+        return blocks
+
+    def prefix_keys(self, tokens: Int32, salt: bytes) -> PrefixKeys:
+        """What stands for each full block of `tokens`, but for the last token's: it must run."""
+        if self._cache is None:
+            tokens = tokens[:0]
+        return self._hasher.prefix(tokens[: max(len(tokens) - 1, 0)], salt)
+
+    def match(self, prefix: PrefixKeys) -> list[int]:
+        """Cached blocks that hold the start of a prompt."""
         if self._cache is None:
             return []
-        matched: list[int] = []
-        for index in range((len(tokens) - 1) // self.block_size):
-            block = self._cache.find(self._digest(table, tokens, index))
-            if block is None:
-                break
-            matched.append(block)
-        return matched
+        self._push_free(self._cache.expire())
+        return self._cache.find(prefix.keys)
 
-    def attach(self, table: BlockTable, matched: list[int], num_tokens: int) -> bool:
-        """Start an empty table with `matched` if blocks for `num_tokens` are there, else False."""
-        assert table not in self._tables and not table.blocks
+    def num_needed(self, matched: list[int], num_tokens: int) -> int:
+        """Available blocks that a row takes which starts with `matched`: idle ones and new ones."""
         first = self._num_behind_window(len(matched) * self.block_size)
-        visible = matched[first:]
-        num_idle = sum(self._is_idle(block) for block in visible)
-        needed = self.num_blocks_for(num_tokens) - len(matched)
-        if needed > self.num_available - num_idle:
+        num_idle = int(np.count_nonzero(self._ref_counts[matched[first:]] == 0))
+        return self.num_blocks_for(num_tokens) - len(matched) + num_idle
+
+    def attach(
+        self, row: int, prefix: PrefixKeys, matched: list[int], num_tokens: int, priority: int = 0
+    ) -> bool:
+        """Start a row with `matched` if blocks for `num_tokens` are there, else False."""
+        assert not self._is_started[row]
+        if self.num_needed(matched, num_tokens) > self.num_available:
             return False
-        for block in visible:
-            self._share(block)
-        self._tables.add(table)
-        table.blocks = [NULL_BLOCK] * (len(matched) - len(visible)) + visible
-        table.num_trimmed = len(matched) - len(visible)
-        table.num_committed = len(matched)
-        table.unsent = list(range(len(matched)))
+        first = self._num_behind_window(len(matched) * self.block_size)
+        visible = np.array(matched[first:], np.int32)
+        if self._cache is not None and matched:
+            self._cache.count_hits(matched, priority)
+        self._share(visible)
+        self._start(row, len(matched), first, prefix.state_after(len(matched)))
+        self._priorities[row] = priority
+        self._set(row, 0, np.concatenate([np.zeros(first, np.int32), visible]))
         return True
 
-    def allocate(self, table: BlockTable, num_computed: int, num_new: int) -> bool:
-        """Make positions num_computed .. +num_new writable by this table alone, or change nothing.
+    def allocate(self, row: int, num_computed: int, num_new: int) -> bool:
+        """Make positions num_computed .. +num_new writable by this row alone, or change nothing.
 
         A shared partial block is replaced by a copy. Blocks behind the window are given back.
         """
-        assert table in self._tables
+        assert self._is_started[row]
         if self.window is not None:
-            self._trim(table, self._num_behind_window(num_computed))
-        blocks = table.blocks
-        num_fresh = self.num_blocks_for(num_computed + num_new) - len(blocks)
+            self._trim(row, self._num_behind_window(num_computed))
+        num_held = int(self.num_table_blocks[row])
+        num_fresh = max(0, self.num_blocks_for(num_computed + num_new) - num_held)
         index, offset = divmod(num_computed, self.block_size)
-        is_shared = offset > 0 and self._ref_counts[blocks[index]] > 1
+        is_shared = offset > 0 and bool(self._ref_counts[self.tables[row, index]] > 1)
         if num_fresh + is_shared > self.num_available:
             return False
         if is_shared:
-            self._replace_by_copy(table, index)
-        for _ in range(num_fresh):
-            table.unsent.append(len(blocks))
-            blocks.append(self._take())
+            self._replace_by_copy(row, index)
+        if num_fresh:
+            self._set_num_blocks(row, num_held + num_fresh)
+            self._set(row, num_held, self._take(num_fresh))
         return True
 
-    def commit(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
-        """Offer the blocks that are full of computed tokens to other sequences."""
+    def are_full(self, rows: Index, num_computed: Int32) -> NDArray[np.bool_]:
+        """Which rows have no place for the token after `num_computed`, [N]."""
+        full: NDArray[np.bool_] = num_computed == self._num_places.take(rows)
+        return full
+
+    def append(self, rows: Index) -> bool:
+        """One more block for each of these rows, whose last one is full, or change nothing."""
+        assert self.window is None, "allocate() gives back what is behind a window"
+        if len(rows) > self.num_available:
+            return False
+        indices = self.num_table_blocks.take(rows)
+        blocks = self._take(len(rows))
+        self.tables[rows, indices] = blocks
+        self._set_num_blocks(rows, indices + 1)
+        self._updates.append(_triples(rows, indices, blocks))
+        return True
+
+    def commit(self, rows: Index, tokens: Int32, num_computed: Int32) -> None:
+        """Offer the blocks that are full of computed tokens to others.
+
+        tokens [num_rows, >= computed] int32, of all rows; rows [N]; num_computed [N] int32
+        """
         if self._cache is None:
             return
-        for index in range(table.num_committed, num_computed // self.block_size):
-            self._cache.insert(self._digest(table, tokens, index), table.blocks[index])
-            table.num_committed = index + 1
+        due = num_computed >= self._next_commit.take(rows)
+        if not np.count_nonzero(due):
+            return
+        rows, num_computed = rows[due], num_computed[due]
+        first = self._num_committed.take(rows)
+        counts = num_computed // self.block_size - first
+        ends = counts.cumsum()
+        firsts = np.repeat(ends - counts, counts)  # where a pair's row begins among the pairs
+        owners = np.repeat(rows, counts)
+        indices = np.arange(len(owners)) - firsts + np.repeat(first, counts)
+        states = self._chain(owners, indices, firsts, tokens)
+        self._states[rows] = states[ends - 1]
+        self._set_committed(rows, first + counts)
+        blocks, priorities = self.tables[owners, indices], self._priorities[owners]
+        inserted = self._cache.insert(keys_of(states), blocks.tolist(), priorities.tolist())
+        self._is_findable[inserted] = True
 
-    def fork(self, parent: BlockTable, child: BlockTable) -> None:
-        """Let an empty table share all blocks of `parent`; the first to write a block copies it."""
-        assert parent in self._tables and child not in self._tables
-        for block in parent.blocks:
-            if block != NULL_BLOCK:
-                self._share(block)
-        self._tables.add(child)
-        child.blocks = parent.blocks.copy()
-        child.digests = parent.digests.copy()
-        child.num_committed = parent.num_committed
-        child.num_trimmed = parent.num_trimmed
-        child.unsent = list(range(len(child.blocks)))
+    def fork(self, parent: int, children: Index) -> None:
+        """Start rows that share all blocks of `parent`; the first to write a block copies it."""
+        assert self._is_started[parent] and not self._is_started[children].any()
+        num_blocks, num_trimmed = self.num_table_blocks[parent], self._num_trimmed[parent]
+        for child in children.tolist():
+            self._share(self.tables[parent, num_trimmed:num_blocks])
+            self._start(child, int(num_blocks), int(num_trimmed), self._states[parent])
+            self._set_committed(child, self._num_committed[parent])
+            self._priorities[child] = self._priorities[parent]
+            self._set(child, 0, self.tables[parent, :num_blocks])
 
-    def free(self, table: BlockTable, *, retract: bool = False) -> None:
+    def free(self, rows: Index, *, retract: bool = False) -> None:
         """Give all blocks back; committed ones stay findable unless `retract` (wrong contents)."""
-        if table not in self._tables:
+        if not self._is_started[rows].all():
             raise EngineError("a block table was freed that holds nothing; please report this")
-        self._tables.remove(table)
         # Last block first: the cache evicts the end of a prefix before its start.
-        for block in reversed(table.blocks):
-            if block != NULL_BLOCK:
-                if retract and self._cache is not None:
-                    self._cache.forget(block)
-                self._release(block)
-        table.blocks = []
-        table.unsent = []
+        blocks = self._held_by(rows)[::-1]
+        if retract and self._cache is not None:
+            self._cache.forget(blocks.tolist())
+            self._is_findable[blocks] = False
+        self._is_started[rows] = False
+        self._set_num_blocks(rows, 0)
+        self._release(blocks)
 
-    def take_copies(self) -> list[BlockCopy]:
-        """The copies that this step must make first. No destination is the source of another."""
-        copies = [BlockCopy(source, destination) for destination, source in self._copies.items()]
+    def take_updates(self) -> Int32:
+        """What changed in the tables since the last call, [U, 3]: (row, index, block), in order."""
+        updates, self._updates = self._updates, []
+        if not updates:
+            return _NO_UPDATES
+        return updates[0] if len(updates) == 1 else np.concatenate(updates)
+
+    def take_copies(self) -> Int32:
+        """The copies this step must make first, [C, 2]: (source, destination).
+
+        No destination is the source of another.
+        """
+        if not self._copies and not self._held:
+            return _NO_COPIES
+        pairs = [(source, destination) for destination, source in self._copies.items()]
         self._copies.clear()
         held, self._held = self._held, []
-        for block in held:
-            self._make_available(block)
-        return copies
+        if held:
+            self._make_available(np.array(held, np.int32))
+        return np.array(pairs, np.int32).reshape(len(pairs), 2)
 
     def check(self) -> None:
         """Raise AssertionError unless every block is in exactly one state and counted right."""
-        uses = Counter(block for table in self._tables for block in table.blocks)
-        del uses[NULL_BLOCK]
-        assert {b: n for b, n in enumerate(self._ref_counts) if n} == uses, "reference counts"
-        idle = [b for b in range(len(self._ref_counts)) if self._is_idle(b)]
-        assert len(idle) == self.num_cached
-        states = sorted([*self._free, *idle, *self._held, *uses])
-        assert states == list(range(1, self.num_usable + 1)), "a block in no state or in two"
+        rows = np.flatnonzero(self._is_started)
+        uses = np.bincount(self._held_by(rows), minlength=self.num_usable + 1)
+        assert np.array_equal(uses, self._ref_counts), "reference counts"
+        idle = [] if self._cache is None else self._cache.check()
+        free = self._free[: self._num_free]
+        states = np.concatenate([free, idle, self._held, np.flatnonzero(uses)])
+        everyone = np.arange(1, self.num_usable + 1)
+        assert np.array_equal(np.sort(states), everyone), "a block in no state or in two"
         for destination, source in self._copies.items():
             assert self._ref_counts[destination] == 1 and source not in self._copies
-        for table in self._tables:
-            assert all(b == NULL_BLOCK for b in table.blocks[: table.num_trimmed])
-            assert NULL_BLOCK not in table.blocks[table.num_trimmed :]
-        if self._cache is not None:
-            self._cache.check()
-            assert not any(self._cache.holds(block) for block in self._free)
+        assert not self._is_findable[free].any()
+        held = [self._cache is not None and self._cache.holds(block) for block in range(len(uses))]
+        assert np.array_equal(self._is_findable, held), "what can be found"
+        self._check_tables(rows)
 
-    def _digest(self, table: BlockTable, tokens: Sequence[int], index: int) -> bytes:
-        digests = table.digests
-        while len(digests) <= index:
-            start = len(digests) * self.block_size
-            parent = digests[-1] if digests else root_digest(table.salt)
-            token_bytes = array("i", tokens[start : start + self.block_size]).tobytes()
-            digests.append(block_digest(parent, token_bytes))
-        return digests[index]
+    def _check_tables(self, rows: Index) -> None:
+        assert np.array_equal(self._num_places, self.num_table_blocks * self.block_size)
+        assert np.array_equal(self._next_commit, (self._num_committed + 1) * self.block_size)
+        columns = np.arange(self.tables.shape[1])
+        is_null = self.tables[rows] == NULL_BLOCK
+        is_trimmed = columns < self._num_trimmed[rows, None]
+        is_inside = columns < self.num_table_blocks[rows, None]
+        assert np.array_equal(is_null & is_inside, is_trimmed), "entries behind the window"
+
+    def _chain(self, rows: Index, indices: Index, firsts: Index, tokens: Int32) -> Lanes:
+        """The state after each block: its own sum, those before it in the row, the row's state."""
+        offsets = np.arange(self.block_size)
+        contents = tokens[rows[:, None], indices[:, None] * self.block_size + offsets]
+        sums = self._hasher.sums(contents, indices)
+        running = sums.cumsum(0, dtype=np.uint64)
+        states: Lanes = running - running[firsts] + sums[firsts] + self._states[rows]
+        return states
 
     def _num_behind_window(self, num_computed: int) -> int:
         """Leading blocks that no query at or after position `num_computed` can see."""
@@ -221,53 +296,105 @@ class BlockManager:
             return 0
         return max(0, num_computed - self.window + 1) // self.block_size
 
-    def _trim(self, table: BlockTable, end: int) -> None:
-        for index in range(table.num_trimmed, min(end, len(table.blocks))):
-            self._release(table.blocks[index])
-            table.blocks[index] = NULL_BLOCK
-            table.unsent.append(index)
-            table.num_trimmed = index + 1
+    def _start(self, row: int, num_blocks: int, num_trimmed: int, state: Lanes) -> None:
+        self._is_started[row] = True
+        self._set_num_blocks(row, num_blocks)
+        self._set_committed(row, num_blocks)
+        self._num_trimmed[row] = num_trimmed
+        self._states[row] = state
 
-    def _replace_by_copy(self, table: BlockTable, index: int) -> None:
-        source = table.blocks[index]
-        destination = self._take()
-        self._copies[destination] = source
-        table.blocks[index] = destination
-        table.unsent.append(index)
+    def _set(self, row: int, start: int, blocks: Int32) -> None:
+        """Write table entries from `start` on."""
+        end = start + len(blocks)
+        self.tables[row, start:end] = blocks
+        self._updates.append(_triples(row, np.arange(start, end), blocks))
+
+    def _set_num_blocks(self, rows: Index | int, num_blocks: Int32 | int) -> None:
+        self.num_table_blocks[rows] = num_blocks
+        self._num_places[rows] = num_blocks * self.block_size
+
+    def _set_committed(self, rows: Index | int, num_blocks: Int32 | int) -> None:
+        self._num_committed[rows] = num_blocks
+        self._next_commit[rows] = (num_blocks + 1) * self.block_size
+
+    def _held_by(self, rows: Index) -> Int32:
+        """The blocks of several rows, one row after another, those behind the window left out."""
+        starts, ends = self._num_trimmed[rows].tolist(), self.num_table_blocks[rows].tolist()
+        spans = zip(rows.tolist(), starts, ends, strict=True)
+        parts = [self.tables[row, start:end] for row, start, end in spans]
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+    def _trim(self, row: int, end: int) -> None:
+        start = int(self._num_trimmed[row])
+        end = min(end, int(self.num_table_blocks[row]))
+        if start < end:
+            blocks = self.tables[row, start:end].copy()
+            self._num_trimmed[row] = end
+            self._set(row, start, np.full(end - start, NULL_BLOCK, np.int32))
+            self._release(blocks)
+
+    def _replace_by_copy(self, row: int, index: int) -> None:
+        source = self.tables[row, index : index + 1].copy()
+        destination = self._take(1)
+        self._copies[int(destination[0])] = int(source[0])
+        self._set(row, index, destination)
         self._release(source)
 
-    def _is_idle(self, block: int) -> bool:
-        return self._cache is not None and self._cache.is_idle(block)
+    def _take(self, count: int) -> Int32:
+        """Blocks with one holder each: free ones, then expired ones, then victims."""
+        if self._cache is not None and count > self._num_free:
+            self._push_free(self._cache.expire())
+            if count > self._num_free:
+                self._push_free(self._cache.evict(count - self._num_free))
+        self._num_free -= count
+        blocks = self._free[self._num_free : self._num_free + count][::-1].copy()
+        self._ref_counts[blocks] = 1
+        return blocks
 
-    def _take(self) -> int:
-        if self._free:
-            block = self._free.pop()
-        else:
-            assert self._cache is not None
-            block = self._cache.evict()
-        self._ref_counts[block] = 1
-        return block
+    def _push_free(self, blocks: list[int] | Int32) -> None:
+        if len(blocks):
+            self._free[self._num_free : self._num_free + len(blocks)] = blocks
+            self._is_findable[blocks] = False
+            self._num_free += len(blocks)
 
-    def _share(self, block: int) -> None:
-        if self._cache is not None and self._cache.is_idle(block):
-            self._cache.unpark(block)
-        self._ref_counts[block] += 1
+    def _share(self, blocks: Int32) -> None:
+        if self._cache is not None:
+            self._cache.unpark(blocks[self._ref_counts[blocks] == 0].tolist())
+        self._ref_counts[blocks] += 1
 
-    def _release(self, block: int) -> None:
-        count = self._ref_counts[block] - 1
-        if count < 0:
+    def _release(self, blocks: Int32) -> None:
+        """One holder less for each block, as often as it is named."""
+        np.subtract.at(self._ref_counts, blocks, 1)
+        counts = self._ref_counts[blocks]
+        if (counts < 0).any():
+            block = int(blocks[counts < 0][0])
             raise EngineError(f"KV block {block} was freed twice; please report this")
-        self._ref_counts[block] = count
-        if count > 0:
-            return
-        self._copies.pop(block, None)
-        if block in self._copies.values():
-            self._held.append(block)
-        else:
-            self._make_available(block)
+        idle = blocks[counts == 0]
+        if len(idle) > 1:  # the holders of one block may all have left in this call
+            idle = idle[np.sort(np.unique(idle, return_index=True)[1])]
+        if self._copies:
+            idle = self._without_copies(idle)
+        self._make_available(idle)
 
-    def _make_available(self, block: int) -> None:
-        if self._cache is not None and self._cache.holds(block):
-            self._cache.park(block)
-        else:
-            self._free.append(block)
+    def _without_copies(self, blocks: Int32) -> Int32:
+        """Drop the copies into these blocks, and hold back those that a copy still reads."""
+        for block in blocks.tolist():
+            self._copies.pop(block, None)
+        sources = set(self._copies.values())
+        is_read = np.array([block in sources for block in blocks.tolist()], np.bool_)
+        self._held.extend(blocks[is_read].tolist())
+        return blocks[~is_read]
+
+    def _make_available(self, blocks: Int32) -> None:
+        is_findable = self._is_findable[blocks]
+        if self._cache is not None and is_findable.any():
+            self._cache.park(blocks[is_findable].tolist())
+            blocks = blocks[~is_findable]
+        self._push_free(blocks)
+
+
+def _triples(rows: Index | int, indices: Index | Int32, blocks: Int32) -> Int32:
+    """[N, 3] int32"""
+    triples = np.empty((len(blocks), 3), np.int32)
+    triples[:, 0], triples[:, 1], triples[:, 2] = rows, indices, blocks
+    return triples

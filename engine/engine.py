@@ -6,6 +6,7 @@ import random
 
 from hal.engine.executor import Executor
 from hal.engine.grammar import Grammar, Grammars
+from hal.engine.prefix_cache import EvictionReason
 from hal.engine.request import EngineStats, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
 from hal.errors import ConfigError, EngineError, HalError, RequestError, UnsupportedError
@@ -14,7 +15,8 @@ from hal.errors import ConfigError, EngineError, HalError, RequestError, Unsuppo
 class Engine:
     """Owns a scheduler and drives an executor.
 
-    rng gives seeds to requests without one; grammars compiles for guided ones.
+    rng gives seeds to requests without one; grammars compiles for guided ones; scheduler: one of
+    `config`, given by simulations with their own clock and faults.
     """
 
     def __init__(
@@ -23,9 +25,10 @@ class Engine:
         executor: Executor,
         rng: random.Random,
         grammars: Grammars | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         _check_capacity(config, executor)
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config) if scheduler is None else scheduler
         self._executor = executor
         self._rng = rng
         self._grammars = grammars
@@ -69,7 +72,7 @@ class Engine:
             if batch is None:
                 return []
             result = self._executor.submit(batch).wait()
-            return self.scheduler.update(batch, result)
+            return self.scheduler.update(batch, result).outputs()
         except BaseException as error:  # Ctrl-C too must leave no block behind
             if not self.scheduler.is_in_flight:
                 raise
@@ -99,6 +102,8 @@ class Engine:
             num_blocks_total=scheduler.blocks.num_usable,
             num_blocks_used=scheduler.blocks.num_used,
             num_blocks_cached=scheduler.blocks.num_cached,
+            num_evicted=scheduler.blocks.evictions[EvictionReason.CAPACITY],
+            num_expired=scheduler.blocks.evictions[EvictionReason.EXPIRED],
             num_preemptions=scheduler.num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=scheduler.num_generated_tokens,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hal.engine.layers.parameters import Parameter, Parameters
+from hal.engine.layers.parameters import Parameter, Parameters, WeightFamily
 from hal.engine.progress import Progress
 from hal.engine.weights import CheckpointReader, check_names
-from hal.opset.linear import LinearFamily
-from hal.opset.vocab import VocabFamily
 from hal.pack_cache import MADE, KeptWeight, PackCache
 
 
@@ -25,6 +23,7 @@ def load_weights(
     cache: where families that pack or quantise find their bytes from an earlier start, and where
         they are kept for the next one
     """
+    parameters.settle(reader.__contains__)
     expected = parameters.shapes
     check_names(expected, reader, ignorable)
     names = [name for name in reader.names() if name in expected]
@@ -47,13 +46,13 @@ def load_weights(
 
 def kept_weights(
     parameters: Parameters, reader: CheckpointReader
-) -> dict[LinearFamily | VocabFamily | None, KeptWeight]:
+) -> dict[WeightFamily | None, KeptWeight]:
     """The families whose stored form can be kept, in the order of the layers."""
-    filled: dict[LinearFamily | VocabFamily, list[Parameter]] = {}
+    filled: dict[WeightFamily, list[Parameter]] = {}
     for parameter in parameters:
         if parameter.family is not None:
             filled.setdefault(parameter.family, []).append(parameter)
-    kept: dict[LinearFamily | VocabFamily | None, KeptWeight] = {}
+    kept: dict[WeightFamily | None, KeptWeight] = {}
     for family, own in filled.items():
         form = family.stored()
         if form is not None:

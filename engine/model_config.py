@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hal.dtypes import DType, parse_dtype
 from hal.engine.config_fields import ConfigFields
+from hal.engine.experts_config import ExpertsConfig, read_experts
 from hal.engine.rope import RopeConfig, read_rope
 from hal.errors import ModelError, UnsupportedError
 
@@ -44,6 +45,19 @@ class ModelConfig:
     windows: tuple[int | None, ...]
     rope: RopeConfig | None
     dtype: DType
+    experts: ExpertsConfig | None = None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether they stand in the place of the layer's MLP."""
+        return self.experts is not None and self.experts.layers[layer]
+
+    def of_layers(self, layers: Sequence[int]) -> ModelConfig:
+        """The same model made of some of its layers, in any order."""
+        experts = self.experts
+        if experts is not None:
+            experts = replace(experts, layers=tuple(experts.layers[i] for i in layers))
+        windows = tuple(self.windows[i] for i in layers)
+        return replace(self, num_layers=len(layers), windows=windows, experts=experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +70,30 @@ class _Defaults:
     qkv_bias: bool = False
     qk_norm: bool = False
     activation: str = "silu"
+    norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    has_window: bool = False
     sliding_window: int | None = None
     has_window_layers: bool = False
 
 
 _DEFAULTS = {
     "llama": _Defaults(),
-    "mistral": _Defaults(max_position_embeddings=4096 * 32, num_kv_heads=8, sliding_window=4096),
+    "mistral": _Defaults(
+        max_position_embeddings=4096 * 32, num_kv_heads=8, has_window=True, sliding_window=4096
+    ),
+    "mixtral": _Defaults(
+        max_position_embeddings=4096 * 32,
+        num_kv_heads=8,
+        norm_eps=1e-5,
+        rope_theta=1e6,
+        has_window=True,
+    ),
     "qwen2": _Defaults(
         max_position_embeddings=32768,
         num_kv_heads=32,
         qkv_bias=True,
+        has_window=True,
         sliding_window=4096,
         has_window_layers=True,
     ),
@@ -75,10 +102,14 @@ _DEFAULTS = {
         num_kv_heads=32,
         head_dim=128,
         qk_norm=True,
+        has_window=True,
         sliding_window=4096,
         has_window_layers=True,
     ),
+    "qwen3_moe": _Defaults(max_position_embeddings=32768, num_kv_heads=4, qk_norm=True),
 }
+
+_WITH_BIASES = ("llama", "qwen3", "qwen3_moe")
 
 
 def read_model_config(folder: Path, supported: Collection[str]) -> ModelConfig:
@@ -111,7 +142,7 @@ def _read_llama_like(fields: ConfigFields, model_type: str) -> ModelConfig:
     max_position = fields.positive(
         "max_position_embeddings", default=defaults.max_position_embeddings
     )
-    has_bias = fields.flag("attention_bias", default=False) and model_type in ("llama", "qwen3")
+    has_bias = model_type in _WITH_BIASES and fields.flag("attention_bias", default=False)
     return ModelConfig(
         model_type=model_type,
         architecture=_architecture(fields),
@@ -123,7 +154,7 @@ def _read_llama_like(fields: ConfigFields, model_type: str) -> ModelConfig:
         num_kv_heads=_num_kv_heads(fields, defaults, num_heads),
         head_dim=head_dim,
         max_position_embeddings=max_position,
-        norm_eps=fields.number("rms_norm_eps", default=1e-6),
+        norm_eps=fields.number("rms_norm_eps", default=defaults.norm_eps),
         activation=fields.text("hidden_act", default=defaults.activation),
         tie_word_embeddings=fields.flag("tie_word_embeddings", default=False),
         qkv_bias=defaults.qkv_bias or has_bias,
@@ -131,8 +162,9 @@ def _read_llama_like(fields: ConfigFields, model_type: str) -> ModelConfig:
         mlp_bias=model_type == "llama" and fields.flag("mlp_bias", default=False),
         qk_norm=defaults.qk_norm,
         windows=_windows(fields, defaults, num_layers),
-        rope=read_rope(fields, max_position),
+        rope=read_rope(fields, max_position, defaults.rope_theta),
         dtype=_dtype(fields),
+        experts=read_experts(fields, model_type, num_layers),
     )
 
 
@@ -198,7 +230,7 @@ def _dtype(fields: ConfigFields) -> DType:
 
 
 def _windows(fields: ConfigFields, defaults: _Defaults, num_layers: int) -> tuple[int | None, ...]:
-    if defaults.sliding_window is None:
+    if not defaults.has_window:
         return (None,) * num_layers
     window = fields.optional_integer("sliding_window")
     if window is None and not fields.has("sliding_window"):

@@ -1,71 +1,111 @@
-"""Which full blocks can be shared: a map from content to block, and an LRU of the idle ones."""
+"""Which full blocks can be shared: a map from content to block, and the queue of the idle ones."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from hashlib import blake2b
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from enum import StrEnum
 
-DIGEST_BYTES = 16
+from hal.cache_policy import CachePolicy
+from hal.engine.eviction import EvictionQueue
+
+Clock = Callable[[], float]
 
 
-def root_digest(salt: bytes) -> bytes:
-    """The parent of a first block; another salt (adapter, tenant) never shares with this one."""
-    return blake2b(salt, digest_size=DIGEST_BYTES, person=b"hal-prefix-root").digest()
+class EvictionReason(StrEnum):
+    """Why a cached block was given up."""
 
-
-def block_digest(parent: bytes, token_bytes: bytes) -> bytes:
-    """128 bits that stand for a full block's tokens (int32 bytes) and for all tokens before it."""
-    return blake2b(parent + token_bytes, digest_size=DIGEST_BYTES).digest()
+    CAPACITY = "capacity"
+    EXPIRED = "expired"
 
 
 class PrefixCache:
-    """Blocks by digest. An idle block (no sequence holds it) can be evicted, oldest first."""
+    """Blocks by key. An idle block (no sequence holds it) can be evicted, as the policy says."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, num_blocks: int, policy: CachePolicy | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        self.evictions: Counter[EvictionReason] = Counter()
         self._block_of: dict[bytes, int] = {}
-        self._digest_of: dict[int, bytes] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._key_of: list[bytes | None] = [None] * num_blocks
+        self._queue = EvictionQueue(num_blocks, CachePolicy() if policy is None else policy)
+        self._clock = clock
+        self._now = clock()
 
     @property
     def num_idle(self) -> int:
-        return len(self._idle)
+        return len(self._queue)
 
-    def find(self, digest: bytes) -> int | None:
-        return self._block_of.get(digest)
+    def find(self, keys: Iterable[bytes]) -> list[int]:
+        """The blocks of the leading keys that are here."""
+        found: list[int] = []
+        block_of = self._block_of
+        for key in keys:
+            block = block_of.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
 
     def holds(self, block: int) -> bool:
-        return block in self._digest_of
+        return self._key_of[block] is not None
 
-    def is_idle(self, block: int) -> bool:
-        return block in self._idle
+    def insert(self, keys: list[bytes], blocks: list[int], priorities: list[int]) -> list[int]:
+        """Make blocks findable; returns which. Of two with equal content the first one stays."""
+        inserted = []
+        for key, block, priority in zip(keys, blocks, priorities, strict=True):
+            if key not in self._block_of and self._key_of[block] is None:
+                self._block_of[key] = block
+                self._key_of[block] = key
+                self._queue.describe(block, priority)
+                inserted.append(block)
+        return inserted
 
-    def insert(self, digest: bytes, block: int) -> None:
-        """Make a block findable; of two blocks with equal content the first one stays."""
-        if digest not in self._block_of and block not in self._digest_of:
-            self._block_of[digest] = block
-            self._digest_of[block] = digest
+    def count_hits(self, blocks: Iterable[int], priority: int) -> None:
+        """A request of `priority` starts with these blocks."""
+        self._queue.count_hits(blocks, priority)
 
-    def park(self, block: int) -> None:
-        """The last sequence let go of a held block: it becomes the newest idle one."""
-        self._idle[block] = None
+    def park(self, blocks: Iterable[int]) -> None:
+        """The last sequence let go of held blocks; of one call the first ones are evicted first."""
+        self._queue.park(blocks, self._tick())
 
-    def unpark(self, block: int) -> None:
-        """A sequence took an idle block again."""
-        del self._idle[block]
+    def unpark(self, blocks: Iterable[int]) -> None:
+        """A sequence took idle blocks again."""
+        self._queue.unpark(blocks)
 
-    def evict(self) -> int:
-        """Forget and return the block that has been idle longest."""
-        block, _ = self._idle.popitem(last=False)
-        self.forget(block)
-        return block
+    def expire(self) -> list[int]:
+        """Forget and return the idle blocks that nobody used for longer than the TTL."""
+        if not self._queue.has_expired(self._tick()):
+            return []
+        return self._give_up(self._queue.expire(self._now), EvictionReason.EXPIRED)
 
-    def forget(self, block: int) -> None:
-        """Nobody finds this block any more (sequences that hold it keep it)."""
-        digest = self._digest_of.pop(block, None)
-        if digest is not None:
-            del self._block_of[digest]
+    def evict(self, count: int) -> list[int]:
+        """Forget and return `count` idle blocks, those that the policy puts first."""
+        return self._give_up(self._queue.evict(count), EvictionReason.CAPACITY)
 
-    def check(self) -> None:
-        """Raise AssertionError unless both maps agree and every idle block is findable."""
-        assert {block: digest for digest, block in self._block_of.items()} == self._digest_of
-        assert self._idle.keys() <= self._digest_of.keys(), "an idle block that nobody can find"
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Nobody finds these blocks any more (sequences that hold them keep them)."""
+        for block in blocks:
+            key = self._key_of[block]
+            if key is not None:
+                self._key_of[block] = None
+                del self._block_of[key]
+
+    def check(self) -> list[int]:
+        """The idle blocks; raises AssertionError unless both maps agree and all are findable."""
+        held = {block: key for block, key in enumerate(self._key_of) if key is not None}
+        assert {block: key for key, block in self._block_of.items()} == held
+        idle = self._queue.check()
+        assert held.keys() >= set(idle), "an idle block that nobody can find"
+        return idle
+
+    def _give_up(self, blocks: list[int], reason: EvictionReason) -> list[int]:
+        self.forget(blocks)
+        self.evictions[reason] += len(blocks)
+        return blocks
+
+    def _tick(self) -> float:
+        """The time; never earlier than before, or the queue's lists would be out of order."""
+        self._now = max(self._now, self._clock())
+        return self._now

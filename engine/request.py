@@ -19,9 +19,10 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt, sampled `params.n` times; lower `priority` runs earlier.
+    """One prompt, sampled `params.n` times; lower `priority` runs earlier among its tenant's.
 
     `params.max_tokens` is resolved (never None) and `eos_token_ids` come from the model.
+    tenant: who is served in turn with others, and shares cached prefixes with nobody else.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class Request:
     params: SamplingParams
     eos_token_ids: frozenset[int] = frozenset()
     priority: int = 0
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot for /metrics and the status line."""
+    """A snapshot for /metrics and the status line.
+
+    num_evicted, num_expired: cached blocks given up for room, and because nobody asked for them
+    """
 
     num_steps: int
     num_running: int
@@ -73,6 +78,8 @@ class EngineStats:
     num_blocks_total: int
     num_blocks_used: int
     num_blocks_cached: int
+    num_evicted: int
+    num_expired: int
     num_preemptions: int
     num_prompt_tokens: int
     num_generated_tokens: int

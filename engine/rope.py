@@ -153,12 +153,14 @@ def _longrope_attention(rope: RopeConfig) -> float:
     return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position))
 
 
-def read_rope(fields: ConfigFields, max_position_embeddings: int) -> RopeConfig:
+def read_rope(
+    fields: ConfigFields, max_position_embeddings: int, default_theta: float = 10_000.0
+) -> RopeConfig:
     """Rotary settings of a config.json, in either generation of keys."""
     # transformers writes rope_parameters (theta inside) since version 5, rope_scaling before.
     scaling = fields.section("rope_parameters", "rope_scaling") or ConfigFields({}, fields.source)
     kind = _rope_kind(scaling)
-    theta = scaling.number("rope_theta", default=fields.number("rope_theta", default=10_000.0))
+    theta = scaling.number("rope_theta", default=fields.number("rope_theta", default=default_theta))
     partial = scaling.number(
         "partial_rotary_factor", default=fields.number("partial_rotary_factor", default=1.0)
     )

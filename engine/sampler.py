@@ -5,19 +5,30 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hal.engine.batch import Float32, Int32, SampledLogprobs, SamplingBatch
-from hal.engine.guided_rows import GuidedRows
+from hal.engine.batch import Float32, Index, Int32, SampledLogprobs, SamplingBatch
+from hal.engine.grammar import Matcher, PendingMasks
 from hal.engine.request import TokenLogprobs
 from hal.engine.sequence import Sequence
+from hal.errors import GrammarError
 
 NO_LOGPROBS = -1
 
 _NO_IDS: Int32 = np.empty(0, np.int32)
 _NO_VALUES: Float32 = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a row's sequence ends in this step; `code` as in hal.errors."""
+
+    message: str
+    code: str
 
 
 class TokenCounts:
@@ -42,6 +53,28 @@ class TokenCounts:
             self.counts[index] += 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSettings:
+    """What stays the same while the same slots are sampled; arrays as in SamplingBatch.
+
+    biased, penalised, guided: rows with a bias or a ban, with penalties, with a grammar
+    """
+
+    slots: Index
+    temperature: Float32
+    top_k: Int32
+    top_p: Float32
+    min_p: Float32
+    seeds: NDArray[np.uint64]
+    num_logprobs: Int32
+    presence: Float32
+    frequency: Float32
+    repetition: Float32
+    biased: Index
+    penalised: Index
+    guided: Index
+
+
 class SamplingState:
     """Sampling settings by slot, written once when a sequence gets its slot."""
 
@@ -59,11 +92,14 @@ class SamplingState:
         self._has_bias = np.zeros(max_num_seqs, np.bool_)
         self._has_penalties = np.zeros(max_num_seqs, np.bool_)
         self._token_counts: dict[int, TokenCounts] = {}
-        self.guided = GuidedRows()
+        self._is_guided = np.zeros(max_num_seqs, np.bool_)
+        self._matchers: dict[int, Matcher] = {}
+        self._settings: RowSettings | None = None  # of the slots that were looked up last
 
     def assign(self, seq: Sequence) -> None:
         """Give the sequence's slot its settings; also after a preemption, with output so far."""
         slot, params = seq.slot, seq.request.params
+        self._settings = None
         self._temperature[slot] = params.temperature
         self._top_k[slot] = max(params.top_k, 0)
         self._top_p[slot] = params.top_p
@@ -79,59 +115,111 @@ class SamplingState:
         if params.has_penalties:
             output = seq.tokens[seq.num_prompt_tokens :]
             self._token_counts[slot] = TokenCounts(seq.request.prompt_token_ids, output)
-        self.guided.assign(slot, seq.grammar, seq.tokens[seq.num_prompt_tokens :])
+        self._matchers.pop(slot, None)
+        self._is_guided[slot] = seq.grammar is not None
+        if seq.grammar is not None:
+            self._matchers[slot] = seq.grammar.matcher(seq.tokens[seq.num_prompt_tokens :])
 
-    def record(self, slots: Int32, token_ids: Int32) -> None:
+    def record(self, slots: Index, token_ids: Int32) -> None:
         """Every slot (each at most once) has sampled its token."""
         self._token_index[slots] += 1
-        self.guided.record(slots, token_ids)
-        rows = np.flatnonzero(self._has_penalties[slots])
-        if len(rows):
-            for slot, token in zip(slots[rows].tolist(), token_ids[rows].tolist(), strict=True):
-                self._token_counts[slot].add(token)
+        rows = self._rows(slots)
+        for row in rows.penalised.tolist():
+            self._token_counts[int(slots[row])].add(int(token_ids[row]))
+        for row in rows.guided.tolist():
+            if token_ids[row] >= 0:  # else the row has failed already
+                self._matchers[int(slots[row])].consume(int(token_ids[row]))
 
-    def build(self, slots: Int32, rows: Seq[Sequence]) -> SamplingBatch:
-        """Settings of the sampled rows: rows[i] is the sequence in slots[i]."""
-        bias_rows, bias_ids, bias_values = self._bias(slots, rows)
-        penalty_rows, penalty_ids, penalty_counts = self._penalties(slots)
+    def lost_grammars(self, slots: Index) -> dict[int, Failure]:
+        """The rows of `slots` whose grammar met a limit of its parser in this step."""
+        guided = self._rows(slots).guided.tolist()
+        errors = {row: self._matchers[int(slots[row])].error for row in guided}
+        return {
+            row: Failure(f"guided decoding cannot go on: {error}", GrammarError.code)
+            for row, error in errors.items()
+            if error is not None
+        }
+
+    def build(self, slots: Index, seqs: Seq[Sequence | None]) -> SamplingBatch:
+        """Settings of the sampled rows; `seqs` are the sequences of all slots."""
+        rows = self._rows(slots)
+        bias_rows, bias_ids, bias_values = self._bias(rows, seqs)
+        penalty_rows, penalty_ids, penalty_counts = self._penalties(rows)
         return SamplingBatch(
-            temperature=self._temperature[slots],
-            top_k=self._top_k[slots],
-            top_p=self._top_p[slots],
-            min_p=self._min_p[slots],
-            seeds=self._seeds[slots],
-            token_index=self._token_index[slots],
-            num_logprobs=self._num_logprobs[slots],
+            temperature=rows.temperature,
+            top_k=rows.top_k,
+            top_p=rows.top_p,
+            min_p=rows.min_p,
+            seeds=rows.seeds,
+            token_index=self._token_index.take(slots),
+            num_logprobs=rows.num_logprobs,
             bias_rows=bias_rows,
             bias_ids=bias_ids,
             bias_values=bias_values,
             penalty_rows=penalty_rows,
             penalty_ids=penalty_ids,
             penalty_counts=penalty_counts,
-            presence=self._presence[slots],
-            frequency=self._frequency[slots],
-            repetition=self._repetition[slots],
-            masks=self.guided.masks(slots),
+            presence=rows.presence,
+            frequency=rows.frequency,
+            repetition=rows.repetition,
+            masks=self._masks(rows),
         )
 
-    def _bias(self, slots: Int32, rows: Seq[Sequence]) -> tuple[Int32, Int32, Float32]:
-        biased = np.flatnonzero(self._has_bias[slots])
+    def _masks(self, rows: RowSettings) -> PendingMasks | None:
+        if not len(rows.guided):
+            return None
+        matchers = [self._matchers[slot] for slot in rows.slots[rows.guided].tolist()]
+        return PendingMasks(rows.guided.astype(np.int32), matchers)
+
+    def _rows(self, slots: Index) -> RowSettings:
+        if self._settings is None or self._settings.slots is not slots:
+            self._settings = RowSettings(
+                slots=slots,
+                temperature=self._temperature.take(slots),
+                top_k=self._top_k.take(slots),
+                top_p=self._top_p.take(slots),
+                min_p=self._min_p.take(slots),
+                seeds=self._seeds.take(slots),
+                num_logprobs=self._num_logprobs.take(slots),
+                presence=self._presence.take(slots),
+                frequency=self._frequency.take(slots),
+                repetition=self._repetition.take(slots),
+                biased=np.flatnonzero(self._has_bias.take(slots)),
+                penalised=np.flatnonzero(self._has_penalties.take(slots)),
+                guided=np.flatnonzero(self._is_guided.take(slots)),
+            )
+        return self._settings
+
+    def _bias(self, rows: RowSettings, seqs: Seq[Sequence | None]) -> tuple[Int32, Int32, Float32]:
+        biased = rows.biased
         if not len(biased):
             return _NO_IDS, _NO_IDS, _NO_VALUES
-        biases = [_row_bias(rows[row]) for row in biased.tolist()]
-        # A row whose last ban ended stays neutral, so it is not looked at again.
-        self._has_bias[slots[biased]] = [len(bias) > 0 for bias in biases]
+        slots = rows.slots[biased]
+        biases = [self._row_bias(slot, seqs[slot]) for slot in slots.tolist()]
+        has_bias = [len(bias) > 0 for bias in biases]
+        if not all(has_bias):
+            # A row whose last ban ended stays neutral, so it is not looked at again.
+            self._has_bias[slots] = has_bias
+            self._settings = None
         return (
             np.repeat(biased.astype(np.int32), [len(bias) for bias in biases]),
             np.array(list(chain.from_iterable(biases)), np.int32),
             np.array([value for bias in biases for value in bias.values()], np.float32),
         )
 
-    def _penalties(self, slots: Int32) -> tuple[Int32, Int32, Int32]:
-        penalised = np.flatnonzero(self._has_penalties[slots])
+    def _row_bias(self, slot: int, seq: Sequence | None) -> dict[int, float]:
+        """The request's bias; until min_tokens all ids that would stop the sequence are banned."""
+        assert seq is not None
+        params = seq.request.params
+        if self._token_index[slot] >= params.min_tokens:
+            return dict(params.logit_bias)
+        return {**params.logit_bias, **dict.fromkeys(seq.stop_ids, -math.inf)}
+
+    def _penalties(self, rows: RowSettings) -> tuple[Int32, Int32, Int32]:
+        penalised = rows.penalised
         if not len(penalised):
             return _NO_IDS, _NO_IDS, _NO_IDS
-        counts = [self._token_counts[slot] for slot in slots[penalised].tolist()]
+        counts = [self._token_counts[slot] for slot in rows.slots[penalised].tolist()]
         return (
             np.repeat(penalised.astype(np.int32), [len(c.ids) for c in counts]),
             _concatenate([c.ids for c in counts]),
@@ -142,14 +230,6 @@ class SamplingState:
 def _concatenate(arrays: list[array[int]]) -> Int32:
     """One writable copy; joining bytes takes a thirtieth of an ndarray for each part."""
     return np.frombuffer(bytearray().join(arrays), np.int32)
-
-
-def _row_bias(seq: Sequence) -> dict[int, float]:
-    """The request's bias; until min_tokens all ids that would stop the sequence are banned."""
-    params = seq.request.params
-    if seq.num_output_tokens >= params.min_tokens:
-        return dict(params.logit_bias)
-    return {**params.logit_bias, **dict.fromkeys(seq.stop_ids, -math.inf)}
 
 
 def row_logprobs(

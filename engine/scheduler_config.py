@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hal.cache_policy import CachePolicy
 from hal.errors import ConfigError
+
+DEFAULT_SPARE_TOKENS = 32  # measured: benchmarks/host.py, throughput at overcommit
+DEFAULT_PRIORITY_WAIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +16,10 @@ class SchedulerConfig:
     """Limits of one engine. num_blocks counts NULL_BLOCK, which no sequence gets.
 
     window: sliding attention window in tokens, or None; max_model_len: prompt and output tokens.
+    spare_tokens: room that a newcomer leaves each running sequence to grow into, so that it is not
+    preempted soon after it was prefilled.
+    priority_wait_s: a request never overtakes one that arrived this much earlier, whatever their
+    priorities.
     """
 
     max_num_seqs: int
@@ -22,12 +30,16 @@ class SchedulerConfig:
     window: int | None = None
     prefix_caching: bool = True
     chunked_prefill: bool = True
+    cache: CachePolicy = field(default_factory=CachePolicy)
+    spare_tokens: int = DEFAULT_SPARE_TOKENS
+    priority_wait_s: float = DEFAULT_PRIORITY_WAIT_S
 
     def __post_init__(self) -> None:
         _at_least("max_num_seqs", self.max_num_seqs, 1)
         _at_least("max_model_len", self.max_model_len, 2)
         _at_least("block_size", self.block_size, 1)
         _at_least("num_blocks", self.num_blocks, 2)
+        _at_least("spare_tokens", self.spare_tokens, 0)
         if self.window is not None:
             _at_least("window", self.window, 1)
         if self.max_num_batched_tokens < self.max_num_seqs:

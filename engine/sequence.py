@@ -6,8 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from hal.engine.block_manager import BlockTable
 from hal.engine.grammar import Grammar
+from hal.engine.prefix_hash import PrefixKeys
 from hal.engine.request import FinishReason, Output, Request
 
 NO_SLOT = -1
@@ -44,7 +44,11 @@ def choice_seed(seed: int, index: int) -> int:
 class Sequence:
     """Mutable state of choice `index`; a running one owns a slot.
 
-    tokens     prompt and sampled tokens. Choices that are not forked yet share their first one's
+    tokens     prompt and sampled tokens while it waits; a running one's are in `Slots`. Choices
+               that are not forked yet share their first one's
+    urgency    when its turn comes, in seconds of the scheduler's clock: its arrival, moved by its
+               priority, but never by so much that it would wait for ever
+    prefix     what its tokens are found by in the prefix cache, once somebody looked
     max_len    prompt and output tokens at which it ends with FinishReason.LENGTH
     unforked   choices that wait for this one's prefill, their slots reserved
     """
@@ -56,7 +60,8 @@ class Sequence:
     tokens: array[int]
     max_len: int
     stop_ids: frozenset[int]
-    table: BlockTable = field(default_factory=BlockTable)
+    urgency: float = 0.0
+    prefix: PrefixKeys | None = None
     unforked: list[Sequence] = field(default_factory=list)
     slot: int = NO_SLOT
     status: Status = Status.UNFORKED
@@ -71,6 +76,7 @@ class Sequence:
 
     @property
     def num_output_tokens(self) -> int:
+        """While it waits."""
         return len(self.tokens) - len(self.request.prompt_token_ids)
 
     @property
@@ -107,12 +113,28 @@ class Sequence:
         return (not self.is_protected, self.request.priority, self.arrival, self.index)
 
     @property
-    def waiting_rank(self) -> tuple[int, int, int]:
+    def waiting_rank(self) -> tuple[float, int, int]:
         """A total order. A preempted sequence arrived before any of its priority that never ran."""
-        return (self.request.priority, self.arrival, self.index)
+        return (self.urgency, self.arrival, self.index)
 
 
-def make_sequences(request: Request, arrival: int, seed: int, max_model_len: int) -> Sequence:
+def urgency(arrived_at: float, priority: int, priority_wait_s: float) -> float:
+    """When the turn of a request comes that arrived at `arrived_at` seconds.
+
+    Strictly later for each lower priority, yet all within priority_wait_s: who arrives later than
+    that never overtakes, so everybody's wait is bounded.
+    """
+    return arrived_at + priority_wait_s / 2 * priority / (1 + abs(priority))
+
+
+def make_sequences(
+    request: Request,
+    arrival: int,
+    seed: int,
+    max_model_len: int,
+    *,
+    turn: float = 0.0,
+) -> Sequence:
     """The first choice of a request, with the others unforked behind it."""
     params = request.params
     assert params.max_tokens is not None, "Request.params.max_tokens is resolved by the caller"
@@ -129,6 +151,7 @@ def make_sequences(request: Request, arrival: int, seed: int, max_model_len: int
             tokens=tokens,
             max_len=min(len(tokens) + params.max_tokens, max_model_len),
             stop_ids=stop_ids,
+            urgency=turn,
         )
         for index in range(params.n)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import hal
 from hal.assembly import Assembled, assemble, make_selector, plan_inputs, selection_policy
 from hal.collective import Collective
-from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
+from hal.config import Choice, EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.device import Capabilities, Device
 from hal.devices import Opened, open_device
+from hal.devices.affinity import AUTO, NONE, allowed_cpus, choose_affinity
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
 from hal.engine.grammar import Grammars
@@ -25,12 +27,13 @@ from hal.engine.progress import Progress, SilentProgress
 from hal.engine.scheduler import SchedulerConfig
 from hal.engine.weights import CheckpointReader
 from hal.env import cache_folder, environment
-from hal.errors import MemoryPlanError
+from hal.errors import MemoryPlanError, UnsupportedError
 from hal.evidence import level_of
 from hal.explain import SiteReport, emulation_ledger, level_counts, site_reports
 from hal.kv import KVGroup
 from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
 from hal.pack_cache import PackCache
+from hal.pack_cache.cache import device_label
 from hal.select import Selection, SelectionPolicy, Selector
 
 _logger = logging.getLogger("hal")
@@ -142,9 +145,8 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     device = opened.device
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
     resolved = resolve(config, device.posed or device.capabilities, limits)
+    resolved = replace(resolved, choices=(*resolved.choices, _place_threads(config, device)))
     _log_choices(opened, resolved)
-    if config.threads is not None:
-        _use_threads(config.threads)
     collective = device.collective()
     posed = None if device.posed is None else _pose(device.posed, model, resolved, collective)
     selector = make_selector(device.capabilities, _run_policy(config, posed))
@@ -226,11 +228,30 @@ def _with_blocks_of(posed: MemoryPlan, plan: MemoryPlan) -> MemoryPlan:
     return replace(plan, num_blocks=num_blocks, kv_bytes=kv_bytes, unused_bytes=unused_bytes)
 
 
-def _use_threads(num_threads: int) -> None:
-    """Of this process: torch's kernels and the native ones both ask torch for the number."""
+def _place_threads(config: EngineConfig, device: Device) -> Choice:
+    """Of this process: how many threads run its kernels, and where; raises ConfigError.
+
+    torch's kernels and the native ones both ask torch for the number.
+    """
     import torch
 
-    torch.set_num_threads(num_threads)
+    from hal.kernels.cpu.threads import PLACEMENT
+
+    caps, wanted = device.capabilities, config.cpu_affinity
+    if caps.is_accelerator and wanted not in (AUTO, NONE):
+        raise UnsupportedError(
+            f"not supported yet: cpu_affinity={wanted!r} for {caps.name}, whose kernels run on no "
+            "CPU; leave it at auto, or start this process under taskset"
+        )
+    cpus = () if caps.is_accelerator else allowed_cpus()
+    chosen = choose_affinity(wanted, config.threads, torch.get_num_threads(), cpus)
+    if (num_threads := config.threads or chosen.num_threads) is not None:
+        torch.set_num_threads(num_threads)
+    if chosen.process is not None:
+        os.sched_setaffinity(0, chosen.process)
+    if not caps.is_accelerator:
+        PLACEMENT.bind(chosen.workers, chosen.num_nodes, is_asked_for=wanted != AUTO)
+    return Choice("cpu_affinity", chosen.value, chosen.reason)
 
 
 def _log_choices(opened: Opened, resolved: ResolvedConfig) -> None:
@@ -247,18 +268,14 @@ def _log_emulation(caps: Capabilities, selector: Selector) -> None:
 
 
 def _pack_cache(config: EngineConfig, device: Device) -> PackCache | None:
-    """Where packed weights are kept; None where the user, or this user's lack of a home, says so.
-
-    The device's arch and features are part of an entry's key: kernels may pack differently for
-    each.
-    """
+    """Where packed weights are kept; None where the user says so, or has no home for them."""
     folder = cache_folder(environment()) if config.cache else None
     if folder is None:
         return None
     caps = device.capabilities
     return PackCache(
         folder,
-        device=f"{caps.arch}: {caps.feature_names()}",
+        device=device_label(caps),
         release=hal.__version__,
         num_threads=config.threads or caps.compute_units,
     )
@@ -292,5 +309,6 @@ def _scheduler_config(
         num_blocks=plan.num_blocks,
         window=group.spec.window,
         prefix_caching=resolved.prefix_caching,
+        cache=resolved.cache_policy,
         chunked_prefill=resolved.chunked_prefill,
     )

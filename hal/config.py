@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from hal.cache_policy import DEFAULT_TTL_S, CacheOrder, CachePolicy, parse_policy
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType, parse_dtype
 from hal.errors import ConfigError, UnsupportedError
@@ -31,6 +32,8 @@ class EngineConfig:
     kernel: overrides "OP=NAME", e.g. "linear=torch".
     quantization: how weights are stored, rounded while they are loaded; see hal.weights.
     cache: keep packed and quantised weights on disk, and start from them next time.
+    cache_policy, cache_ttl: which cached prefix goes first; see hal.cache_policy.
+    cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
     """
 
@@ -46,6 +49,8 @@ class EngineConfig:
     enforce_eager: bool = False
     prefix_caching: bool = True
     chunked_prefill: bool = True
+    cache_policy: str = CacheOrder.LRU.value
+    cache_ttl: float = DEFAULT_TTL_S
     kv_cache_dtype: str = AUTO
     seed: int = 0
     chat_template: Path | None = None
@@ -54,6 +59,7 @@ class EngineConfig:
     strict: bool = False
     deterministic: bool = False
     threads: int | None = None
+    cpu_affinity: str = AUTO
     cache: bool = True
 
     def __post_init__(self) -> None:
@@ -69,6 +75,7 @@ class EngineConfig:
                 f"model's dtype, or {', '.join(KV_FORMATS)}"
             )
         find_format(self.quantization)
+        parse_policy(self.cache_policy, self.cache_ttl)
         for override in self.kernel:
             if override.count("=") != 1:
                 raise ConfigError(f"kernel override {override!r} is not OP=NAME")
@@ -120,6 +127,7 @@ class ResolvedConfig:
     max_num_batched_tokens: int
     block_size: int
     prefix_caching: bool
+    cache_policy: CachePolicy
     chunked_prefill: bool
     use_graphs: bool
     choices: tuple[Choice, ...]
@@ -154,6 +162,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
         max_num_batched_tokens=max_batched,
         block_size=config.block_size or DEFAULT_BLOCK_SIZE,
         prefix_caching=config.prefix_caching,
+        cache_policy=parse_policy(config.cache_policy, config.cache_ttl),
         chunked_prefill=config.chunked_prefill,
         use_graphs=use_graphs,
         choices=choices,

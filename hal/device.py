@@ -29,6 +29,7 @@ class Feature(StrEnum):
     GRAPHS = "graphs"
     P2P = "p2p"
     AVX2 = "avx2"
+    AVX_VNNI = "avx_vnni"
     AVX512 = "avx512"
     AVX512_BF16 = "avx512_bf16"
     AVX512_VNNI = "avx512_vnni"

@@ -12,7 +12,12 @@ ENTRY_POINT_GROUP = "hal.kernels"
 
 # Each imports every kernel module of its folder. Whether a kernel can run is for its predicate to
 # say, so importing decides nothing and needs no vendor's library.
-KERNEL_PACKAGES = ("hal.kernels.reference", "hal.kernels.torch_native", "hal.kernels.cpu")
+KERNEL_PACKAGES = (
+    "hal.kernels.reference",
+    "hal.kernels.torch_native",
+    "hal.kernels.cpu",
+    "hal.kernels.triton",
+)
 
 _logger = logging.getLogger("hal")
 

@@ -7,7 +7,6 @@ the front still drains) and ends when its parent does.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import signal
@@ -22,6 +21,7 @@ from typing import NoReturn, Protocol
 
 from hal.engine.request import EngineStats, FinishReason, Output, Request
 from hal.errors import EngineError, HalError, RequestError, UnsupportedError
+from hal.parent_process import die_with_parent
 from hal.server.messages import (
     HEARTBEAT_INTERVAL_S,
     Abort,
@@ -44,8 +44,6 @@ from hal.server.messages import (
 
 MAX_FAILED_STEPS = 3
 """In a row: then the device is taken for broken and the process ends."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class StepEngine(Protocol):
@@ -89,7 +87,7 @@ def run_engine_process(fd: int, parent_pid: int, build: Build) -> int:
     """Serve the engine on the inherited socket `fd`; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with_parent(parent_pid)
+    die_with_parent(parent_pid)  # elsewhere the closed socket ends it
     return EngineLoop(socket.socket(fileno=fd)).run(build)
 
 
@@ -239,11 +237,3 @@ def _exit_without_parent() -> None:
     """The front has closed the connection: nobody can be told anything, nothing is kept."""
     sys.stderr.flush()
     os._exit(0)
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Linux kills this process when its parent dies; elsewhere the closed socket ends it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        _exit_without_parent()

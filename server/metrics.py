@@ -119,6 +119,7 @@ class _EngineCollector(Collector):
             "engine_heartbeat_age_seconds", "Since the engine's last message", view.heartbeat_age_s
         )
         yield self._blocks(stats)
+        yield self._evictions(stats)
         yield self._cache_config(view)
         yield self._site_levels(view)
         yield self._counter("num_preemptions", "Preempted sequences", stats.num_preemptions)
@@ -136,6 +137,16 @@ class _EngineCollector(Collector):
         family.add_metric([self._model_name, "used"], stats.num_blocks_used)
         family.add_metric([self._model_name, "cached"], stats.num_blocks_cached)
         family.add_metric([self._model_name, "free"], free)
+        return family
+
+    def _evictions(self, stats: EngineStats) -> Metric:
+        family = CounterMetricFamily(
+            _PREFIX + "prefix_cache_evictions",
+            "Cached blocks given up: for room, or unused for the whole TTL",
+            labels=["model_name", "reason"],
+        )
+        family.add_metric([self._model_name, "capacity"], stats.num_evicted)
+        family.add_metric([self._model_name, "expired"], stats.num_expired)
         return family
 
     def _site_levels(self, view: EngineView) -> Metric:

@@ -32,6 +32,13 @@ class Geometry:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bits // 8
 
     @property
+    def layer_values(self) -> int:
+        """Of the matrices of all layers: what one token is multiplied with before the logits."""
+        attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+        mlp = 3 * self.intermediate_size
+        return self.num_layers * self.hidden_size * (attention + mlp)
+
+    @property
     def embedding_values(self) -> int:
         return self.vocab_size * self.hidden_size
 

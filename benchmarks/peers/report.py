@@ -23,6 +23,8 @@ class Row:
 
     ratio: our rate over this arm's, round by round; None in our own row
     bytes_per_token: weights and keys and values read for one decoded token; None outside decode
+    bound_s: the least that its products take at the measured `bound_peak`, see peers.bound;
+    bound_share: that over the median; None outside prefill and mixed cases
     same_tokens: share of requests whose first tokens are ours
     """
 
@@ -36,6 +38,9 @@ class Row:
     bytes_per_token: float | None = None
     gb_s: float | None = None
     read_share: float | None = None
+    bound_peak: str | None = None
+    bound_s: float | None = None
+    bound_share: float | None = None
     same_tokens: float | None = None
     other_cpu: float | None = None
 
@@ -160,7 +165,7 @@ def case_table(rows: Sequence[Row]) -> list[str]:
     lines = [
         f"{'case':<13} {'weights':<8} {'arm':<17} {'tok/s':>8} {'(low - high)':>18} "
         f"{'ours/arm':>9} {'(low - high)':>15} {'MB/token':>9} {'GB/s':>6} {'of read':>7} "
-        f"{'same':>5} {'others':>7}"
+        f"{'bound s':>12} {'of bound':>8} {'same':>5} {'others':>7}"
     ]
     return [*lines, *(_line(row) for row in rows)]
 
@@ -176,6 +181,7 @@ def _line(row: Row) -> str:
         f"{rate.median:8.1f} {_range(rate, 1):>18}",
         f"{_number(ratio.median if ratio else None, 2):>9} {_range(ratio, 2):>15}",
         f"{_number(read, 1):>9} {_number(row.gb_s, 1):>6} {_share(row.read_share):>7}",
+        f"{_bound(row):>12} {_share(row.bound_share):>8}",
         f"{_share(row.same_tokens):>5} {_number(row.other_cpu, 2) + mark:>7}",
     ]
     return " ".join([head, *cells])
@@ -191,6 +197,10 @@ def _number(value: float | None, digits: int) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
+
+
+def _bound(row: Row) -> str:
+    return "-" if row.bound_s is None else f"{row.bound_s:.2f} {row.bound_peak}"
 
 
 def _bits(value: float) -> str:

@@ -32,13 +32,13 @@ from hal.opset.block import (
 )
 from hal.opset.elementwise import Activation
 from hal.opset.indexing import GatherProblem
-from hal.opset.norm import NormProblem
+from hal.opset.norm import NormInput, NormKind, NormProblem
 from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.tensor import Tensor
 from hal.weights import WeightFormat
 
 # The names that configs use for the same function.
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": Activation.SILU,
     "swish": Activation.SILU,
     "gelu": Activation.GELU,
@@ -65,32 +65,48 @@ class BuildOptions:
     kv_dtype: DType | None = None
 
 
-class RmsNorm:
+class _Norm:
+    """What the norms of one place in the model have in common."""
+
+    def __init__(self, build: Builder, name: str, eps: float, *, has_bias: bool) -> None:
+        size = build.config.hidden_size
+        self._weight = build.parameters.vector(f"{name}.weight", size)
+        self._bias = build.parameters.vector(f"{name}.bias", size) if has_bias else None
+        self._eps = eps
+        self._input: NormInput | None = None
+
+    def of(self, x: Tensor, residual: Tensor | None) -> NormInput:
+        """For a block that norms its input itself; the same object while the tensors are."""
+        made, weight = self._input, self._weight.tensor
+        if made is None or not (
+            made.values is x and made.residual is residual and made.weight is weight
+        ):
+            bias = None if self._bias is None else self._bias.tensor
+            made = NormInput(values=x, residual=residual, weight=weight, bias=bias, eps=self._eps)
+            self._input = made
+        return made
+
+
+class RmsNorm(_Norm):
     """RMSNorm of one place in the model."""
 
     def __init__(self, build: Builder, name: str, eps: float) -> None:
-        hidden_size = build.config.hidden_size
-        problem = NormProblem(hidden_size=hidden_size, dtype=build.options.dtype)
-        self._norm = build.binder.bind(opset.rms_norm, problem)
-        self._weight = build.parameters.vector(f"{name}.weight", hidden_size)
-        self._eps = eps
+        super().__init__(build, name, eps, has_bias=False)
+        self._norm = build.binder.bind(opset.rms_norm, build.norm_problem())
 
     def __call__(self, x: Tensor, residual: Tensor | None, out: Tensor) -> None:
         self._norm(x, residual, self._weight.tensor, self._eps, out)
 
 
-class LayerNorm:
+class LayerNorm(_Norm):
     """Layer normalisation with bias of one place in the model."""
 
     def __init__(self, build: Builder, name: str, eps: float) -> None:
-        hidden_size = build.config.hidden_size
-        problem = NormProblem(hidden_size=hidden_size, dtype=build.options.dtype)
-        self._norm = build.binder.bind(opset.layer_norm, problem)
-        self._weight = build.parameters.vector(f"{name}.weight", hidden_size)
-        self._bias = build.parameters.vector(f"{name}.bias", hidden_size)
-        self._eps = eps
+        super().__init__(build, name, eps, has_bias=True)
+        self._norm = build.binder.bind(opset.layer_norm, build.norm_problem())
 
     def __call__(self, x: Tensor, residual: Tensor | None, out: Tensor) -> None:
+        assert self._bias is not None
         self._norm(x, residual, self._weight.tensor, self._bias.tensor, self._eps, out)
 
 
@@ -106,10 +122,15 @@ class AttentionNames:
 
 
 class Attention:
-    """One layer's attention block with its vectors, reduced over ranks."""
+    """One layer's attention block with its vectors, reduced over ranks.
 
-    def __init__(self, build: Builder, names: AttentionNames, layer: int) -> None:
-        problem = build.attention_problem(layer)
+    norm: of the one in front
+    """
+
+    def __init__(
+        self, build: Builder, names: AttentionNames, layer: int, norm: NormKind = NormKind.RMS
+    ) -> None:
+        problem = build.attention_problem(layer, norm)
         self.family = build.binder.shared(opset.attention, problem.attention)
         self._block: AttentionBlock = build.binder.bind(opset.attention_block, problem)
         self._reduce = build.collective.all_reduce
@@ -133,10 +154,13 @@ class Attention:
         add_linear(build.parameters, self._block.qkv, qkv)
         add_linear(build.parameters, self._block.output, output)
 
-    def __call__(self, x: Tensor, positions: Tensor, kv: Tensor, out: Tensor) -> None:
+    def __call__(
+        self, x: Tensor, positions: Tensor, kv: Tensor, out: Tensor, norm: NormInput
+    ) -> None:
+        """out [T, hidden_size] from x, which is first written as the norm."""
         if self._weights is None:
             self._weights = self._collect()
-        self._block(x, positions, kv, self._weights, out)
+        self._block(x, positions, kv, self._weights, out, norm)
         self._reduce(out)
 
     def _collect(self) -> AttentionWeights:
@@ -159,20 +183,21 @@ class MlpNames:
 
 
 class Mlp:
-    """One layer's MLP block, reduced over ranks."""
+    """One layer's MLP block, reduced over ranks; norm as in Attention."""
 
-    def __init__(self, build: Builder, names: MlpNames) -> None:
+    def __init__(self, build: Builder, names: MlpNames, norm: NormKind = NormKind.RMS) -> None:
         config = build.config
         self._block: MlpBlock = build.binder.bind(
             opset.mlp_block,
             MlpBlockProblem(
                 hidden_size=config.hidden_size,
                 intermediate_size=config.intermediate_size,
-                activation=_ACTIVATIONS[config.activation],
+                activation=ACTIVATIONS[config.activation],
                 is_gated=names.gate is not None,
                 has_bias=config.mlp_bias,
                 dtype=build.options.dtype,
                 weights=build.options.weights,
+                norm=norm,
             ),
         )
         self._reduce = build.collective.all_reduce
@@ -196,8 +221,9 @@ class Mlp:
             ),
         )
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        self._block(x, out)
+    def __call__(self, x: Tensor, out: Tensor, norm: NormInput) -> None:
+        """out [T, hidden_size] from x, which is first written as the norm."""
+        self._block(x, out, norm)
         self._reduce(out)
 
 
@@ -244,7 +270,10 @@ class Builder:
         self.parameters.own(family)
         return family
 
-    def attention_problem(self, layer: int) -> AttentionBlockProblem:
+    def norm_problem(self) -> NormProblem:
+        return NormProblem(hidden_size=self.config.hidden_size, dtype=self.options.dtype)
+
+    def attention_problem(self, layer: int, norm: NormKind) -> AttentionBlockProblem:
         config, dtype = self.config, self.options.dtype
         rotary_dim = 0 if config.rope is None else config.rope.rotary_dim(config.head_dim)
         return AttentionBlockProblem(
@@ -272,6 +301,7 @@ class Builder:
             has_qkv_bias=config.qkv_bias,
             has_output_bias=config.o_bias,
             weights=self.options.weights,
+            norm=norm,
         )
 
     def cos_sin(self) -> Table | None:

@@ -12,10 +12,19 @@ from hal.engine.layers.builder import Attention, Builder
 from hal.kv import KVKind, KVSpec
 from hal.opset.attention import AttentionFamily
 from hal.opset.indexing import GatherProblem
+from hal.opset.norm import NormInput
 from hal.opset.vocab import VocabFamily
 from hal.tensor import Tensor
 
-Norm = Callable[[Tensor, Tensor | None, Tensor], None]
+
+class Norm(Protocol):
+    """The norm of one place in the model, of x + residual where there is one."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None, out: Tensor) -> None: ...
+
+    def of(self, x: Tensor, residual: Tensor | None) -> NormInput:
+        """For a block that does it itself."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +37,9 @@ class Step:
 
 
 class MlpLike(Protocol):
-    """A layer's second half."""
+    """A layer's second half; x is first written as the norm."""
 
-    def __call__(self, x: Tensor, out: Tensor) -> None: ...
+    def __call__(self, x: Tensor, out: Tensor, norm: NormInput) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +70,7 @@ class DecoderParts:
 
 class Decoder:
     """Runs a step through the layers. The residual stream and the layer's delta stay apart, so
-    that each norm adds and normalises in one pass."""
+    that each norm adds and normalises in one pass, which is the business of the block behind it."""
 
     def __init__(self, build: Builder, parts: DecoderParts) -> None:
         config, dtype = build.config, build.options.dtype
@@ -94,13 +103,10 @@ class Decoder:
         delta = self._delta.rows(rows)
         self._parts.embedding(token_ids, step.positions, residual)
         for index, layer in enumerate(self._parts.layers):
-            if index == 0:
-                layer.attention_norm(residual, None, hidden)
-            else:
-                layer.attention_norm(delta, residual, hidden)
-            layer.attention(hidden, step.positions, step.kv_caches[index], delta)
-            layer.mlp_norm(delta, residual, hidden)
-            layer.mlp(hidden, delta)
+            norm = layer.attention_norm
+            first = norm.of(residual, None) if index == 0 else norm.of(delta, residual)
+            layer.attention(hidden, step.positions, step.kv_caches[index], delta, first)
+            layer.mlp(hidden, delta, layer.mlp_norm.of(delta, residual))
 
     def logits(self, rows: Tensor, num_tokens: int, scratch: LogitsScratch, out: Tensor) -> None:
         """Logits of the forwarded rows; rows [N] int32, out [N, vocab_size] float32."""

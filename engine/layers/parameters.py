@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from hal.device import Device
 from hal.dtypes import DType
 from hal.opset.linear import LinearFamily
+from hal.opset.moe import GroupedLinearFamily
 from hal.opset.vocab import VocabFamily
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
+
+# What owns the layout of a weight.
+WeightFamily = LinearFamily | VocabFamily | GroupedLinearFamily
 
 
 class Parallel(StrEnum):
@@ -40,7 +44,7 @@ class Parameter:
     parallel: Parallel
     load: Callable[[LogicalWeight], None]
     is_transposed: bool = False
-    family: LinearFamily | VocabFamily | None = None
+    family: WeightFamily | None = None
     first_row: int = 0
 
 
@@ -115,6 +119,7 @@ class Parameters:
         self._dtype = dtype
         self._store = store
         self._by_name: dict[str, Parameter] = {}
+        self._unsettled: list[tuple[Sequence[Parameter], ...]] = []
         self._allocated: list[Allocated] = []
 
     def __iter__(self) -> Iterator[Parameter]:
@@ -141,6 +146,18 @@ class Parameters:
         assert parameter.name not in self._by_name, f"{parameter.name} is declared twice"
         self._by_name[parameter.name] = parameter
 
+    def either(self, *layouts: Sequence[Parameter]) -> None:
+        """Parameters that checkpoints have in one of several layouts, the usual one first."""
+        self._unsettled.append(layouts)
+
+    def settle(self, has: Callable[[str], bool]) -> None:
+        """Decide for the layouts of the checkpoint that `has` tensors by name."""
+        for layouts in self._unsettled:
+            found = (layout for layout in layouts if has(layout[0].name))
+            for parameter in next(found, layouts[0]):
+                self.add(parameter)
+        self._unsettled.clear()
+
     def vector(self, name: str, size: int) -> Vector:
         """A replicated vector in the model's dtype."""
         vector = Vector(size, self._dtype, self._store)
@@ -156,7 +173,7 @@ class Parameters:
         self._allocated.append(table)
         return table
 
-    def own(self, family: LinearFamily | VocabFamily) -> None:
+    def own(self, family: WeightFamily) -> None:
         """Count and allocate this family's memory with the weights."""
         self._allocated.append(family)
 

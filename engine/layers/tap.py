@@ -14,19 +14,21 @@ Observe = Callable[[str, Tensor], None]
 
 
 class Tapped:
-    """A part of a layer that shows its output; everything else is the part's own."""
+    """A half of a layer that shows its normed input and its output; everything else is its own."""
 
-    def __init__(self, part: Any, name: str, observe: Observe) -> None:
-        self._part = part
+    def __init__(self, half: Any, name: str, observe: Observe) -> None:
+        self._half = half
         self._name = name
         self._observe = observe
 
-    def __call__(self, *arguments: Any) -> None:
-        self._part(*arguments)
-        self._observe(self._name, arguments[-1])  # `out` comes last in every part
+    def __call__(self, x: Tensor, *arguments: Any) -> None:
+        self._half(x, *arguments)
+        out, _norm = arguments[-2:]  # last in both halves
+        self._observe(f"{self._name}_norm", x)
+        self._observe(self._name, out)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._part, name)
+        return getattr(self._half, name)
 
 
 def tap_layers(layers: Sequence[Layer], observe: Observe) -> tuple[Layer, ...]:
@@ -35,8 +37,8 @@ def tap_layers(layers: Sequence[Layer], observe: Observe) -> tuple[Layer, ...]:
 
 
 def _tap_layer(layer: Layer, where: str, observe: Observe) -> Layer:
-    parts: dict[str, Any] = {
+    halves: dict[str, Any] = {
         name: Tapped(getattr(layer, name), f"{where} {name}", observe)
-        for name in ("attention_norm", "attention", "mlp_norm", "mlp")
+        for name in ("attention", "mlp")
     }
-    return replace(layer, **parts)
+    return replace(layer, **halves)

@@ -10,6 +10,7 @@ from hal.engine.layers.builder import Attention, AttentionNames, Builder, LayerN
 from hal.engine.layers.decoder import Decoder, DecoderParts, Layer
 from hal.engine.layers.parameters import Rows
 from hal.opset.elementwise import ElementwiseProblem
+from hal.opset.norm import NormKind
 from hal.opset.vocab import VocabFamily
 from hal.tensor import Tensor
 
@@ -61,10 +62,12 @@ def _layer(build: Builder, index: int) -> Layer:
                 is_transposed=True,
             ),
             index,
+            NormKind.LAYER,
         ),
         mlp_norm=LayerNorm(build, f"{prefix}.ln_2", config.norm_eps),
         mlp=Mlp(
             build,
             MlpNames(up=f"{prefix}.mlp.c_fc", down=f"{prefix}.mlp.c_proj", is_transposed=True),
+            NormKind.LAYER,
         ),
     )

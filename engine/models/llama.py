@@ -6,20 +6,29 @@ Source: Touvron et al. 2023 (Llama 2); Dubey et al. 2024 (Llama 3).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hal.engine.layers.builder import Attention, AttentionNames, Builder, Mlp, MlpNames, RmsNorm
-from hal.engine.layers.decoder import Decoder, DecoderParts, Embedding, Layer
+from hal.engine.layers.decoder import Decoder, DecoderParts, Embedding, Layer, MlpLike
 from hal.engine.layers.parameters import Rows
 from hal.opset.vocab import VocabFamily
 from hal.tensor import Tensor
 
+MakeMlp = Callable[[Builder, int], MlpLike]
+
 
 def build(build: Builder) -> Decoder:
     """The whole model; ModelConfig says what differs between the checkpoints of this family."""
+    return llama_like(build, gated_mlp)
+
+
+def llama_like(build: Builder, make_mlp: MakeMlp) -> Decoder:
+    """Llama's layers with another second half; make_mlp gets the index of the layer."""
     embedding, head = token_embedding(build)
     config = build.config
     parts = DecoderParts(
         embedding=embedding,
-        layers=tuple(_layer(build, index) for index in range(config.num_layers)),
+        layers=tuple(_layer(build, index, make_mlp) for index in range(config.num_layers)),
         final_norm=RmsNorm(build, "model.norm", config.norm_eps),
         head=head,
     )
@@ -49,7 +58,7 @@ def token_embedding(build: Builder) -> tuple[Embedding, VocabFamily]:
     return TokenEmbedding(family), head
 
 
-def _layer(build: Builder, index: int) -> Layer:
+def _layer(build: Builder, index: int, make_mlp: MakeMlp) -> Layer:
     config = build.config
     prefix = f"model.layers.{index}"
     attention = f"{prefix}.self_attn"
@@ -72,12 +81,12 @@ def _layer(build: Builder, index: int) -> Layer:
             index,
         ),
         mlp_norm=RmsNorm(build, f"{prefix}.post_attention_layernorm", config.norm_eps),
-        mlp=Mlp(
-            build,
-            MlpNames(
-                gate=f"{prefix}.mlp.gate_proj",
-                up=f"{prefix}.mlp.up_proj",
-                down=f"{prefix}.mlp.down_proj",
-            ),
-        ),
+        mlp=make_mlp(build, index),
     )
+
+
+def gated_mlp(build: Builder, layer: int) -> MlpLike:
+    """One MLP for all tokens."""
+    mlp = f"model.layers.{layer}.mlp"
+    names = MlpNames(gate=f"{mlp}.gate_proj", up=f"{mlp}.up_proj", down=f"{mlp}.down_proj")
+    return Mlp(build, names)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hal.aliases import ALIASES, BY_NAME, apply_aliases, nearest
+from hal.cache_policy import POLICY_NAMES
 from hal.config import EngineConfig
 from hal.env import flag_value, parse_switch, unknown_names, variable_of
 from hal.errors import ConfigError, HalError, SelectionError
@@ -82,6 +83,10 @@ ENGINE_FLAGS = FlagGroup(
             sets=False,
             field="prefix_caching",
         ),
+        _setting(
+            "cache-policy", f"which cached prefix goes first: {' '.join(POLICY_NAMES)}", "NAME"
+        ),
+        _setting("cache-ttl", "seconds that an unused prefix is kept", "SECONDS", float),
         _setting("seed", "base of the random seeds", "N", int),
         _setting("chat-template", "Jinja file that replaces the model's template", "FILE", Path),
         Flag(name="offline", help="never ask the hub, use its cache only", convert=None),
@@ -98,6 +103,9 @@ ENGINE_FLAGS = FlagGroup(
             convert=None,
         ),
         _setting("threads", "CPU threads", "N", int),
+        _setting(
+            "cpu-affinity", "auto, none, or the CPUs to keep threads on, as 0-7,16-23", "CPUS"
+        ),
         Flag(
             name="no-cache",
             help="neither read nor keep packed weights on disk",

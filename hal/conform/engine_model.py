@@ -16,6 +16,7 @@ from hal.binding import Binder, Buffer
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.conformance.model_run import ModelStep, Part, StepOutput
 from hal.conformance.stage import poison
+from hal.conformance.tiny_checkpoint import write_model
 from hal.conformance.tiny_models import MAX_POSITIONS, TinyModel
 from hal.device import Device
 from hal.engine.batch import Batch, SamplingBatch
@@ -151,10 +152,8 @@ class EngineLayer:
     def __call__(self, x: Tensor, positions: Tensor, kv: Tensor, out: Tensor) -> None:
         rows = x.shape[0]
         hidden, delta = self._hidden.rows(rows), self._delta.rows(rows)
-        self._layer.attention_norm(x, None, hidden)
-        self._layer.attention(hidden, positions, kv, delta)
-        self._layer.mlp_norm(delta, x, hidden)
-        self._layer.mlp(hidden, delta)
+        self._layer.attention(hidden, positions, kv, delta, self._layer.attention_norm.of(x, None))
+        self._layer.mlp(hidden, delta, self._layer.mlp_norm.of(delta, x))
         self._add(x, delta, out)
 
 
@@ -171,7 +170,7 @@ class Loaded:
 def model_folder(model: TinyModel) -> Iterator[Path]:
     """The checkpoint of a tiny model, for as long as it is read."""
     with tempfile.TemporaryDirectory(prefix="hal-conform-") as name:
-        model.write(Path(name))
+        write_model(model, Path(name))
         yield Path(name)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hal.conformance import oracle
+from hal.conformance.block_input import BlockInput, cut
 from hal.conformance.case import Case, Check, guarded
 from hal.conformance.limits import LIMITS
 from hal.conformance.paged import PagedCache, SequenceStep
@@ -24,6 +25,7 @@ from hal.opset.block import (
 )
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily
+from hal.opset.norm import NormKind
 from hal.select import Kernel
 
 _Steps = tuple[SequenceStep, ...]
@@ -72,19 +74,21 @@ class AttentionBlockCase(Case):
         table = rope_table(stage, p.rope.rotary_dim) if p.rope.rotary_dim else None
         norms = [stage.normal((p.rope.head_dim,), self.dtype) for _ in range(2)]
         lens = [s.seq_len for s in _STEPS[-1]]
-        xs = [stage.normal((n, p.hidden_size), self.dtype).host for n in lens]
-        expected = [output(self._heads(qkv(x), table, norms)) for x in xs]
+        given = BlockInput(stage, p.hidden_size, self.dtype, p.norm)
+        xs = [given.rows(n) for n in lens]
+        expected = [output(self._heads(qkv(rows.x), table, norms)) for rows in xs]
         cache = PagedCache(stage, block.family, p.attention, lens)
         for steps in _STEPS:
             cache.plan(list(steps), list(range(len(steps))))
             spans = [slice(s.seq_len - s.q_len, s.seq_len) for s in steps]
-            x = stage.place(_cut(xs, spans), self.dtype)
+            call = given.give(cut(xs, spans))
             positions = np.concatenate([np.arange(s.start, s.stop) for s in spans])
-            out = guarded(stage, x.host.shape, self.dtype)
+            out = guarded(stage, (len(positions), p.hidden_size), self.dtype)
             index = stage.indices(positions.astype(np.int32))
-            block(x.device, index, cache.kv, self._weights(table, norms), out.out)
+            block(call.x, index, cache.kv, self._weights(table, norms), out.out, call.norm)
             yield self.close(f"out, T={len(positions)}", out.read(stage), _cut(expected, spans))
             yield out.check(stage)
+            yield from call.checks(stage)
 
     def _weights(self, table: Value | None, norms: list[Value]) -> AttentionWeights:
         has_norm = self.problem.rope.has_norm
@@ -122,17 +126,20 @@ class MlpBlockCase(Case):
         p = self.problem
         block: MlpBlock = stage.bind(kernel, p)
         up, down = _load(block.up, stage), _load(block.down, stage)
-        x = stage.normal((33, p.hidden_size), self.dtype)
-        rows = up(x.host)
+        given = BlockInput(stage, p.hidden_size, self.dtype, p.norm)
+        x = given.rows(33)
+        rows = up(x.x)
         hidden = oracle.activate(rows[:, : p.intermediate_size], p.activation)
         if p.is_gated:
             hidden = hidden * rows[:, p.intermediate_size :]
         expected = down(hidden)
         for num_tokens in (33, 1):
+            call = given.give(cut([x], [slice(num_tokens)]))
             out = guarded(stage, (num_tokens, p.hidden_size), self.dtype)
-            block(x.device[:num_tokens], out.out)
+            block(call.x, out.out, call.norm)
             yield self.close(f"out, T={num_tokens}", out.read(stage), expected[:num_tokens])
             yield out.check(stage)
+            yield from call.checks(stage)
 
 
 def block_cases() -> Iterator[Case]:
@@ -143,16 +150,21 @@ def block_cases() -> Iterator[Case]:
         yield _attention_block(
             "no-rope", dtype, has_qkv_bias=True, has_output_bias=True, rotary_dim=0
         )
-        for width, activation, is_gated, has_bias in (
-            (96, Activation.SILU, True, False),
-            (100, Activation.SILU, True, False),
-            (96, Activation.GELU_TANH, False, True),
-            (96, Activation.GELU_TANH, True, False),
+        yield _attention_block("rms_norm", dtype, block_norm=NormKind.RMS)
+        yield _attention_block("layer_norm", dtype, block_norm=NormKind.LAYER, rotary_dim=0)
+        for width, activation, is_gated, has_bias, norm in (
+            (96, Activation.SILU, True, False, None),
+            (100, Activation.SILU, True, False, None),
+            (96, Activation.GELU_TANH, False, True, None),
+            (96, Activation.GELU_TANH, True, False, None),
+            (96, Activation.SILU, True, False, NormKind.RMS),
+            (96, Activation.GELU, False, True, NormKind.LAYER),
         ):
             gate, bias = "-gated" * is_gated, "-bias" * has_bias
+            normed = "" if norm is None else f"-{norm}"
             yield MlpBlockCase(
                 op="mlp_block",
-                name=f"{activation}-W{width}{gate}{bias}",
+                name=f"{activation}-W{width}{gate}{bias}{normed}",
                 problem=MlpBlockProblem(
                     hidden_size=64,
                     intermediate_size=width,
@@ -160,6 +172,7 @@ def block_cases() -> Iterator[Case]:
                     is_gated=is_gated,
                     has_bias=has_bias,
                     dtype=dtype,
+                    norm=norm,
                 ),
                 dtype=dtype,
             )
@@ -174,6 +187,7 @@ def _attention_block(
     has_norm: bool = False,
     rotary_dim: int = 32,
     window: int | None = None,
+    block_norm: NormKind | None = None,
 ) -> AttentionBlockCase:
     attention = AttentionProblem(
         num_heads=4,
@@ -197,5 +211,6 @@ def _attention_block(
         rope=rope,
         has_qkv_bias=has_qkv_bias,
         has_output_bias=has_output_bias,
+        norm=block_norm,
     )
     return AttentionBlockCase(op="attention_block", name=name, problem=problem, dtype=dtype)

@@ -11,6 +11,7 @@ from hal.conformance.block_cases import block_cases
 from hal.conformance.case import Case
 from hal.conformance.indexing_cases import indexing_cases
 from hal.conformance.linear_cases import linear_cases, vocab_cases
+from hal.conformance.moe_cases import moe_cases
 from hal.conformance.quantized_cases import quantized_cases
 from hal.conformance.rope_cases import rope_cases
 from hal.conformance.row_cases import elementwise_cases, norm_cases
@@ -32,6 +33,7 @@ def all_cases() -> Iterator[Case]:
     yield from rope_cases()
     yield from attention_cases()
     yield from block_cases()
+    yield from moe_cases()
     yield from sampling_cases()
     yield from adjust_cases()
     yield from mask_cases()

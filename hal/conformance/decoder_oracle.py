@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 
 from hal.conformance import oracle
 from hal.conformance.stage import Float64
-from hal.conformance.tiny_models import LayerWeights, NormWeights, TinyModel, as_stored
+from hal.conformance.tiny_models import (
+    LayerWeights,
+    MlpWeights,
+    NormWeights,
+    TinyModel,
+    as_stored,
+)
 from hal.opset.attention import AttentionSpec, RopeProblem
 
 Keep = Callable[[Float64], Float64]
@@ -58,7 +64,7 @@ class DecoderOracle:
         """One layer over one whole sequence x [T, hidden_size]."""
         attended = self._attention(layer, self._norm(x, layer.attention_norm))
         x = self._keep(x + attended)
-        return self._keep(x + self._mlp(layer, self._norm(x, layer.mlp_norm)))
+        return self._keep(x + self._second_half(layer, self._norm(x, layer.mlp_norm)))
 
     def _attention(self, layer: LayerWeights, x: Float64) -> Float64:
         shape = self.model.shape
@@ -78,14 +84,26 @@ class DecoderOracle:
             layer.output(self._keep(oracle.attend(q, k, v, self._spec).reshape(len(x), -1)))
         )
 
-    def _mlp(self, layer: LayerWeights, x: Float64) -> Float64:
+    def _second_half(self, layer: LayerWeights, x: Float64) -> Float64:
+        """The MLP, or the weighted sum of each token's experts."""
+        if layer.router is None:
+            return self._mlp(layer.mlps[0], x)
+        shape = self.model.shape
+        routed = oracle.top_experts(layer.router(x), shape.top_k, norms=shape.norms_top_k)
+        total = np.zeros_like(x)
+        for expert, mlp in enumerate(layer.mlps):
+            token, choice = np.nonzero(routed.experts == expert)
+            total[token] += routed.weights[token, choice, None] * self._mlp(mlp, x[token])
+        return self._keep(total)
+
+    def _mlp(self, mlp: MlpWeights, x: Float64) -> Float64:
         activation = self.model.shape.activation
-        if layer.gate is None:
-            hidden = oracle.activate(self._keep(layer.up(x)), activation)
+        if mlp.gate is None:
+            hidden = oracle.activate(self._keep(mlp.up(x)), activation)
         else:
-            gate = oracle.activate(self._keep(layer.gate(x)), activation)
-            hidden = gate * self._keep(layer.up(x))
-        return self._keep(layer.down(self._keep(hidden)))
+            gate = oracle.activate(self._keep(mlp.gate(x)), activation)
+            hidden = gate * self._keep(mlp.up(x))
+        return self._keep(mlp.down(self._keep(hidden)))
 
     def _norm(self, x: Float64, norm: NormWeights) -> Float64:
         eps = self.model.shape.norm_eps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,3 +104,40 @@ def log_softmax(logits: Float64) -> Float64:
 def ranked(row: Float64) -> Int64:
     """Ids from the likeliest; of equal values the lower id first."""
     return np.lexsort((np.arange(len(row)), -row))
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """experts [T, top_k] from the likeliest, and their weights."""
+
+    experts: Int64
+    weights: Float64
+
+
+def top_experts(logits: Float64, top_k: int, *, norms: bool) -> Routed:
+    """Each token's choice, of equal logits the lower expert first."""
+    experts = np.stack([ranked(row)[:top_k] for row in logits])
+    weights = np.take_along_axis(np.exp(log_softmax(logits)), experts, axis=1)
+    return Routed(experts, weights / weights.sum(axis=1, keepdims=True) if norms else weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """As of the op route_experts."""
+
+    slots: Int64
+    rows: Int64
+    offsets: Int64
+
+
+def group_choices(experts: Int64, num_experts: int) -> Grouped:
+    """One expert after the other takes its tokens, in their order."""
+    slots = np.full_like(experts, -1)
+    rows: list[int] = []
+    offsets = [0]
+    for expert in range(num_experts):
+        for token, choice in zip(*np.nonzero(experts == expert), strict=True):
+            slots[token, choice] = len(rows)
+            rows.append(int(token))
+        offsets.append(len(rows))
+    return Grouped(slots, np.array(rows), np.array(offsets))

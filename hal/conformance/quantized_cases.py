@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from hal.conformance import oracle
+from hal.conformance.block_input import BlockInput, cut
 from hal.conformance.case import Case, Check, equal, guarded
 from hal.conformance.limits import LIMITS, relative_l2
 from hal.conformance.stage import Float64, Stage, logical
@@ -22,6 +23,7 @@ from hal.dtypes import DType
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily, LinearProblem
+from hal.opset.norm import NormKind
 from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.select import Kernel
 from hal.weights import WEIGHT_FORMATS, WeightFormat
@@ -34,7 +36,7 @@ _NUM_TOKENS = (300, 33, 17, 16, 7, 2, 1)
 
 # An mlp_block rounds its inner activations to codes after rounding them to dtype, as the oracle
 # does not: where that moves one across the middle between two codes, a whole step of it shows.
-_BLOCK_LIMITS = {DType.FLOAT32: 2e-3, DType.FLOAT16: 1e-2, DType.BFLOAT16: 3e-2}
+BLOCK_LIMITS = {DType.FLOAT32: 2e-3, DType.FLOAT16: 1e-2, DType.BFLOAT16: 3e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,21 +215,24 @@ class QuantizedMlpBlockCase(Case):
         assert p.weights is not None
         block: MlpBlock = stage.bind(kernel, p)
         up, down = _load(block.up, stage), _load(block.down, stage)
-        x = stage.normal((33, p.hidden_size), self.dtype)
-        rows = product(x.host, up, p.weights)
+        given = BlockInput(stage, p.hidden_size, self.dtype, p.norm)
+        x = given.rows(33)
+        rows = product(x.x, up, p.weights)
         hidden = oracle.activate(rows[:, : p.intermediate_size], p.activation)
         if p.is_gated:
             hidden = hidden * rows[:, p.intermediate_size :]
         expected = product(hidden, down, p.weights)
         for num_tokens in (33, 1):
+            call = given.give(cut([x], [slice(num_tokens)]))
             out = guarded(stage, (num_tokens, p.hidden_size), self.dtype)
-            block(x.device[:num_tokens], out.out)
+            block(call.x, out.out, call.norm)
             error = relative_l2(out.read(stage), expected[:num_tokens])
-            limit = _BLOCK_LIMITS[self.dtype]
+            limit = BLOCK_LIMITS[self.dtype]
             if p.weights.keeps_activations:
                 limit = 2 * LIMITS[self.dtype]  # of rounding to dtype in the middle and at the end
             yield Check(f"out, T={num_tokens}", error, limit)
             yield out.check(stage)
+            yield from call.checks(stage)
 
 
 def _load(family: LinearFamily, stage: Stage) -> _Rounded:
@@ -273,10 +278,16 @@ def quantized_cases() -> Iterator[Case]:
 
 
 def _mlp_cases(name: str, weights: WeightFormat, dtype: DType) -> Iterator[Case]:
-    for width, is_gated in ((96, True), (100, True), (96, False)):
+    for width, is_gated, norm in (
+        (96, True, None),
+        (100, True, None),
+        (96, False, None),
+        (96, True, NormKind.RMS),
+    ):
+        normed = "" if norm is None else f"-{norm}"
         yield QuantizedMlpBlockCase(
             op="mlp_block",
-            name=f"{name}-W{width}{'-gated' * is_gated}",
+            name=f"{name}-W{width}{'-gated' * is_gated}{normed}",
             problem=MlpBlockProblem(
                 hidden_size=64,
                 intermediate_size=width,
@@ -285,6 +296,7 @@ def _mlp_cases(name: str, weights: WeightFormat, dtype: DType) -> Iterator[Case]
                 has_bias=False,
                 dtype=dtype,
                 weights=weights,
+                norm=norm,
             ),
             dtype=dtype,
         )

@@ -13,6 +13,7 @@ from hal.dtypes import DType
 from hal.opset.attention import AttentionFamily, AttentionProblem, RopeProblem
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily
+from hal.opset.norm import NormInput, NormKind
 from hal.select import declare
 from hal.tensor import Tensor
 from hal.weights import WeightFormat
@@ -23,6 +24,7 @@ class AttentionBlockProblem:
     """Projection to qkv, position encoding, paged attention, output projection.
 
     weights: of both projections, as in LinearProblem.
+    norm: which one callers may ask for in front; None: none
     """
 
     hidden_size: int
@@ -31,6 +33,7 @@ class AttentionBlockProblem:
     has_qkv_bias: bool
     has_output_bias: bool
     weights: WeightFormat | None = None
+    norm: NormKind | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +55,17 @@ class AttentionBlock(ABC):
 
     @abstractmethod
     def __call__(
-        self, x: Tensor, positions: Tensor, kv: Tensor, weights: AttentionWeights, out: Tensor
+        self,
+        x: Tensor,
+        positions: Tensor,
+        kv: Tensor,
+        weights: AttentionWeights,
+        out: Tensor,
+        norm: NormInput | None = None,
     ) -> None:
         """x, out [T, hidden_size]; positions [T] int32; kv: this layer's cache, written and read.
 
+        norm: what x is first written as the norm of, and its residual with it.
         `family.plan` must have been called for this step. `out` is a partial sum over ranks.
         """
 
@@ -65,6 +75,7 @@ class MlpBlockProblem:
     """down(activation(gate(x)) * up(x)) where gated, else down(activation(up(x))).
 
     weights: of all of them, as in LinearProblem.
+    norm: which one callers may ask for in front; None: none
     """
 
     hidden_size: int
@@ -74,6 +85,7 @@ class MlpBlockProblem:
     has_bias: bool
     dtype: DType
     weights: WeightFormat | None = None
+    norm: NormKind | None = None
 
 
 class MlpBlock(ABC):
@@ -83,8 +95,11 @@ class MlpBlock(ABC):
     down: LinearFamily
 
     @abstractmethod
-    def __call__(self, x: Tensor, out: Tensor) -> None:
-        """x, out [T, hidden_size]. `out` is a partial sum over ranks."""
+    def __call__(self, x: Tensor, out: Tensor, norm: NormInput | None = None) -> None:
+        """x, out [T, hidden_size]. `out` is a partial sum over ranks.
+
+        norm: what x is first written as the norm of, and its residual with it.
+        """
 
 
 @declare(AttentionBlockProblem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from hal.dtypes import DType
 from hal.select import declare
@@ -15,6 +16,27 @@ class NormProblem:
 
     hidden_size: int
     dtype: DType
+
+
+class NormKind(StrEnum):
+    """The ops of this file."""
+
+    RMS = "rms_norm"
+    LAYER = "layer_norm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormInput:
+    """What a block's input is first written as the norm of: arguments of an op of this file.
+
+    bias: layer_norm's; None is rms_norm.
+    """
+
+    values: Tensor
+    residual: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
 
 
 @declare(NormProblem)

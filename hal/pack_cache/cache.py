@@ -6,11 +6,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hal import weights
+from hal.device import Capabilities
 from hal.env import CACHE_FOLDER
 from hal.evidence.source import hash_of_file, source_of
 from hal.memory import format_bytes
@@ -148,7 +149,7 @@ class PackedLoad:
 
     def _key_of(self) -> bytes | None:
         """Everything that shapes the bytes; None where a part of it cannot be known."""
-        sources = {name: source_of(name) for name in {weight.module for weight in self._kept}}
+        sources = sources_of({weight.module for weight in self._kept})
         if None in sources.values():
             return None
         try:
@@ -159,8 +160,8 @@ class PackedLoad:
             "checkpoint": checkpoint,
             "device": self._cache.device,
             "release": self._cache.release,
-            "formats": hash_of_file(Path(weights.__file__)),
-            "sources": {name: str(source) for name, source in sorted(sources.items())},
+            "formats": formats_hash(),
+            "sources": sources,
             "weights": [
                 [w.module, w.form.layout, [part.nbytes for part in w.form.parts], w.tensors]
                 for w in self._kept
@@ -181,6 +182,22 @@ class PackedLoad:
 
     def _report(self, level: int, what: str) -> None:
         _logger.log(level, "%s, %s in %.1f s", what, format_bytes(self.num_bytes), self._seconds)
+
+
+def device_label(caps: Capabilities) -> str:
+    """Kernels may pack differently for each arch and its features."""
+    return f"{caps.arch}: {caps.feature_names()}"
+
+
+def formats_hash() -> str:
+    """Of the definition of all weight formats."""
+    return hash_of_file(Path(weights.__file__))
+
+
+def sources_of(modules: Iterable[str]) -> dict[str, str | None]:
+    """What each kernel module was made from; None where that is not known."""
+    found = {name: source_of(name) for name in sorted(modules)}
+    return {name: None if source is None else str(source) for name, source in found.items()}
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,7 @@ class CheckpointHasher:
 
     def hash_of(self, paths: Sequence[Path]) -> str:
         """Of the names and contents of all; raises OSError where a file cannot be read."""
-        lines = sorted(f"{path.name} {self._hash_of_file(path)}" for path in paths)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return _total({path.name: self._hash_of_file(path) for path in paths})
 
     def _hash_of_file(self, path: Path) -> str:
         with path.open("rb", buffering=0) as file:
@@ -80,12 +79,33 @@ class CheckpointHasher:
     def _remember(self, path: Path, status: os.stat_result, found: str) -> None:
         """Where this fails the next start hashes again; a folder that cannot be written to is
         reported when the entry is."""
-        text = json.dumps({"file": str(path), "identity": _identity(status), "sha256": found})
+        text = json.dumps(
+            {"file": str(path.absolute()), "identity": _identity(status), "sha256": found}
+        )
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self._memo_of(path), lambda fd: _write_all(fd, text.encode()))
         except OSError:
             return
+
+
+def remembered_folders(memos: Path) -> dict[str, Path]:
+    """Hash of a checkpoint -> a folder that held it, of those whose files are all remembered."""
+    folders: dict[Path, dict[str, str]] = {}
+    for path in sorted(memos.glob("*.json")):
+        try:
+            memo = json.loads(path.read_bytes())
+            file, found = Path(memo["file"]), str(memo["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # as good as nothing, as in `_recall`
+        folders.setdefault(file.parent, {})[file.name] = found
+    return {_total(files): folder for folder, files in folders.items()}
+
+
+def _total(files: Mapping[str, str]) -> str:
+    """Of the checkpoint that these files make up."""
+    lines = sorted(f"{name} {found}" for name, found in files.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _write_all(fd: int, data: bytes) -> None:

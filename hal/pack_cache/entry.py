@@ -29,6 +29,7 @@ _MAGIC = b"HALPACK\x01"
 _PREFIX = struct.Struct("<8sQQ")  # magic, bytes of the key, number of chunks
 _CHECKSUM = struct.Struct("<I")
 _ALIGNMENT = 4096
+_MOST_HEADER_BYTES = 64 << 20  # of terabytes of weights
 
 
 class UnusableEntry(Exception):
@@ -81,6 +82,27 @@ class OpenEntry:
         self._file.close()
 
 
+def read_key(path: Path) -> bytes:
+    """What an entry was made from; raises UnusableEntry where its header is not sound, OSError."""
+    with path.open("rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        _check_owner(status)
+        prefix = memoryview(bytearray(_PREFIX.size))
+        is_whole = read_exactly(file.fileno(), prefix, 0)
+        magic, key_bytes, num_chunks = _PREFIX.unpack(prefix)
+        if not is_whole or magic != _MAGIC:
+            raise UnusableEntry("it has another format")
+        size = _PREFIX.size + key_bytes + (num_chunks + 1) * _CHECKSUM.size
+        if size > min(status.st_size, _MOST_HEADER_BYTES):
+            raise UnusableEntry("its header is damaged")
+        header = memoryview(bytearray(size))
+        is_whole = read_exactly(file.fileno(), header, 0)
+    body, last = header[: -_CHECKSUM.size], header[-_CHECKSUM.size :]
+    if not is_whole or zlib.crc32(body) != _CHECKSUM.unpack(last)[0]:
+        raise UnusableEntry("its header is damaged")
+    return bytes(body[_PREFIX.size : _PREFIX.size + key_bytes])
+
+
 def write_entry(path: Path, key: bytes, parts: Sequence[memoryview], num_threads: int) -> None:
     """Write the parts under `path`, whole or not at all; raises OSError."""
 
@@ -125,8 +147,7 @@ def _header(key: bytes, checksums: Sequence[int]) -> bytes:
 def _read_header(file: FileIO, key: bytes, chunks: Sequence[_Chunk]) -> tuple[int, ...]:
     """The checksums of the chunks; raises UnusableEntry."""
     status = os.fstat(file.fileno())
-    if not is_trusted(status):
-        raise UnusableEntry("it belongs to another user, or others may write it")
+    _check_owner(status)
     size = _PREFIX.size + len(key) + (len(chunks) + 1) * _CHECKSUM.size
     header = memoryview(bytearray(size))
     is_whole = read_exactly(file.fileno(), header, 0)
@@ -141,3 +162,8 @@ def _read_header(file: FileIO, key: bytes, chunks: Sequence[_Chunk]) -> tuple[in
     if status.st_size != end:
         raise UnusableEntry(f"it has {status.st_size} bytes, not {end}")
     return struct.unpack_from(f"<{len(chunks)}I", body, _PREFIX.size + len(key))
+
+
+def _check_owner(status: os.stat_result) -> None:
+    if not is_trusted(status):
+        raise UnusableEntry("it belongs to another user, or others may write it")

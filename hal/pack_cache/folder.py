@@ -20,7 +20,9 @@ class NoRoom(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class KeptFile:
+    """One entry's file; `used_at` in seconds since 1970."""
+
     path: Path
     num_bytes: int
     used_at: float
@@ -50,27 +52,40 @@ class CacheFolder:
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_abandoned(self.path)
-        entries = self._entries()
-        held = sum(entry.num_bytes for entry in entries)
-        free = shutil.disk_usage(self.path).free
-        limit = min(MOST_BYTES, (free + held) // DISK_SHARE)
+        limit = self.limit_bytes()
         if num_bytes > limit:
+            free = shutil.disk_usage(self.path).free
             raise NoRoom(
                 f"they take {format_bytes(num_bytes)} and the cache may hold "
                 f"{format_bytes(limit)} there; {format_bytes(free)} of the disk are free"
             )
-        for entry in sorted(entries, key=lambda entry: entry.used_at):
-            if held + num_bytes <= limit:
+        self.shrink(limit - num_bytes)
+
+    def limit_bytes(self) -> int:
+        """What all entries together may take: raises OSError where the folder is not there."""
+        free, held = shutil.disk_usage(self.path).free, sum(e.num_bytes for e in self.entries())
+        return min(MOST_BYTES, (free + held) // DISK_SHARE)
+
+    def shrink(self, num_bytes: int) -> list[KeptFile]:
+        """Delete the entries used longest ago until the rest takes at most that; raises OSError."""
+        entries = sorted(self.entries(), key=lambda entry: entry.used_at)
+        held = sum(entry.num_bytes for entry in entries)
+        gone = []
+        for entry in entries:
+            if held <= num_bytes:
                 break
             entry.path.unlink(missing_ok=True)
             held -= entry.num_bytes
+            gone.append(entry)
+        return gone
 
-    def _entries(self) -> list[_Entry]:
+    def entries(self) -> list[KeptFile]:
+        """Those that are there, in no order; none where there is no folder."""
         found = []
         for path in self.path.glob(f"*{ENTRY_SUFFIX}"):
             try:
                 status = path.stat()
             except OSError:
                 continue  # another process deleted it meanwhile
-            found.append(_Entry(path, status.st_size, status.st_mtime))
+            found.append(KeptFile(path, status.st_size, status.st_mtime))
         return found

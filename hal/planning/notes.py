@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from hal.device import Feature
 from hal.dtypes import DType
 from hal.planning.quantization import planned_scheme
+from hal.planning.roofline import met_share
 from hal.planning.settings import PlanSettings
+from hal.planning.shape import ModelShape, Role
 from hal.planning.sizing import Basis, Sized, Sizer, can_cache
 from hal.planning.target import SLOW_LINK_BYTES_PER_S, PlanDevice
 
@@ -22,6 +24,7 @@ def notes(
         *_kernels(sizer, settings, device),
         *_devices(settings, device),
         *_formats(sizer, settings, device, sized),
+        *_experts(sizer.model.shape, sized),
     )
 
 
@@ -82,3 +85,15 @@ def _formats(
         yield "no profile describes this device: no rates"
     elif not {used, DType.FLOAT32} & device.profile.peak_flops.keys():
         yield f"no rates: {device.name} multiplies no {used} matrices; --dtype bfloat16 has rates"
+
+
+def _experts(shape: ModelShape, sized: Sized) -> Iterator[str]:
+    """What the rates take for granted about the router."""
+    experts = next((w for w in shape.weights if w.role is Role.EXPERT), None)
+    if experts is not None:
+        seqs = sized.resolved.max_num_seqs
+        one, many = (met_share(experts, num_tokens) for num_tokens in (1, seqs))
+        yield (
+            f"rates are of a router that favours no expert: a token meets {one:.1%} of them, the "
+            f"tokens of a step of {seqs} sequences {many:.1%}; one that does reads less"
+        )

@@ -6,14 +6,14 @@ a real run is slower. Source: the roofline model (Williams, Waterman and Patters
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hal.dtypes import DType
 from hal.kv import KVKind
 from hal.planning.model import PlannedModel
 from hal.planning.quantization import weight_bytes
 from hal.planning.settings import PlanSettings
-from hal.planning.shape import Role
+from hal.planning.shape import Role, Weight
 from hal.planning.sizing import Sized, kv_token_bytes, scheme_of
 from hal.planning.target import PlanDevice
 from hal.profiles import Profile
@@ -26,7 +26,8 @@ _FP8 = (DType.FLOAT8_E4M3FN, DType.FLOAT8_E4M3FNUZ)
 class Rate:
     """Tokens per second at most, and what would be busy all the time: memory, compute or link.
 
-    num_seqs sequences of num_tokens tokens each, over all of them together.
+    num_seqs sequences of num_tokens tokens each, over all of them together. step_bytes: what one
+    rank reads in a step of step_tokens tokens.
     """
 
     what: str
@@ -34,6 +35,8 @@ class Rate:
     bound: str
     num_seqs: int
     num_tokens: int
+    step_bytes: float
+    step_tokens: int
 
     def as_json(self) -> dict[str, JsonValue]:
         return {
@@ -42,7 +45,18 @@ class Rate:
             "bound": self.bound,
             "sequences": self.num_seqs,
             "tokens_per_sequence": self.num_tokens,
+            "read_bytes_per_token": round(self.step_bytes / self.step_tokens),
         }
+
+
+def met_share(weight: Weight, num_tokens: int) -> float:
+    """Which part of its matrices at least one of num_tokens tokens is multiplied with.
+
+    Expected where no expert is favoured and tokens choose on their own; others meet fewer.
+    """
+    if weight.active is None:
+        return 1.0
+    return 1.0 - (1.0 - weight.active / weight.count) ** num_tokens if weight.count else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +90,9 @@ class Roofline:
         )
         flops = 2 * (shape.active_parameters + shape.attention_dim * attended) * num_seqs / tp
         work = _Work(
-            self._weight_bytes(with_head=True) + kv_bytes, flops, self._sent_bytes(num_seqs)
+            self._weight_bytes(num_seqs, with_head=True) + kv_bytes,
+            flops,
+            self._sent_bytes(num_seqs),
         )
         return self._rate("decode", work, num_seqs, num_tokens, num_seqs)
 
@@ -96,7 +112,7 @@ class Roofline:
         )
         attention_dim = shape.prefill_attention_dim or shape.attention_dim
         flops = 2 * (shape.active_parameters - head + attention_dim * attended) * step / tp
-        work = _Work(self._weight_bytes(with_head=False), flops, self._sent_bytes(step))
+        work = _Work(self._weight_bytes(step, with_head=False), flops, self._sent_bytes(step))
         return self._rate("prefill", work, 1, num_tokens, step)
 
     @property
@@ -123,19 +139,18 @@ class Roofline:
             bound=bound,
             num_seqs=num_seqs,
             num_tokens=num_tokens,
+            step_bytes=work.read_bytes,
+            step_tokens=num_new,
         )
 
-    def _weight_bytes(self, *, with_head: bool) -> float:
-        """Read once a step on one rank: of experts those of one token, the fewest there can be."""
+    def _weight_bytes(self, num_tokens: int, *, with_head: bool) -> float:
+        """Read once a step on one rank: of experts those that its tokens are expected to meet."""
         dtype, scheme = self.sized.resolved.dtype, scheme_of(self.model, self.settings)
-        total = 0.0
-        for weight in self.model.shape.weights:
-            if weight.role is Role.EMBEDDING or (weight.role is Role.HEAD and not with_head):
-                continue
-            active = weight.count if weight.active is None else weight.active
-            if active:
-                total += weight_bytes(replace(weight, count=active), self._tp, dtype, scheme)
-        return total
+        return sum(
+            met_share(weight, num_tokens) * weight_bytes(weight, self._tp, dtype, scheme)
+            for weight in self.model.shape.weights
+            if weight.role is not Role.EMBEDDING and (weight.role is not Role.HEAD or with_head)
+        )
 
     def _kv_bytes(self, index: int) -> int:
         layers = self.model.shape.kv[index]

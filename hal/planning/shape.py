@@ -89,7 +89,8 @@ class KVLayers:
 class ModelShape:
     """What config.json says, as far as bytes and arithmetic go.
 
-    dense_widths: widths of the step buffers that ranks cut (projections, MLP), per token
+    dense_widths: widths of the step buffers that ranks cut (projections, MLP), per token;
+        whole_widths: of others beside the hidden states (a row for each expert of a token)
     attention_dim: query elements times 2 that each remembered token is multiplied with, one layer
     prefill_attention_dim: the same while a prompt is read, where that takes less; 0: the same
     guess: how the shape was guessed, "" where the architecture is known
@@ -109,6 +110,7 @@ class ModelShape:
     kv: tuple[KVLayers, ...]
     dense_widths: tuple[int, ...]
     attention_dim: int
+    whole_widths: tuple[int, ...] = ()
     prefill_attention_dim: int = 0
     rotary_dim: int = 0
     has_dtype: bool = True

@@ -7,6 +7,8 @@ several devices, quantised weights or caches, architectures without a model file
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -146,24 +148,38 @@ class _Assembling:
     selector: Selector
 
     def inputs(self, num_layers: int) -> PlanInputs:
-        windows = self.engine.windows[:num_layers]
-        model = replace(self.engine, num_layers=num_layers, windows=windows)
+        """Of its first layers."""
+        return self._inputs(range(num_layers))
+
+    def extrapolated(self) -> PlanInputs:
+        """Layers are alike, or of two kinds, and share the step's buffers: what one more of a kind
+        adds, each of it adds."""
+        kinds = Counter(map(self.engine.has_experts, range(self.engine.num_layers)))
+        first = [self._first(has_experts) for has_experts in kinds]
+        base = self._inputs(first)
+        weights_bytes = base.weights_bytes
+        for layer, count in zip(first, kinds.values(), strict=True):
+            if count > 1:
+                more = self._inputs([*first, layer]).weights_bytes - base.weights_bytes
+                weights_bytes += (count - 1) * more
+        return replace(
+            base,
+            weights_bytes=weights_bytes,
+            kv_bytes_per_block=base.kv_bytes_per_block // len(first) * self.engine.num_layers,
+        )
+
+    def _first(self, has_experts: bool) -> int:
+        layers = range(self.engine.num_layers)
+        return next(i for i in layers if self.engine.has_experts(i) is has_experts)
+
+    def _inputs(self, layers: Sequence[int]) -> PlanInputs:
+        """Of a model that has these layers, some of them perhaps twice."""
+        model = self.engine.of_layers(layers)
         try:
             assembled = assemble(model, self.resolved, self.selector, SingleRank(), None)
         except SelectionError as error:
             raise ConfigError(error.message, code=error.code) from error
         return plan_inputs(assembled, self.resolved, self.device.capabilities.memory)
-
-    def extrapolated(self) -> PlanInputs:
-        """Layers are alike and share the step's buffers: what the second adds, each adds."""
-        one = self.inputs(1)
-        num_more = self.engine.num_layers - 1
-        layer_bytes = self.inputs(2).weights_bytes - one.weights_bytes if num_more else 0
-        return replace(
-            one,
-            weights_bytes=one.weights_bytes + num_more * layer_bytes,
-            kv_bytes_per_block=one.kv_bytes_per_block * self.engine.num_layers,
-        )
 
 
 def scheme_of(model: PlannedModel, settings: PlanSettings) -> Scheme | None:
@@ -241,7 +257,7 @@ def _activation_bytes(model: PlannedModel, tp: int, resolved: ResolvedConfig) ->
     tokens, rows = resolved.max_num_batched_tokens, resolved.max_num_seqs
     has_positions = any(weight.name == "positions" for weight in shape.weights)
     hidden = (4 if has_positions else 3) * shape.hidden_size
-    width = hidden + sum(-(-size // tp) for size in shape.dense_widths)
+    width = hidden + sum(-(-size // tp) for size in shape.dense_widths) + sum(shape.whole_widths)
     sampled = rows * (4 + 2 * MAX_LOGPROBS)  # token, logprob, rank and the top ones
     return dtype.num_bytes(tokens * width + 2 * rows * shape.hidden_size) + DType.INT32.num_bytes(
         tokens + sampled

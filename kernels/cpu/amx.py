@@ -1,4 +1,4 @@
-"""linear, vocab and mlp_block on AMX tiles, on the weights that the AVX512 families store.
+"""linear, vocab, mlp_block and experts on AMX tiles, on the weights that the AVX512 families store.
 
 A few tokens leave most of a tile idle, so the AVX512 kernels multiply those (src/linear_amx.cpp).
 Sums of codes are theirs to the bit. Tiles add bfloat16 in an order of their own, so a token's bits
@@ -12,13 +12,14 @@ from types import ModuleType
 
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
-from hal.kernels.cpu import native
+from hal.kernels.cpu import experts, native
 from hal.kernels.cpu.block import FusedMlpBlock, cannot_alternate
+from hal.kernels.cpu.experts import FusedMoeBlock, PackedExperts
 from hal.kernels.cpu.linear import PackedLinear, PackedUp
-from hal.kernels.cpu.products import ProductKernel
+from hal.kernels.cpu.products import ProductKernel, expert_regimes
 from hal.kernels.cpu.vocab import PackedVocab, only_looked_up
 from hal.kernels.reference.weight_rows import HasWeights, needs_unquantized
-from hal.opset import linear, mlp_block, vocab
+from hal.opset import grouped_linear, linear, mlp_block, moe_block, vocab
 from hal.select import Regime
 
 _PREFERENCE = 110
@@ -61,7 +62,7 @@ def needs_amx_bf16(caps: Capabilities, problem: HasWeights) -> str | None:
 def needs_amx_int8(caps: Capabilities, problem: HasWeights) -> str | None:
     """Of products with codes."""
     reason = native.needs_avx512_vnni(caps, problem) or native.needs(Feature.AMX_INT8, caps)
-    return reason or native.multiplies(problem)
+    return reason or native.multiplies(problem, native.DOTS_WITHOUT_ZEROS)
 
 
 _ON_TILES = Regime(9, None, "AMX, in tiles of 32 tokens by 32 rows of the weight")
@@ -107,12 +108,14 @@ class TileLinear(PackedLinear):
     """A packed or quantised weight, multiplied on tiles where tokens fill them."""
 
     products = staticmethod(products)
+    takes_norm = False
 
 
 class TileUp(PackedUp):
     """The first product of an MLP on tiles."""
 
     products = staticmethod(products)
+    takes_norm = False
 
 
 @AMX_INT8.of(mlp_block, cannot_alternate)
@@ -129,3 +132,20 @@ class TileVocab(PackedVocab):
     """Logits of many tokens on tiles."""
 
     products = staticmethod(products)
+
+
+@AMX_INT8.of(grouped_linear, regimes=expert_regimes)
+@AMX_BF16.of(grouped_linear, regimes=expert_regimes)
+class TileExperts(PackedExperts):
+    """Experts on tiles where they have the tokens for it."""
+
+    products = staticmethod(products)
+
+
+@AMX_INT8.of(moe_block, experts.cannot_alternate, expert_regimes)
+@AMX_BF16.of(moe_block, experts.cannot_alternate, expert_regimes)
+class TileMoeBlock(FusedMoeBlock):
+    """Both products on tiles. The router is multiplied as on AVX512, whose sums no other token
+    changes: a choice must not depend on them."""
+
+    experts_family = TileExperts

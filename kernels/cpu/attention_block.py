@@ -8,11 +8,13 @@ from hal.binding import Binder
 from hal.device import Capabilities
 from hal.kernels.cpu import native
 from hal.kernels.cpu.attention import NativeAttention, rejects_codes, rejects_plain
+from hal.kernels.cpu.normed_product import NormedProduct
 from hal.kernels.cpu.rope import qk_norm_rope_avx512, rejects_rope
 from hal.kernels.reference.block import ComposedAttentionBlock
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import attention_block
 from hal.opset.block import AttentionBlockProblem, AttentionWeights
+from hal.opset.norm import NormInput
 from hal.tensor import Tensor
 
 
@@ -41,6 +43,10 @@ class FusedAttentionBlock(ComposedAttentionBlock):
         rotates = self.qk_norm_rope in (None, qk_norm_rope_avx512)
         self._native = self.family if isinstance(self.family, NativeAttention) and rotates else None
         self._weights: AttentionWeights | None = None
+        self._project = NormedProduct(self.norm, self.qkv)
+
+    def project(self, x: Tensor, norm: NormInput | None, qkv: Tensor) -> None:
+        self._project(x, norm, qkv)
 
     def between(
         self, qkv: Tensor, positions: Tensor, kv: Tensor, weights: AttentionWeights, heads: Tensor

@@ -4,10 +4,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "src/bind_experts.h"
+#include "src/bind_types.h"
 #include "src/counters.h"
 #include "src/features.h"
 #include "src/kernels.h"
 #include "src/levels.h"
+#include "src/pool.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -17,13 +20,6 @@ namespace nb = nanobind;
 
 namespace hal::cpu {
 namespace {
-
-using Address = uintptr_t;
-
-template <class T = void>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 // Streaming a weight through 4 KiB pages loses a quarter of the bandwidth to page-bound
 // prefetchers. Best effort: false where the system has no such advice or refuses it.
@@ -39,9 +35,10 @@ bool advise_huge_pages(Address address, int64_t bytes) {
 #endif
 }
 
-DType dtype_of(int code) { return static_cast<DType>(code); }
-
-PackedShape packed_shape(int64_t n, int64_t k, int dtype) { return {n, k, dtype_of(dtype)}; }
+void call_touch_pages(Address memory, int64_t bytes, int num_threads) {
+    nb::gil_scoped_release release;
+    touch_pages(at<char>(memory), bytes, num_threads);
+}
 
 void call_pack_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows, Address dst,
                     int64_t n, int64_t k, int dtype, int64_t first_row, bool gated,
@@ -72,12 +69,10 @@ void call_gather_packed_rows(Address weight, int64_t n, int64_t k, int dtype, Ad
 
 // The functions that every level has take the level's own first.
 
-void call_linear(decltype(LevelKernels::linear) linear,
-                 Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
-                 int dtype, Address bias, Address out, int out_dtype, int64_t out_stride,
-                 int activation, bool gated, int num_threads) {
-    nb::gil_scoped_release release;
-    linear({.x = at(x),
+LinearArgs linear_args(Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
+                       int dtype, Address bias, Address out, int out_dtype, int64_t out_stride,
+                       int activation, bool gated, int num_threads) {
+    return {.x = at(x),
             .x_stride = x_stride,
             .m = m,
             .weight = at(weight),
@@ -90,31 +85,45 @@ void call_linear(decltype(LevelKernels::linear) linear,
                        .stride = out_stride,
                        .activation = static_cast<Activation>(activation),
                        .gated = gated},
-            .num_threads = num_threads});
+            .num_threads = num_threads};
 }
 
-void call_quantized_linear(decltype(LevelKernels::quantized_linear) quantized_linear,
-                           Address x, int x_dtype, int64_t x_stride, int64_t m, Address weight,
-                           int64_t n, int64_t k, int64_t group, bool has_zeros, int codes,
-                           Address scratch, Address bias, Address out, int out_dtype,
-                           int64_t out_stride, int activation, bool gated, int num_threads) {
+QuantizedLinearArgs quantized_linear_args(Address x, int x_dtype, int64_t x_stride, int64_t m,
+                                          Address weight, int64_t n, int64_t k, int64_t group,
+                                          bool has_zeros, int codes, Address scratch, Address bias,
+                                          Address out, int out_dtype, int64_t out_stride,
+                                          int activation, bool gated, int num_threads) {
+    return {.x = at(x),
+            .x_dtype = dtype_of(x_dtype),
+            .x_stride = x_stride,
+            .m = m,
+            .weight = at(weight),
+            .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
+            .scratch = at(scratch),
+            .output = {.n = n,
+                       .bias = at(bias),
+                       .bias_dtype = dtype_of(x_dtype),
+                       .out = at(out),
+                       .dtype = dtype_of(out_dtype),
+                       .stride = out_stride,
+                       .activation = static_cast<Activation>(activation),
+                       .gated = gated},
+            .num_threads = num_threads};
+}
+
+template <auto collect, class Collected, class... Args>
+void call(void (*kernel)(const Collected&), Args... args) {
     nb::gil_scoped_release release;
-    quantized_linear({.x = at(x),
-                      .x_dtype = dtype_of(x_dtype),
-                      .x_stride = x_stride,
-                      .m = m,
-                      .weight = at(weight),
-                      .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
-                      .scratch = at(scratch),
-                      .output = {.n = n,
-                                 .bias = at(bias),
-                                 .bias_dtype = dtype_of(x_dtype),
-                                 .out = at(out),
-                                 .dtype = dtype_of(out_dtype),
-                                 .stride = out_stride,
-                                 .activation = static_cast<Activation>(activation),
-                                 .gated = gated},
-                      .num_threads = num_threads});
+    kernel(collect(args...));
+}
+template <auto collect, class Collected, class... Args>
+auto* calling_with(Collected (*)(Args...)) {
+    return &call<collect, Collected, Args...>;
+}
+// What calls a kernel with the arguments that `collect` makes one of.
+template <auto collect>
+auto* calling() {
+    return calling_with<collect>(collect);
 }
 
 int64_t call_quantize_rows(decltype(LevelKernels::quantize_rows) quantize_rows,
@@ -148,9 +157,8 @@ void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) ga
                            .num_threads = num_threads});
 }
 
-#if defined(HAL_HAS_AVX512)
-
-void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_stride,
+void call_norm(void (*norm)(const NormArgs&), Address x, int64_t x_stride, Address residual,
+               int64_t residual_stride,
                Address weight, Address bias, Address out, int64_t out_stride, int64_t rows,
                int64_t hidden, float eps, bool layer_norm, int dtype, int num_threads) {
     nb::gil_scoped_release release;
@@ -170,7 +178,44 @@ void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_s
           .num_threads = num_threads});
 }
 
-void call_activate(Address x, int64_t x_stride, Address out, int64_t out_stride, int64_t rows,
+inline DType x_dtype(const LinearArgs& args) { return args.shape.dtype; }
+inline DType x_dtype(const QuantizedLinearArgs& args) { return args.x_dtype; }
+
+// A product whose x is first written, as the norm of `values` (+ residual).
+template <auto collect, class Collected, class... Args>
+void call_after_norm(void (*kernel)(const Collected&), Address values, int64_t values_stride,
+                     Address residual, int64_t residual_stride, Address weight, Address bias,
+                     float eps, Args... args) {
+    nb::gil_scoped_release release;
+    Collected product = collect(args...);
+    const NormArgs norm{.x = at(values),
+                        .x_stride = values_stride,
+                        .residual = at(residual),
+                        .residual_stride = residual_stride,
+                        .weight = at(weight),
+                        .bias = at(bias),
+                        .out = const_cast<void*>(product.x),
+                        .out_stride = product.x_stride,
+                        .rows = product.m,
+                        .hidden = product.shape.k,
+                        .eps = eps,
+                        .layer_norm = bias != 0,
+                        .dtype = x_dtype(product),
+                        .num_threads = product.num_threads};
+    product.norm = &norm;
+    kernel(product);
+}
+template <auto collect, class Collected, class... Args>
+auto* calling_after_norm_with(Collected (*)(Args...)) {
+    return &call_after_norm<collect, Collected, Args...>;
+}
+template <auto collect>
+auto* calling_after_norm() {
+    return calling_after_norm_with<collect>(collect);
+}
+
+void call_activate(void (*activate)(const ActivationArgs&), Address x, int64_t x_stride,
+                   Address out, int64_t out_stride, int64_t rows,
                    int64_t size, int activation, bool gated, int dtype, int num_threads) {
     nb::gil_scoped_release release;
     activate({.x = at(x),
@@ -185,7 +230,8 @@ void call_activate(Address x, int64_t x_stride, Address out, int64_t out_stride,
               .num_threads = num_threads});
 }
 
-void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+void call_qk_norm_rope(void (*qk_norm_rope)(const RopeArgs&), Address qkv, int64_t qkv_stride,
+                       int64_t num_tokens, int64_t num_heads,
                        int64_t num_kv_heads, int64_t head_dim, Address positions, Address cos_sin,
                        int64_t rotary_dim, Address q_norm, Address k_norm, float eps, int dtype,
                        int num_threads) {
@@ -206,7 +252,8 @@ void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int6
                   .num_threads = num_threads});
 }
 
-void call_write_kv(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
+void call_write_kv(void (*write_kv)(const WriteKvArgs&), Address qkv, int64_t qkv_stride,
+                   int64_t num_tokens, int64_t num_heads,
                    Address kv, int kv_dtype, int64_t num_kv_heads, int64_t block_size,
                    int64_t head_dim, Address slot_mapping, int dtype, int num_threads) {
     nb::gil_scoped_release release;
@@ -246,12 +293,7 @@ AttentionArgs attention_args(Address q, int64_t q_stride, Address kv, int kv_dty
             .num_threads = num_threads};
 }
 
-// Its arguments behind the kernel are those of attention_args.
-template <class... Args>
-void call_attention(void (*kernel)(const AttentionArgs&), Args... args) {
-    nb::gil_scoped_release release;
-    kernel(attention_args(args...));
-}
+#if defined(HAL_HAS_AVX512)
 
 // Rotates the rows whose first heads are q, writes their K and V, attends. The arguments behind
 // num_tokens are those of attention_args after q.
@@ -260,47 +302,47 @@ void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int
                             Address q_norm, Address k_norm, float eps, Address slot_mapping,
                             int64_t num_tokens, Args... args) {
     nb::gil_scoped_release release;
-    const AttentionArgs attend = attention_args(qkv, args...);
-    const RopeArgs rope{.qkv = at(qkv),
-                        .qkv_stride = attend.q_stride,
-                        .num_tokens = num_tokens,
-                        .num_heads = attend.num_heads,
-                        .num_kv_heads = attend.kv_shape.num_kv_heads,
-                        .head_dim = attend.kv_shape.head_dim,
-                        .positions = at<int32_t>(positions),
-                        .cos_sin = at<float>(cos_sin),
-                        .rotary_dim = rotary_dim,
-                        .q_norm = at(q_norm),
-                        .k_norm = at(k_norm),
-                        .eps = eps,
-                        .dtype = attend.dtype,
-                        .num_threads = attend.num_threads};
-    rope_and_write_kv(rope, {.qkv = at(qkv),
-                             .qkv_stride = attend.q_stride,
-                             .num_tokens = num_tokens,
-                             .num_heads = attend.num_heads,
-                             .kv = const_cast<void*>(attend.kv),
-                             .kv_shape = attend.kv_shape,
-                             .slot_mapping = at<int64_t>(slot_mapping),
-                             .dtype = attend.dtype,
-                             .num_threads = attend.num_threads});
+    AttentionArgs attend = attention_args(qkv, args...);
+    const NewTokens tokens{.rope = {.qkv = at(qkv),
+                                    .qkv_stride = attend.q_stride,
+                                    .num_tokens = num_tokens,
+                                    .num_heads = attend.num_heads,
+                                    .num_kv_heads = attend.kv_shape.num_kv_heads,
+                                    .head_dim = attend.kv_shape.head_dim,
+                                    .positions = at<int32_t>(positions),
+                                    .cos_sin = at<float>(cos_sin),
+                                    .rotary_dim = rotary_dim,
+                                    .q_norm = at(q_norm),
+                                    .k_norm = at(k_norm),
+                                    .eps = eps,
+                                    .dtype = attend.dtype,
+                                    .num_threads = attend.num_threads},
+                           .write = {.qkv = at(qkv),
+                                     .qkv_stride = attend.q_stride,
+                                     .num_tokens = num_tokens,
+                                     .num_heads = attend.num_heads,
+                                     .kv = const_cast<void*>(attend.kv),
+                                     .kv_shape = attend.kv_shape,
+                                     .slot_mapping = at<int64_t>(slot_mapping),
+                                     .dtype = attend.dtype,
+                                     .num_threads = attend.num_threads}};
+    attend.new_tokens = &tokens;
     attention(attend);
 }
 
-template <class Result, class... Args>
-auto* call_attention_with(Result (*)(Args...)) {
-    return &call_attention<Args...>;
-}
 template <class Result, class First, class... Args>
 auto* call_rope_write_attend_with(Result (*)(First, Args...)) {
     return &call_rope_write_attend<Args...>;
 }
 
-void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Address temperature,
-                 Address top_k, Address top_p, Address min_p, Address seeds, Address token_index,
-                 bool has_filters, Address tokens, int num_threads) {
+#endif
+
+void call_sample(SamplingPasses passes, Address logits, int64_t stride, int64_t rows, int64_t vocab,
+                 Address temperature, Address top_k, Address top_p, Address min_p, Address seeds,
+                 Address token_index, bool has_filters, Address tokens, int num_threads) {
     nb::gil_scoped_release release;
-    sample({.logits = at<float>(logits),
+    sample(passes,
+           {.logits = at<float>(logits),
             .stride = stride,
             .rows = rows,
             .vocab = vocab,
@@ -314,8 +356,6 @@ void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Ad
             .tokens = at<int32_t>(tokens),
             .num_threads = num_threads});
 }
-
-#endif
 
 void call_mask_logits(Address logits, int64_t stride, int64_t vocab, Address rows, int64_t num_rows,
                       Address mask, int64_t mask_stride, int num_threads) {
@@ -356,12 +396,23 @@ void any_quantized_linear(const QuantizedLinearArgs& args) {
 }
 #endif
 
-void define_products(nb::module_& m, const LevelKernels& kernels) {
-    define(m, "linear", &call_linear, kernels.linear);
+void define_products(nb::module_& m, const LevelKernels& kernels,
+                     decltype(LevelKernels::linear) logits) {
+    define(m, "linear", calling<linear_args>(), kernels.linear);
     define(m, "quantize_rows", &call_quantize_rows, kernels.quantize_rows);
     define(m, "gather_quantized_rows", &call_gather_quantized_rows,
            kernels.gather_quantized_rows);
-    define(m, "quantized_linear", &call_quantized_linear, kernels.quantized_linear);
+    define(m, "quantized_linear", calling<quantized_linear_args>(), kernels.quantized_linear);
+    const Products products{logits, kernels.linear, kernels.quantized_linear};
+    define(m, "grouped_linear", &call_grouped_linear, products);
+    define(m, "moe", &call_moe, products);
+}
+
+void define_rows(nb::module_& m, const LevelKernels& kernels) {
+    define(m, "norm", &call_norm, kernels.norm);
+    define(m, "activate", &call_activate, kernels.activate);
+    define(m, "qk_norm_rope", &call_qk_norm_rope, kernels.qk_norm_rope);
+    define(m, "sample", &call_sample, kernels.sampling);
 }
 
 }  // namespace
@@ -375,6 +426,8 @@ NB_MODULE(_C, m) {
     m.def("has_avx512_bf16_kernels", &has_avx512_bf16_kernels);
     m.def("has_amx_kernels", &has_amx_kernels);
     m.def("advise_huge_pages", &advise_huge_pages);
+    m.def("bind_threads", &bind_threads, nb::call_guard<nb::gil_scoped_release>());
+    m.def("touch_pages", &call_touch_pages);
     m.def("num_barriers", &num_barriers);
     m.def("num_scratch_allocations", &num_scratch_allocations);
     m.def("mask_logits", &call_mask_logits);
@@ -384,29 +437,33 @@ NB_MODULE(_C, m) {
     for (const Level& level : levels()) {
         nb::module_ part = m.def_submodule(level.name.c_str());
         part.attr("needs") = nb::cast(level.needs);
-        define_products(part, *level.kernels);
-        define(part, "attention", call_attention_with(&attention_args), level.kernels->attention);
+        const LevelKernels& kernels = *level.kernels;
+        define_products(part, kernels, kernels.linear);
+        define_rows(part, kernels);
+        define(part, "attention", calling<attention_args>(), kernels.attention);
+        define(part, "write_kv", &call_write_kv, kernels.write_kv);
     }
 #if defined(HAL_HAS_AVX512)
     define_products(m, {.linear = &linear,
                         .quantize_rows = &quantize_rows,
                         .gather_quantized_rows = &gather_quantized_rows,
-                        .quantized_linear = &any_quantized_linear,
-                        .attention = nullptr});
-    m.def("norm", &call_norm);
-    m.def("activate", &call_activate);
-    m.def("qk_norm_rope", &call_qk_norm_rope);
-    m.def("write_kv", &call_write_kv);
-    define(m, "attention", call_attention_with(&attention_args), &attention);
+                        .quantized_linear = &any_quantized_linear}, &linear);
+    define(m, "linear_after_norm", calling_after_norm<linear_args>(), &linear);
+    define(m, "quantized_linear_after_norm", calling_after_norm<quantized_linear_args>(),
+           &any_quantized_linear);
+    define_rows(m, {.norm = &norm,
+                    .activate = &activate,
+                    .qk_norm_rope = &qk_norm_rope,
+                    .sampling = kAvx512Passes});
+    define(m, "write_kv", &call_write_kv, &write_kv);
+    define(m, "attention", calling<attention_args>(), &attention);
     m.def("rope_write_attend", call_rope_write_attend_with(&attention_args));
-    m.def("sample", &call_sample);
 #endif
 #if defined(HAL_HAS_AMX)
     nb::module_ tiles = m.def_submodule("amx");
     define_products(tiles, {.linear = &linear_amx,
                             .quantize_rows = &quantize_rows,
                             .gather_quantized_rows = &gather_quantized_rows,
-                            .quantized_linear = &quantized_linear_amx,
-                            .attention = nullptr});
+                            .quantized_linear = &quantized_linear_amx}, &linear);
 #endif
 }

@@ -1,4 +1,4 @@
-"""mlp_block with the activation inside the first product."""
+"""mlp_block with the activation inside the first product, and the norm where it can be."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import ClassVar
 
 from hal.binding import Binder
 from hal.kernels.cpu.linear import PackedUp
+from hal.kernels.cpu.normed_product import NormedProduct
 from hal.kernels.cpu.products import AVX512_BF16, AVX512_DECODED, AVX512_VNNI
+from hal.kernels.reference.block import BlockNorm
 from hal.opset import linear, mlp_block
 from hal.opset.block import MlpBlock, MlpBlockProblem
 from hal.opset.linear import LinearFamily, LinearProblem
+from hal.opset.norm import NormInput, NormProblem
 from hal.tensor import Tensor
 
 
@@ -46,9 +49,11 @@ class FusedMlpBlock(MlpBlock):
         )
         self.up: LinearFamily = self.up_family(up, binder, problem.activation, problem.is_gated)
         self.down: LinearFamily = binder.bind(linear, down)
+        rows = NormProblem(hidden_size=problem.hidden_size, dtype=problem.dtype)
+        self._up = NormedProduct(BlockNorm(problem.norm, rows, binder), self.up)
         self._activated_buffer = binder.arena.buffer("mlp_activated", width, problem.dtype)
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
+    def __call__(self, x: Tensor, out: Tensor, norm: NormInput | None = None) -> None:
         activated = self._activated_buffer.rows(x.shape[0])
-        self.up(x, activated)
+        self._up(x, norm, activated)
         self.down(activated, out)

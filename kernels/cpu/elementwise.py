@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from hal.kernels.cpu import native
@@ -20,7 +22,7 @@ def gated_activation_avx512(
     gate_up: torch.Tensor, activation: Activation, out: torch.Tensor
 ) -> None:
     """Float32 inside, rounded once."""
-    _activate(gate_up, activation, out, is_gated=True)
+    run(native.load(), gate_up, activation, out, is_gated=True)
 
 
 @plain_activation.kernel(
@@ -32,13 +34,19 @@ def gated_activation_avx512(
 )
 def plain_activation_avx512(x: torch.Tensor, activation: Activation, out: torch.Tensor) -> None:
     """Float32 inside, rounded once."""
-    _activate(x, activation, out, is_gated=False)
+    run(native.load(), x, activation, out, is_gated=False)
 
 
-def _activate(
-    x: torch.Tensor, activation: Activation, out: torch.Tensor, *, is_gated: bool
+def run(
+    part: ModuleType,
+    x: torch.Tensor,
+    activation: Activation,
+    out: torch.Tensor,
+    *,
+    is_gated: bool,
 ) -> None:
-    native.load().activate(
+    """By the kernel of one part of the native module."""
+    part.activate(
         x.data_ptr(),
         x.stride(0),
         out.data_ptr(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,7 @@ from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.opset import linear
 from hal.opset.elementwise import Activation
 from hal.opset.linear import LinearFamily, LinearProblem
+from hal.opset.norm import NormInput
 from hal.opset.stored import StoredForm
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
@@ -42,7 +44,8 @@ def stored_weight(
 def stored_form(
     problem: object, weight: PackedWeight | QuantizedWeight, *beside: memoryview
 ) -> StoredForm:
-    """The weight's bytes, and those of vectors that lie in the order of its rows."""
+    """The weight's bytes, and those of whatever else belongs to it: such as a bias in the order of
+    its rows."""
     kind = type(weight).__name__
     return StoredForm(
         layout=f"{kind} is_gated={weight.is_gated} of {problem}",
@@ -58,6 +61,8 @@ class PackedLinear(LinearFamily):
 
     In bfloat16, M up to 6 cost the same read; sums of codes are whole numbers.
     """
+
+    takes_norm: ClassVar[bool] = True  # whether `products` has `after_norm`
 
     @staticmethod
     def products() -> ModuleType:
@@ -96,6 +101,11 @@ class PackedLinear(LinearFamily):
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
         self._weight.multiply(x, out, self._bias, self._activation)
+
+    def after_norm(self, norm: NormInput, x: Tensor, out: Tensor) -> None:
+        """The same on x, whose rows are written as the norm of norm.values right before they are
+        read; bits are those of the norm and the product one after the other."""
+        self._weight.multiply(x, out, self._bias, self._activation, norm)
 
 
 class PackedUp(PackedLinear):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Container, Iterable
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 
@@ -12,6 +12,7 @@ import torch
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
 from hal.evidence.source import CompiledPart
+from hal.kernels.reference.tensors import as_torch
 from hal.kernels.reference.weight_rows import (
     HasWeights,
     needs_codes,
@@ -20,6 +21,7 @@ from hal.kernels.reference.weight_rows import (
 )
 from hal.kernels.torch_native.predicates import HasDType
 from hal.opset.elementwise import Activation
+from hal.opset.norm import NormInput
 from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 # Codes of src/kernels.h.
@@ -75,6 +77,25 @@ class Repeated:
             self._ids = ids
             self._arguments = arguments  # alive, so that no other object gets one of these ids
         self._run(torch.get_num_threads())
+
+
+def product(products: ModuleType, name: str, norm: NormInput | None) -> Callable[..., object]:
+    """A product's function; with a norm the one that norms its x first, told of what."""
+    if norm is None:
+        plain: Callable[..., object] = getattr(products, name)
+        return plain
+    values, residual = as_torch(norm.values), norm.residual
+    assert values.stride(1) == 1, "columns must be contiguous"
+    return partial(
+        getattr(products, f"{name}_after_norm"),
+        values.data_ptr(),
+        values.stride(0),
+        0 if residual is None else as_torch(residual).data_ptr(),
+        0 if residual is None else as_torch(residual).stride(0),
+        as_torch(norm.weight).data_ptr(),
+        0 if norm.bias is None else as_torch(norm.bias).data_ptr(),
+        norm.eps,
+    )
 
 
 class HugePages:
@@ -231,8 +252,8 @@ def needs_avx512_vbmi(caps: Capabilities, problem: HasWeights) -> str | None:
     return reason or needs_floats(caps, problem)
 
 
-def multiplies(problem: HasWeights) -> str | None:
-    """Why products that know int8 and int4 without zero points have none for this weight."""
-    if problem.weights is None or problem.weights in DOTS_WITHOUT_ZEROS:
+def multiplies(problem: HasWeights, formats: Container[WeightFormat]) -> str | None:
+    """Why products that know weights in these formats have none for this one."""
+    if problem.weights is None or problem.weights in formats:
         return None
     return f"has no products with weights in {problem.weights}"

@@ -23,6 +23,8 @@ from hal.opset.norm import NormProblem
 class NativeRmsNorm:
     """Float32 inside, rounded once after the weight."""
 
+    part: native.Products = staticmethod(native.load)
+
     def __init__(self, _problem: NormProblem, _binder: Binder) -> None:
         self._norm = native.Repeated()
 
@@ -34,7 +36,7 @@ class NativeRmsNorm:
         eps: float,
         out: torch.Tensor,
     ) -> None:
-        self._norm(_prepare, x, residual, weight, None, eps, out)
+        self._norm(_prepare, self.part().norm, x, residual, weight, None, eps, out)
 
 
 @layer_norm.family(
@@ -46,6 +48,8 @@ class NativeRmsNorm:
 )
 class NativeLayerNorm:
     """Two passes, centred before squaring; rounded once."""
+
+    part: native.Products = staticmethod(native.load)
 
     def __init__(self, _problem: NormProblem, _binder: Binder) -> None:
         self._norm = native.Repeated()
@@ -59,10 +63,11 @@ class NativeLayerNorm:
         eps: float,
         out: torch.Tensor,
     ) -> None:
-        self._norm(_prepare, x, residual, weight, bias, eps, out)
+        self._norm(_prepare, self.part().norm, x, residual, weight, bias, eps, out)
 
 
 def _prepare(
+    norm: Callable[..., object],
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
@@ -72,7 +77,7 @@ def _prepare(
 ) -> Callable[[int], object]:
     """A layer norm where there is a bias."""
     return partial(
-        native.load().norm,
+        norm,
         x.data_ptr(),
         x.stride(0),
         0 if residual is None else residual.data_ptr(),

@@ -10,8 +10,10 @@ import torch
 from hal.device import Device
 from hal.dtypes import DType
 from hal.kernels.cpu import native
+from hal.kernels.cpu.threads import PLACEMENT
 from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.kernels.reference.weight_rows import refuse_scales
+from hal.opset.norm import NormInput
 from hal.tensor import Tensor
 from hal.weights import LogicalWeight
 
@@ -53,9 +55,14 @@ class PackedWeight:
         return self.dtype.num_bytes(self._num_elements)
 
     def allocate(self, device: Device) -> None:
-        self._memory = as_torch(device.empty((self._num_elements,), self.dtype))
-        self.address = self._memory.data_ptr()
-        native.load().advise_huge_pages(self.address, self.num_bytes)
+        memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
+        PLACEMENT.prepare(memory.data_ptr(), self.num_bytes)
+        self.place(memory)
+
+    def place(self, memory: torch.Tensor) -> None:
+        """Keep the weight in these num_bytes bytes."""
+        self._memory = memory
+        self.address = memory.data_ptr()
         if self._num_elements != self.rows * self.columns:
             self._memory.zero_()  # the products read the padding
 
@@ -92,21 +99,27 @@ class PackedWeight:
         out: Tensor,
         bias: torch.Tensor | None = None,
         activation: int = native.NO_ACTIVATION,
+        norm: NormInput | None = None,
     ) -> None:
         """out = activation(x @ self.T + bias), or activation(gate) * up of a gated weight.
 
         x [M, columns] in the weight's dtype; out [M, rows] (gated: [M, rows / 2]) in that dtype or
         float32; rows of both may be apart. Sums are one float32 chain per element at every M.
         """
-        self._multiply(self._product, x, out, bias, activation)
+        self._multiply(self._product, x, out, bias, activation, norm)
 
     def _product(
-        self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int
+        self,
+        x: Tensor,
+        out: Tensor,
+        bias: torch.Tensor | None,
+        activation: int,
+        norm: NormInput | None,
     ) -> Callable[[int], object]:
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         return partial(
-            self._products().linear,
+            native.product(self._products(), "linear", norm),
             source.data_ptr(),
             source.stride(0),
             source.shape[0],

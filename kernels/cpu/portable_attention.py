@@ -34,9 +34,9 @@ def rejects(level: Level, caps: Capabilities, problem: AttentionProblem) -> str 
 class PortableAttention(PagedAttention):
     """One call per layer for decodes, chunks and prefills together.
 
-    Keys are summed in order in tiles of 64 at fixed positions, so neither the batch, the chunking
-    nor the number of threads changes a bit. A sequence's KV heads run in parallel, and its new
-    tokens; its keys do not.
+    Keys are summed in tiles of 64 within splits of 512 at fixed positions, so neither the batch,
+    the chunking nor the number of threads changes a bit. A sequence's KV heads run in parallel, and
+    its new tokens; splits of its keys where there are too few of those for the threads.
     """
 
     level: ClassVar[Level]
@@ -46,12 +46,26 @@ class PortableAttention(PagedAttention):
         self._pages = native.HugePages()
 
     def plan(self, meta: AttentionMeta) -> None:
-        super().plan(meta)
+        self._slots = as_torch(meta.slot_mapping_device)
         self._step = PlannedStep(meta)
 
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
+        rows, p = as_torch(qkv), self.problem
         self._pages.advise(as_torch(kv))
-        super().write_kv(qkv, kv)
+        self.level.products().write_kv(
+            rows.data_ptr(),
+            rows.stride(0),
+            rows.shape[0],
+            p.num_heads,
+            as_torch(kv).data_ptr(),
+            native.DTYPE_CODES[p.kv_dtype],
+            p.num_kv_heads,
+            p.block_size,
+            p.head_dim,
+            self._slots.data_ptr(),
+            native.DTYPE_CODES[p.dtype],
+            torch.get_num_threads(),
+        )
 
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
         rows = as_torch(qkv)

@@ -26,17 +26,26 @@ class ProductKernel:
     unavailable: Unavailable
 
     def of(
-        self, op: Op, refuses: Callable[[Any], str | None] = lambda problem: None
+        self,
+        op: Op,
+        refuses: Callable[[Any], str | None] = lambda problem: None,
+        regimes: Callable[[Any], tuple[Regime, ...]] | None = None,
     ) -> Callable[[_F], _F]:
-        """Register a family of `op`; refuses(problem): why this op cannot be done so."""
+        """Register a family of `op`; refuses(problem): why this op cannot be done so; regimes:
+        where they are not those of one product."""
         return op.family(
             self.name,
             preference=self.preference,
-            regimes=self.regimes,
+            regimes=regimes or self.regimes,
             batch_invariant=self.batch_invariant,
             rejects=lambda caps, problem: refuses(problem) or self.rejects(caps, problem),
             unavailable=self.unavailable,
         )
+
+
+def expert_regimes(_problem: object) -> tuple[Regime, ...]:
+    """Of products with the weights of experts, each of which gets a few of the tokens."""
+    return (Regime(1, None, "each expert runs the tokens that chose it as a linear layer does"),)
 
 
 def _regimes(_problem: object) -> tuple[Regime, ...]:

@@ -13,8 +13,10 @@ from hal.dtypes import DType
 from hal.errors import WeightsError
 from hal.kernels.cpu import native
 from hal.kernels.cpu.packed_weight import LANES, readable, stored_rows
+from hal.kernels.cpu.threads import PLACEMENT
 from hal.kernels.reference.tensors import as_torch, raw_bytes
 from hal.kernels.reference.weight_rows import NOT_FINITE
+from hal.opset.norm import NormInput
 from hal.tensor import Tensor
 from hal.weights import ACTIVATION_GROUP, LogicalWeight, WeightFormat
 
@@ -80,9 +82,14 @@ class QuantizedWeight:
         return -(-self.columns // unit) * unit
 
     def allocate(self, device: Device) -> None:
-        self._memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
-        self.address = self._memory.data_ptr()
-        native.load().advise_huge_pages(self.address, self.num_bytes)
+        memory = as_torch(device.empty((self.num_bytes,), DType.UINT8))
+        PLACEMENT.prepare(memory.data_ptr(), self.num_bytes)
+        self.place(memory)
+
+    def place(self, memory: torch.Tensor) -> None:
+        """Keep the weight in these num_bytes bytes."""
+        self._memory = memory
+        self.address = memory.data_ptr()
         if self.rows % LANES or self.columns % self._run_columns:
             self._memory.zero_()  # nothing reads the padding, but equal weights are equal bytes
 
@@ -118,18 +125,24 @@ class QuantizedWeight:
         out: Tensor,
         bias: torch.Tensor | None = None,
         activation: int = native.NO_ACTIVATION,
+        norm: NormInput | None = None,
     ) -> None:
         """As PackedWeight.multiply, x in float32 or bfloat16 and bias in x's dtype."""
-        self._multiply(self._product, x, out, bias, activation)
+        self._multiply(self._product, x, out, bias, activation, norm)
 
     def _product(
-        self, x: Tensor, out: Tensor, bias: torch.Tensor | None, activation: int
+        self,
+        x: Tensor,
+        out: Tensor,
+        bias: torch.Tensor | None,
+        activation: int,
+        norm: NormInput | None,
     ) -> Callable[[int], object]:
         source, target = as_torch(x), as_torch(out)
         assert source.stride(1) == 1 and target.stride(1) == 1, "columns must be contiguous"
         assert self.scratch is not None, "no room for x was declared"
         return partial(
-            self._products().quantized_linear,
+            native.product(self._products(), "quantized_linear", norm),
             source.data_ptr(),
             native.TORCH_CODES[source.dtype],
             source.stride(0),

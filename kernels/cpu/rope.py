@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from hal.device import Capabilities
@@ -9,13 +11,18 @@ from hal.kernels.cpu import native
 from hal.opset import qk_norm_rope
 from hal.opset.attention import RopeProblem
 
-MAX_HEAD_DIM = 512  # kMaxHeadDim of src/rope_avx512.cpp
+MAX_HEAD_DIM = 512  # kMaxHeadDim of src/rope_avx512.cpp and src/portable_rows.h
+
+
+def too_long(problem: RopeProblem) -> str | None:
+    """Why no kernel here holds a head."""
+    if problem.head_dim > MAX_HEAD_DIM:
+        return f"holds heads of up to {MAX_HEAD_DIM} elements; head_dim is {problem.head_dim}"
+    return None
 
 
 def rejects_rope(caps: Capabilities, problem: RopeProblem) -> str | None:
-    if problem.head_dim > MAX_HEAD_DIM:
-        return f"holds heads of up to {MAX_HEAD_DIM} elements; head_dim is {problem.head_dim}"
-    return native.needs_avx512_bf16(caps, problem)
+    return too_long(problem) or native.needs_avx512_bf16(caps, problem)
 
 
 @qk_norm_rope.kernel(
@@ -35,7 +42,21 @@ def qk_norm_rope_avx512(
     eps: float,
 ) -> None:
     """Float32 inside, rounded once."""
-    native.load().qk_norm_rope(
+    rotate(native.load(), qkv, problem, positions, cos_sin, q_weight, k_weight, eps)
+
+
+def rotate(
+    part: ModuleType,
+    qkv: torch.Tensor,
+    problem: RopeProblem,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor | None,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+) -> None:
+    """By the kernel of one part of the native module."""
+    part.qk_norm_rope(
         qkv.data_ptr(),
         qkv.stride(0),
         qkv.shape[0],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from hal.kernels.cpu import native
@@ -20,7 +22,14 @@ from hal.opset.sampling import SamplingInputs
 def sample_avx512(logits: torch.Tensor, inputs: SamplingInputs, tokens: torch.Tensor) -> None:
     """Noise in float32 finds the few tokens whose float64 scores, as the reference has them, can
     win. Filters sort only tokens above a cutoff, lowered until nothing they keep is missing."""
-    native.load().sample(
+    draw(native.load(), logits, inputs, tokens)
+
+
+def draw(
+    part: ModuleType, logits: torch.Tensor, inputs: SamplingInputs, tokens: torch.Tensor
+) -> None:
+    """By the passes of one part of the native module."""
+    part.sample(
         logits.data_ptr(),
         logits.stride(0),
         logits.shape[0],

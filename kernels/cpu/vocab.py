@@ -47,6 +47,11 @@ class PackedVocab(VocabFamily):
     def num_bytes(self) -> int:
         return self._weight.num_bytes
 
+    @property
+    def address(self) -> int:
+        """Where the native module finds the weight, once it is allocated."""
+        return self._weight.address
+
     def allocate(self, device: Device) -> None:
         self._weight.allocate(device)
 

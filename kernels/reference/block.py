@@ -7,15 +7,19 @@ fused kernel at this level goes first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hal.binding import Binder
 from hal.opset import (
     attention,
     attention_block,
     gated_activation,
+    layer_norm,
     linear,
     mlp_block,
     plain_activation,
     qk_norm_rope,
+    rms_norm,
 )
 from hal.opset.attention import AttentionFamily
 from hal.opset.block import (
@@ -27,7 +31,27 @@ from hal.opset.block import (
 )
 from hal.opset.elementwise import ActivationProblem
 from hal.opset.linear import LinearFamily, LinearProblem
+from hal.opset.norm import NormInput, NormKind, NormProblem
 from hal.tensor import Tensor
+
+_NORMS = {NormKind.RMS: rms_norm, NormKind.LAYER: layer_norm}
+
+
+class BlockNorm:
+    """The norm in front of a block, as an op of its own.
+
+    kernel: the bound op; None where the block is never asked for a norm
+    """
+
+    def __init__(self, kind: NormKind | None, problem: NormProblem, binder: Binder) -> None:
+        self.kernel: Callable[..., None] | None = None
+        if kind is not None:
+            self.kernel = binder.bind(_NORMS[kind], problem)
+
+    def __call__(self, norm: NormInput, out: Tensor) -> None:
+        assert self.kernel is not None, "the block's problem has no norm"
+        vectors = (norm.weight,) if norm.bias is None else (norm.weight, norm.bias)
+        self.kernel(norm.values, norm.residual, *vectors, norm.eps, out)
 
 
 @attention_block.family("composed", preference=10, batch_invariant=True)
@@ -37,6 +61,8 @@ class ComposedAttentionBlock(AttentionBlock):
     def __init__(self, problem: AttentionBlockProblem, binder: Binder) -> None:
         inner = problem.attention
         width = inner.num_heads * inner.head_dim
+        rows = NormProblem(hidden_size=problem.hidden_size, dtype=inner.dtype)
+        self.norm = BlockNorm(problem.norm, rows, binder)
         self.qkv: LinearFamily = binder.bind(
             linear,
             LinearProblem(
@@ -65,14 +91,26 @@ class ComposedAttentionBlock(AttentionBlock):
         self._heads_buffer = binder.arena.buffer("heads", width, inner.dtype)
 
     def __call__(
-        self, x: Tensor, positions: Tensor, kv: Tensor, weights: AttentionWeights, out: Tensor
+        self,
+        x: Tensor,
+        positions: Tensor,
+        kv: Tensor,
+        weights: AttentionWeights,
+        out: Tensor,
+        norm: NormInput | None = None,
     ) -> None:
         num_tokens = x.shape[0]
         qkv = self._qkv_buffer.rows(num_tokens)
         heads = self._heads_buffer.rows(num_tokens)
-        self.qkv(x, qkv)
+        self.project(x, norm, qkv)
         self.between(qkv, positions, kv, weights, heads)
         self.output(heads, out)
+
+    def project(self, x: Tensor, norm: NormInput | None, qkv: Tensor) -> None:
+        """What lies before `between`: x, normed first where asked for, to qkv."""
+        if norm is not None:
+            self.norm(norm, x)
+        self.qkv(x, qkv)
 
     def between(
         self, qkv: Tensor, positions: Tensor, kv: Tensor, weights: AttentionWeights, heads: Tensor
@@ -98,6 +136,8 @@ class ComposedMlpBlock(MlpBlock):
 
     def __init__(self, problem: MlpBlockProblem, binder: Binder) -> None:
         width = problem.intermediate_size
+        rows = NormProblem(hidden_size=problem.hidden_size, dtype=problem.dtype)
+        self.norm = BlockNorm(problem.norm, rows, binder)
         up_width = 2 * width if problem.is_gated else width
         self.up: LinearFamily = binder.bind(
             linear,
@@ -127,8 +167,10 @@ class ComposedMlpBlock(MlpBlock):
         self._up_buffer = binder.arena.buffer("mlp_up", up_width, problem.dtype)
         self._activated_buffer = binder.arena.buffer("mlp_activated", width, problem.dtype)
 
-    def __call__(self, x: Tensor, out: Tensor) -> None:
+    def __call__(self, x: Tensor, out: Tensor, norm: NormInput | None = None) -> None:
         num_tokens = x.shape[0]
+        if norm is not None:
+            self.norm(norm, x)
         up = self._up_buffer.rows(num_tokens)
         activated = self._activated_buffer.rows(num_tokens)
         self.up(x, up)

@@ -1,1 +1,6 @@
 """Triton kernels shared by every vendor that Triton compiles for."""
+
+from hal.kernels.triton import attention, elementwise, indexing, norm
+from hal.kernels.triton.source import compiled_part
+
+__all__ = ["attention", "compiled_part", "elementwise", "indexing", "norm"]

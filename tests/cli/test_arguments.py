@@ -32,7 +32,8 @@ def test_every_flag_reaches_the_config() -> None:
     argv = (
         "model-x --device cpu --dtype float32 --memory 2GiB --max-model-len 64 --max-num-seqs 2 "
         "--max-num-batched-tokens 128 --block-size 32 --enforce-eager --no-cache "
-        "--no-prefix-caching --seed 3 --chat-template t.jinja --offline --kernel a=b "
+        "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 "
+        "--seed 3 --chat-template t.jinja --offline --kernel a=b "
         "--kernel c=d --strict "
         "--deterministic --threads 1 --no-enable-chunked-prefill"
     )
@@ -47,6 +48,8 @@ def test_every_flag_reaches_the_config() -> None:
         block_size=32,
         enforce_eager=True,
         prefix_caching=False,
+        cache_policy="priority-lfu",
+        cache_ttl=60.0,
         cache=False,
         chunked_prefill=False,
         seed=3,

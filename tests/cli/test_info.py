@@ -64,10 +64,36 @@ def test_json_has_every_device_and_why(capsys: pytest.CaptureFixture[str]) -> No
     assert names >= {"cuda", "rocm", "opencl", "cpu", "null"}
     assert all(d["usable"] != bool(d["reason"]) for d in said["devices"])
     assert said["versions"]["torch"]
-    assert said["architectures"] == ["gpt2", "llama", "mistral", "qwen2", "qwen3"]
+    assert said["architectures"] == [
+        "gpt2",
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+    ]
     (cpu,) = (d for d in said["devices"] if d["device"] == "cpu")
     assert cpu["capabilities"]["memory"]["total_bytes"] > 0
     assert {k["device"] for k in said["kernels"]} >= {"cpu", "null"}
+
+
+def test_what_an_affinity_means_is_told_with_its_reason() -> None:
+    report = collected(device="cpu", cpu_affinity="none")
+    (cpu,) = (k for k in report.kernels if k.device == "cpu")
+    said = json.loads(json.dumps(cpu.as_json()))
+    assert said["cpu_affinity"]["value"] == "none"
+    assert "set by the user" in said["cpu_affinity"]["reason"]
+    assert len(said["memory_nodes"]) != 1  # one node is not worth a line
+    assert "--cpu-affinity means none: set by the user" in render(report)
+
+
+def test_an_affinity_that_cannot_be_names_the_allowed_cpus(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert info.main(["--cpu-affinity", "60000"]) == 2
+    error = capsys.readouterr().err
+    assert "names 60000" in error and "allowed are " in error
 
 
 def test_every_op_has_a_kernel_and_a_reason_against_each_other_one() -> None:

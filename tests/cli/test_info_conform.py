@@ -117,7 +117,7 @@ def test_quick_runs_every_case_and_every_model(
     assert {kernel["op"] for kernel in report["kernels"]} == OPS.keys()
     assert {(m["model"], m["dtype"]) for m in report["models"]} == {
         (model, dtype)
-        for model in ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+        for model in ("gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
         for dtype in ("float32", "float16", "bfloat16")
     }
     for model in report["models"]:

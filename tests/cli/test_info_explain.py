@@ -62,6 +62,32 @@ def test_a_present_device_says_what_is_unavailable(capsys: pytest.CaptureFixture
     assert {k["level"] for k in kernels if k["kernel"] == "reference"} == {"reference"}
 
 
+@pytest.mark.parametrize(
+    ("profile", "dots", "level"),
+    [
+        ("avx2", "avx2", "avx2"),
+        ("avx-vnni", "avx2_vnni", "avx2"),
+        ("avx512", "avx512f_vnni", "avx512"),
+        ("arm-neon", "neon_dotprod", "neon_dotprod"),
+    ],
+)
+@pytest.mark.parametrize("quantization", ["none", "int4-asym", "int8-a16", "fp8"])
+def test_a_cpu_runs_everything_on_the_kernels_of_its_level(
+    capsys: pytest.CaptureFixture[str], profile: str, dots: str, level: str, quantization: str
+) -> None:
+    argv = ("hal-tiny", "--device", f"null:{profile}", "--quantization", quantization)
+    kernels = explained(capsys, *argv)["kernels"]
+    assert isinstance(kernels, list)
+    assert {k["level"] for k in kernels} == {"native"}
+    chosen = {k["op"]: k["kernel"] for k in kernels}
+    products = dots if quantization == "int4-asym" else level
+    assert {op: chosen[op] for op in ("linear", "mlp_block", "vocab")} == dict.fromkeys(
+        ("linear", "mlp_block", "vocab"), products
+    )
+    rows = ("attention", "gather_rows", "qk_norm_rope", "rms_norm", "sample")
+    assert {op: chosen[op] for op in rows} == dict.fromkeys(rows, level)
+
+
 def test_the_text_fits_a_terminal_and_counts_the_levels(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

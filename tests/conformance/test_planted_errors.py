@@ -18,6 +18,7 @@ from hal.devices.null import NullDevice
 from hal.dtypes import DType
 from hal.kernels import register_all
 from hal.kernels.reference.attention import ReferenceAttention
+from hal.kernels.reference.block import ComposedAttentionBlock, ComposedMlpBlock
 from hal.kernels.reference.indexing import keep_tokens_reference
 from hal.kernels.reference.linear import ReferenceLinear
 from hal.kernels.reference.logits import (
@@ -29,6 +30,7 @@ from hal.kernels.reference.norm import rms_norm_reference
 from hal.kernels.reference.sampling import sample_reference
 from hal.kernels.reference.tensors import as_torch
 from hal.opset.attention import AttentionMeta, AttentionProblem, RopeProblem
+from hal.opset.norm import NormInput
 from hal.opset.sampling import SamplingInputs
 from hal.select import OPS, Kernel, Traits
 from hal.tensor import Tensor
@@ -275,6 +277,25 @@ def keep_tokens_in_order(
     keep_tokens_reference(tokens, slots.sort().values, last_tokens)
 
 
+class MlpLosesTheResidual(ComposedMlpBlock):
+    """Norms the sum, and leaves the residual as it was."""
+
+    def __call__(self, x: Tensor, out: Tensor, norm: NormInput | None = None) -> None:
+        assert norm is not None
+        copy = as_torch(norm.residual).clone() if norm.residual is not None else None
+        super().__call__(x, out, replace(norm, residual=copy))
+
+
+class AttentionNormsTwice(ComposedAttentionBlock):
+    """Norms its input, which is normed already."""
+
+    def project(self, x: Tensor, norm: NormInput | None, qkv: Tensor) -> None:
+        assert norm is not None
+        self.norm(norm, x)
+        self.norm(replace(norm, values=x, residual=None), x)
+        super().project(x, None, qkv)
+
+
 @dataclass(frozen=True, slots=True)
 class Plant:
     """A wrong kernel, a case that meets the error, and the check that must fail."""
@@ -313,6 +334,8 @@ PLANTS = (
     Plant(MisstatesItsBytes, "linear", "K64-N48-float32", "num_bytes"),
     Plant(norm_in_its_dtype, "rms_norm", "H128-in-place-large-float16", "out"),
     Plant(norm_keeps_no_residual, "rms_norm", "H64-residual-float32", "residual"),
+    Plant(MlpLosesTheResidual, "mlp_block", "silu-W96-gated-rms_norm-float32", "residual"),
+    Plant(AttentionNormsTwice, "attention_block", "layer_norm-float32", "out"),
     Plant(rope_of_neighbours, "qk_norm_rope", "h4-kv2-d64-r64-float32", "queries and keys"),
     Plant(sample_last_of_ties, "sample", "greedy-tied-V1003-float32", "tokens"),
     Plant(sample_ignores_bad_rows, "sample", "greedy-broken-float32", "tokens"),
@@ -340,7 +363,8 @@ def test_planted_error_is_caught(plant: Plant, null_device: Device) -> None:
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.kernel.__name__)
 def test_the_right_kernel_passes_that_case(plant: Plant, null_device: Device) -> None:
-    kernel = OPS[plant.op].kernels["reference"]
+    kernels = OPS[plant.op].kernels
+    kernel = kernels["composed" if plant.op.endswith("_block") else "reference"]
     record = conform(kernel, find_case(plant.op, plant.case), null_device)
     assert record.has_passed, str(record)
 

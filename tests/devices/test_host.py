@@ -11,7 +11,7 @@ from hal.devices import host
 
 GIB = 1 << 30
 ZEN4 = "avx2 avx512f avx512_bf16 avx512_vnni avx512vbmi"
-SAPPHIRE_RAPIDS = f"{ZEN4} amx_tile amx_bf16 amx_int8"
+SAPPHIRE_RAPIDS = f"{ZEN4} avx_vnni amx_tile amx_bf16 amx_int8"
 
 
 class Machine:
@@ -38,6 +38,7 @@ def machine(tmp_path: Path) -> Machine:
         (SAPPHIRE_RAPIDS, "x86_amx_bf16", 16, True),
         (ZEN4, "x86_avx512_bf16", 16, True),
         ("avx2 avx512f avx512_vnni", "x86_avx512_vnni", 16, False),
+        ("sse2 avx2 avx_vnni", "x86_avx_vnni", 8, False),
         ("sse2 avx2", "x86_avx2", 8, False),
         ("sse2", "x86", 4, False),
     ],
@@ -72,6 +73,7 @@ def test_arm(machine: Machine) -> None:
 def test_every_feature_of_a_big_cpu() -> None:
     assert host.processor_features(SAPPHIRE_RAPIDS.split()) == {
         Feature.AVX2,
+        Feature.AVX_VNNI,
         Feature.AVX512,
         Feature.AVX512_BF16,
         Feature.AVX512_VNNI,

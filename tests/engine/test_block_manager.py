@@ -2,279 +2,365 @@
 
 from __future__ import annotations
 
-from array import array
-
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hal.engine.block_manager import NULL_BLOCK, BlockCopy, BlockManager, BlockTable
+from hal.cache_policy import CachePolicy, parse_policy
+from hal.engine.batch import Index, Int32
+from hal.engine.block_manager import NULL_BLOCK, BlockManager
 from hal.errors import EngineError
 
 BLOCK_SIZE = 4
+NUM_ROWS = 8
+MAX_TOKENS = 64
 
 
-def tokens_of(*ids: int) -> array[int]:
-    return array("i", ids)
+def make_manager(num_blocks: int, *, window: int | None = None) -> BlockManager:
+    max_blocks = MAX_TOKENS // BLOCK_SIZE
+    return BlockManager(num_blocks, BLOCK_SIZE, NUM_ROWS, max_blocks, window=window)
 
 
-def started(manager: BlockManager, tokens: array[int], num_tokens: int) -> BlockTable:
-    table = BlockTable()
-    assert manager.attach(table, manager.match(table, tokens), num_tokens)
-    assert manager.allocate(table, 0, num_tokens)
-    return table
+def ids(*tokens: int) -> Int32:
+    return np.array(tokens, np.int32)
+
+
+def rows(*numbers: int) -> Index:
+    return np.array(numbers, np.intp)
+
+
+def started(manager: BlockManager, num_tokens: int, row: int = 0) -> int:
+    """A row that can hold `num_tokens`, none of them cached."""
+    assert manager.attach(row, manager.prefix_keys(ids(), b""), [], num_tokens)
+    assert manager.allocate(row, 0, num_tokens)
+    return row
+
+
+def blocks_of(manager: BlockManager, row: int) -> list[int]:
+    blocks: list[int] = manager.blocks_of(row).tolist()
+    return blocks
 
 
 def test_allocation_is_all_or_nothing() -> None:
-    manager = BlockManager(4, BLOCK_SIZE)
-    table = started(manager, tokens_of(), 4)
-    assert not manager.allocate(table, 4, 12)
-    assert (table.blocks, manager.num_available) == ([table.blocks[0]], 2)
-    assert manager.allocate(table, 4, 8)
+    manager = make_manager(4)
+    row = started(manager, 4)
+    before = blocks_of(manager, row)
+    assert not manager.allocate(row, 4, 12)
+    assert (blocks_of(manager, row), manager.num_available) == (before, 2)
+    assert manager.allocate(row, 4, 8)
     assert manager.num_available == 0
     manager.check()
 
 
 def test_null_block_is_never_handed_out() -> None:
-    manager = BlockManager(9, BLOCK_SIZE)
-    table = started(manager, tokens_of(), 8 * BLOCK_SIZE)
-    assert sorted(table.blocks) == list(range(1, 9))
-    assert NULL_BLOCK not in table.blocks
+    manager = make_manager(9)
+    row = started(manager, 8 * BLOCK_SIZE)
+    assert sorted(blocks_of(manager, row)) == list(range(1, 9))
 
 
 def test_one_token_starts_a_block_only_at_a_boundary() -> None:
-    manager = BlockManager(9, BLOCK_SIZE)
-    table = started(manager, tokens_of(), 1)
+    manager = make_manager(9)
+    row = started(manager, 1)
     for num_computed in range(1, 9):
-        assert manager.allocate(table, num_computed, 1)
-        assert len(table.blocks) == num_computed // BLOCK_SIZE + 1
-    assert table.unsent == [0, 1, 2]
+        assert manager.allocate(row, num_computed, 1)
+        assert len(blocks_of(manager, row)) == num_computed // BLOCK_SIZE + 1
+    updates = manager.take_updates()
+    assert updates[:, :2].tolist() == [[row, 0], [row, 1], [row, 2]]
+    assert updates[:, 2].tolist() == blocks_of(manager, row)
+    assert manager.take_updates().shape == (0, 3)
 
 
-def test_freeing_a_table_twice_raises() -> None:
-    manager = BlockManager(4, BLOCK_SIZE)
-    table = started(manager, tokens_of(), 5)
-    manager.free(table)
+def test_many_rows_get_a_block_each_in_one_call_or_none_does() -> None:
+    manager = make_manager(8)
+    for row in range(3):
+        started(manager, BLOCK_SIZE, row)
+    manager.take_updates()
+    assert manager.append(rows(2, 0))
+    assert [len(blocks_of(manager, row)) for row in range(3)] == [2, 1, 2]
+    assert manager.take_updates()[:, :2].tolist() == [[2, 1], [0, 1]]
+    assert not manager.append(rows(0, 1, 2)), "2 blocks are left"
+    assert manager.num_available == 2
+    manager.check()
+
+
+def test_freeing_a_row_twice_raises() -> None:
+    manager = make_manager(4)
+    row = started(manager, 5)
+    manager.free(rows(row))
     with pytest.raises(EngineError, match="holds nothing"):
-        manager.free(table)
+        manager.free(rows(row))
     assert manager.num_available == 3
 
 
 def test_freeing_a_block_twice_raises() -> None:
-    manager = BlockManager(4, BLOCK_SIZE)
-    table = started(manager, tokens_of(), 4)
-    table.blocks = table.blocks * 2
+    manager = make_manager(4)
+    row = started(manager, 4)
+    manager.tables[row, 1] = manager.tables[row, 0]
+    manager.num_table_blocks[row] = 2
     with pytest.raises(EngineError, match="freed twice"):
-        manager.free(table)
+        manager.free(rows(row))
 
 
 def test_check_sees_a_wrong_count_and_a_lost_block() -> None:
-    manager = BlockManager(4, BLOCK_SIZE)
-    table = started(manager, tokens_of(), 4)
-    lost = table.blocks.pop()
+    manager = make_manager(4)
+    row = started(manager, 4)
+    manager.num_table_blocks[row] = 0
     with pytest.raises(AssertionError, match="reference counts"):
         manager.check()
-    table.blocks.append(lost)
+    manager.num_table_blocks[row] = 1
     manager.check()
-    manager._free.pop()
+    manager._num_free -= 1
     with pytest.raises(AssertionError, match="no state"):
         manager.check()
 
 
 def test_fork_shares_and_the_first_writer_copies() -> None:
-    manager = BlockManager(8, BLOCK_SIZE)
-    parent = started(manager, tokens_of(), 6)
-    child = BlockTable()
-    manager.fork(parent, child)
-    full, partial = parent.blocks
-    assert child.blocks == [full, partial]
+    manager = make_manager(8)
+    parent, child = started(manager, 6), 1
+    manager.fork(parent, rows(child))
+    full, partial = blocks_of(manager, parent)
+    assert blocks_of(manager, child) == [full, partial]
     assert manager.num_used == 2
-    parent.unsent = []
+    manager.take_updates()
     assert manager.allocate(parent, 6, 1)
-    assert parent.blocks[0] == full
-    assert parent.blocks[1] != partial
-    assert parent.unsent == [1]
+    copied = blocks_of(manager, parent)[1]
+    assert blocks_of(manager, parent) == [full, copied]
+    assert copied != partial
+    assert manager.take_updates().tolist() == [[parent, 1, copied]]
     assert manager.allocate(child, 6, 1)
-    assert child.blocks == [full, partial], "the last holder writes in place"
-    assert manager.take_copies() == [BlockCopy(partial, parent.blocks[1])]
-    assert manager.take_copies() == []
+    assert blocks_of(manager, child) == [full, partial], "the last holder writes in place"
+    assert manager.take_copies().tolist() == [[partial, copied]]
+    assert manager.take_copies().shape == (0, 2)
     manager.check()
 
 
 def test_fork_at_a_block_boundary_copies_nothing() -> None:
-    manager = BlockManager(8, BLOCK_SIZE)
-    parent, child = started(manager, tokens_of(), 4), BlockTable()
-    manager.fork(parent, child)
-    assert manager.allocate(parent, 4, 1)
-    assert manager.allocate(child, 4, 1)
-    assert manager.take_copies() == []
-    assert parent.blocks[0] == child.blocks[0]
-    assert parent.blocks[1] != child.blocks[1]
+    manager = make_manager(8)
+    parent, child = started(manager, 4), 1
+    manager.fork(parent, rows(child))
+    assert manager.append(rows(parent, child))
+    assert len(manager.take_copies()) == 0
+    first, second = blocks_of(manager, parent), blocks_of(manager, child)
+    assert first[0] == second[0]
+    assert first[1] != second[1]
 
 
 def test_the_source_of_a_copy_gets_no_new_owner_in_the_same_step() -> None:
-    manager = BlockManager(3, BLOCK_SIZE)
-    parent, child = started(manager, tokens_of(), 2), BlockTable()
-    manager.fork(parent, child)
+    manager = make_manager(3)
+    parent, child = started(manager, 2), 1
+    manager.fork(parent, rows(child))
     assert manager.allocate(parent, 2, 1)
-    source = child.blocks[0]
-    manager.free(child)
+    (source,) = blocks_of(manager, child)
+    manager.free(rows(child))
     manager.check()
     assert manager.num_available == 0, "the copy has not been made yet"
-    assert [copy.source for copy in manager.take_copies()] == [source]
+    assert manager.take_copies()[:, 0].tolist() == [source]
     assert manager.num_available == 1
     manager.check()
 
 
-def test_a_copy_for_a_freed_table_is_dropped() -> None:
-    manager = BlockManager(4, BLOCK_SIZE)
-    parent, child = started(manager, tokens_of(), 2), BlockTable()
-    manager.fork(parent, child)
+def test_a_copy_for_a_freed_row_is_dropped() -> None:
+    manager = make_manager(4)
+    parent, child = started(manager, 2), 1
+    manager.fork(parent, rows(child))
     assert manager.allocate(parent, 2, 1)
-    manager.free(parent)
-    assert manager.take_copies() == []
+    manager.free(rows(parent))
+    assert len(manager.take_copies()) == 0
     assert manager.num_used == 1
 
 
+def test_rows_that_share_a_block_can_be_freed_together() -> None:
+    manager = make_manager(8)
+    parent = started(manager, 6)
+    manager.fork(parent, rows(1, 2))
+    assert manager.num_exclusive(rows(0, 1, 2)) == 0
+    manager.free(rows(0, 1, 2))
+    assert manager.num_used == 0
+    manager.check()
+
+
 def test_a_failed_copy_on_write_changes_nothing() -> None:
-    manager = BlockManager(2, BLOCK_SIZE)
-    parent, child = started(manager, tokens_of(), 2), BlockTable()
-    manager.fork(parent, child)
+    manager = make_manager(2)
+    parent, child = started(manager, 2), 1
+    manager.fork(parent, rows(child))
     assert not manager.allocate(child, 2, 1)
-    assert child.blocks == parent.blocks
-    assert manager.take_copies() == []
+    assert blocks_of(manager, child) == blocks_of(manager, parent)
+    assert len(manager.take_copies()) == 0
     manager.check()
 
 
 def test_window_gives_back_blocks_that_no_later_query_sees() -> None:
-    manager = BlockManager(9, BLOCK_SIZE, window=5)
-    table = started(manager, tokens_of(), 8)
+    manager = make_manager(9, window=5)
+    row = started(manager, 8)
     # The query at position 8 sees 4..8; the one at 7 saw 3..7, so block 0 was needed until now.
-    assert manager.allocate(table, 7, 1)
-    assert table.num_trimmed == 0
-    table.unsent = []
-    assert manager.allocate(table, 8, 1)
-    assert table.blocks[0] == NULL_BLOCK
-    assert NULL_BLOCK not in table.blocks[1:]
-    assert table.unsent == [0, 2]
+    assert manager.allocate(row, 7, 1)
+    assert NULL_BLOCK not in blocks_of(manager, row)
+    manager.take_updates()
+    assert manager.allocate(row, 8, 1)
+    blocks = blocks_of(manager, row)
+    assert blocks[0] == NULL_BLOCK
+    assert NULL_BLOCK not in blocks[1:]
+    assert manager.take_updates().tolist() == [[row, 0, NULL_BLOCK], [row, 2, blocks[2]]]
     assert manager.num_used == 2
     manager.check()
-    manager.free(table)
+    manager.free(rows(row))
     assert manager.num_used == 0
 
 
 @pytest.mark.parametrize("window", [1, 3, 4, 5, 17])
 @pytest.mark.parametrize("chunk", [1, 3, 4, 9])
 def test_peak_blocks_bounds_what_a_windowed_sequence_holds(window: int, chunk: int) -> None:
-    manager = BlockManager(64, BLOCK_SIZE, window=window)
-    table = BlockTable()
-    assert manager.attach(table, [], 0)
-    peak = 0
-    for start in range(0, 60, chunk):
-        assert manager.allocate(table, start, chunk)
+    manager = make_manager(64, window=window)
+    row, peak = started(manager, 0), 0
+    for start in range(0, 54, chunk):
+        assert manager.allocate(row, start, chunk)
         peak = max(peak, manager.num_used)
-    bound = manager.peak_blocks(60 + chunk, chunk)
+    bound = manager.peak_blocks(54 + chunk, chunk)
     assert peak <= bound <= peak + 1
 
 
 def test_without_prefix_caching_nothing_is_kept() -> None:
-    manager = BlockManager(8, BLOCK_SIZE, prefix_caching=False)
-    tokens = tokens_of(*range(9))
-    table = started(manager, tokens, 9)
-    manager.commit(table, tokens, 9)
-    manager.free(table)
-    assert manager.match(BlockTable(), tokens) == []
+    manager = make_manager(8)
+    tokens = np.arange(9, dtype=np.int32)
+    row = started(manager, 9)
+    manager.commit(rows(row), np.tile(tokens, (NUM_ROWS, 1)), ids(9))
+    manager.free(rows(row))
+    assert manager.match(manager.prefix_keys(tokens, b"")) == []
     assert (manager.num_used, manager.num_cached, manager.num_available) == (0, 0, 7)
 
 
 class BlockManagerMachine(RuleBasedStateMachine):
-    """Random tables over one small pool; contents are modelled as (block, offset) -> token."""
+    """Random rows over one small pool; contents are modelled as (block, offset) -> token."""
 
     window: int | None = None
+    policy = CachePolicy()
 
     def __init__(self) -> None:
         super().__init__()
-        self.manager = BlockManager(12, BLOCK_SIZE, window=self.window)
-        self.tables: list[BlockTable] = []
-        self.tokens: dict[BlockTable, array[int]] = {}
-        self.computed: dict[BlockTable, int] = {}
+        self.now = 0.0
+        self.manager = BlockManager(
+            12,
+            BLOCK_SIZE,
+            NUM_ROWS,
+            MAX_TOKENS // BLOCK_SIZE,
+            window=self.window,
+            cache=self.policy,
+            clock=lambda: self.now,
+        )
+        self.tokens: Int32 = np.zeros((NUM_ROWS, MAX_TOKENS), np.int32)
+        self.computed: dict[int, int] = {}
         self.memory: dict[tuple[int, int], int] = {}
 
-    @rule(ids=st.lists(st.integers(0, 1), min_size=1, max_size=20))
-    def start(self, ids: list[int]) -> None:
-        table, tokens = BlockTable(), tokens_of(*ids)
-        matched = self.manager.match(table, tokens)
+    def free_rows(self) -> list[int]:
+        return [row for row in range(NUM_ROWS) if row not in self.computed]
+
+    @precondition(lambda self: self.free_rows())
+    @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=20), priority=st.integers(-1, 1))
+    def start(self, prompt: list[int], priority: int) -> None:
+        row, tokens = self.free_rows()[0], ids(*prompt)
+        prefix = self.manager.prefix_keys(tokens, b"")
+        matched = self.manager.match(prefix)
         assert len(matched) * BLOCK_SIZE < len(tokens)
         before = self.manager.num_available
-        if not self.manager.attach(table, matched, len(tokens)):
+        if not self.manager.attach(row, prefix, matched, len(tokens), priority):
             assert self.manager.num_available == before
             return
-        self.tables.append(table)
-        self.tokens[table], self.computed[table] = tokens, len(matched) * BLOCK_SIZE
-        self.run(table, len(tokens) - self.computed[table])
+        self.tokens[row, : len(tokens)] = tokens
+        self.computed[row] = len(matched) * BLOCK_SIZE
+        self.run(row, len(tokens) - self.computed[row])
 
-    @precondition(lambda self: self.tables)
+    @precondition(lambda self: self.computed)
     @rule(data=st.data(), token=st.integers(0, 1))
     def decode(self, data: st.DataObject, token: int) -> None:
-        table = data.draw(st.sampled_from(self.tables))
-        self.tokens[table].append(token)
-        if not self.run(table, 1):
-            self.tokens[table].pop()
+        row = data.draw(st.sampled_from(sorted(self.computed)))
+        if self.computed[row] < MAX_TOKENS:
+            self.tokens[row, self.computed[row]] = token
+            self.run(row, 1)
 
-    def run(self, table: BlockTable, num_new: int) -> bool:
-        start, blocks = self.computed[table], table.blocks.copy()
-        if not self.manager.allocate(table, start, num_new):
-            assert len(table.blocks) == len(blocks)
-            return False
-        for copy in self.manager.take_copies():
+    @precondition(lambda self: self.window is None)
+    @rule(token=st.integers(0, 1))
+    def decode_all_that_are_full(self, token: int) -> None:
+        """The rows whose last block is full, in one call."""
+        full = [
+            row
+            for row, computed in sorted(self.computed.items())
+            if computed == BLOCK_SIZE * len(self.manager.blocks_of(row)) < MAX_TOKENS
+        ]
+        before = self.manager.num_available
+        if not full:
+            return
+        if not self.manager.append(rows(*full)):
+            assert self.manager.num_available == before < len(full)
+            return
+        for row in full:
+            self.tokens[row, self.computed[row]] = token
+            self.run(row, 1)
+
+    @rule(seconds=st.sampled_from([1.0, 100.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def run(self, row: int, num_new: int) -> None:
+        start, blocks = self.computed[row], blocks_of(self.manager, row)
+        if not self.manager.allocate(row, start, num_new):
+            assert len(blocks_of(self.manager, row)) == len(blocks)
+            return
+        for source, destination in self.manager.take_copies().tolist():
             for offset in range(BLOCK_SIZE):
-                self.memory[copy.destination, offset] = self.memory.get((copy.source, offset), -1)
+                self.memory[destination, offset] = self.memory.get((source, offset), -1)
         for position in range(start, start + num_new):
             index, offset = divmod(position, BLOCK_SIZE)
-            self.memory[table.blocks[index], offset] = self.tokens[table][position]
-        self.computed[table] += num_new
-        self.manager.commit(table, self.tokens[table], self.computed[table])
-        return True
+            self.memory[int(self.manager.tables[row, index]), offset] = self.tokens[row, position]
+        self.computed[row] += num_new
+        self.manager.commit(rows(row), self.tokens, ids(self.computed[row]))
 
-    @precondition(lambda self: self.tables)
+    @precondition(lambda self: self.computed and self.free_rows())
     @rule(data=st.data())
     def fork(self, data: st.DataObject) -> None:
-        parent, child = data.draw(st.sampled_from(self.tables)), BlockTable()
-        self.manager.fork(parent, child)
-        self.tables.append(child)
-        self.tokens[child], self.computed[child] = self.tokens[parent][:], self.computed[parent]
+        parent = data.draw(st.sampled_from(sorted(self.computed)))
+        children = self.free_rows()[:2]
+        self.manager.fork(parent, rows(*children))
+        for child in children:
+            self.tokens[child] = self.tokens[parent]
+            self.computed[child] = self.computed[parent]
 
-    @precondition(lambda self: self.tables)
+    @precondition(lambda self: self.computed)
     @rule(data=st.data(), retract=st.booleans())
     def free(self, data: st.DataObject, retract: bool) -> None:
-        table = data.draw(st.sampled_from(self.tables))
-        blocks = table.blocks.copy()
-        self.manager.free(table, retract=retract)
-        self.tables.remove(table)
-        if retract:
-            matched = self.manager.match(BlockTable(), self.tokens[table])
-            assert not set(blocks) & set(matched)
+        some = st.sets(st.sampled_from(sorted(self.computed)), min_size=1, max_size=3)
+        chosen = sorted(data.draw(some))
+        held = {row: set(blocks_of(self.manager, row)) - {NULL_BLOCK} for row in chosen}
+        self.manager.free(rows(*chosen), retract=retract)
+        for row in chosen:
+            tokens = self.tokens[row, : self.computed.pop(row)]
+            if retract:
+                matched = self.manager.match(self.manager.prefix_keys(tokens, b""))
+                assert not held[row] & set(matched)
 
     @invariant()
     def every_state_is_consistent(self) -> None:
         self.manager.check()
 
     @invariant()
-    def every_table_still_reads_its_own_tokens(self) -> None:
-        for table in self.tables:
-            num_computed = self.computed[table]
+    def every_row_still_reads_its_own_tokens(self) -> None:
+        for row, num_computed in self.computed.items():
             first = 0 if self.window is None else max(0, num_computed + 1 - self.window)
             for position in range(first, num_computed):
                 index, offset = divmod(position, BLOCK_SIZE)
-                found = self.memory[table.blocks[index], offset]
-                assert found == self.tokens[table][position]
+                found = self.memory[int(self.manager.tables[row, index]), offset]
+                assert found == self.tokens[row, position]
 
     def teardown(self) -> None:
-        for table in self.tables:
-            self.manager.free(table)
+        if self.computed:
+            self.manager.free(rows(*self.computed))
         assert self.manager.num_used == 0
         self.manager.check()
+
+
+class EagerlyExpiringMachine(BlockManagerMachine):
+    policy = parse_policy("priority-lfu", ttl_s=50.0)
 
 
 class WindowedMachine(BlockManagerMachine):
@@ -291,3 +377,5 @@ TestAnyTables = BlockManagerMachine.TestCase
 TestAnyTables.settings = MACHINE_SETTINGS
 TestAnyWindowedTables = WindowedMachine.TestCase
 TestAnyWindowedTables.settings = MACHINE_SETTINGS
+TestAnyPolicy = EagerlyExpiringMachine.TestCase
+TestAnyPolicy.settings = MACHINE_SETTINGS

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from hal.assembly import assemble, make_selector
-from hal.build import BuiltEngine, build_engine
+from hal.build import BuiltEngine, _place_threads, build_engine
 from hal.collective import SingleRank
 from hal.config import EngineConfig, ModelLimits, resolve
+from hal.device import Device
 from hal.engine.model_config import read_model_config
 from hal.engine.models import MODELS
 from hal.engine.request import FinishReason, Request
-from hal.errors import ConfigError, MemoryPlanError, WeightsError
+from hal.errors import ConfigError, MemoryPlanError, UnsupportedError, WeightsError
 from hal.profiles import find_profile
 from hal.sampling_params import SamplingParams
 from hal.select import SelectionPolicy
@@ -27,7 +30,7 @@ def build(folder: Path, device: str, **settings: object) -> BuiltEngine:
     return build_engine(EngineConfig(model=str(folder), device=device, **{**base, **settings}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3", "mixtral", "qwen3_moe"])
 def test_planned_bytes_are_allocated_bytes(
     tiny_checkpoint: Maker, device_name: str, arch: str
 ) -> None:
@@ -35,6 +38,19 @@ def test_planned_bytes_are_allocated_bytes(
     plan = built.plan
     planned = plan.weights_bytes + plan.activation_bytes + plan.logits_bytes + plan.kv_bytes
     assert built.device.allocated_bytes() == pytest.approx(planned, rel=0.01)
+
+
+def test_the_choice_of_cpus_is_among_the_choices(tiny_checkpoint: Maker, device_name: str) -> None:
+    built = build(tiny_checkpoint("llama"), device_name, cpu_affinity="none")
+    (choice,) = (c for c in built.resolved.choices if c.name == "cpu_affinity")
+    assert (choice.value, "set by the user" in choice.reason) == ("none", True)
+
+
+def test_a_list_of_cpus_is_refused_where_kernels_run_on_none() -> None:
+    caps = find_profile("h100").capabilities()
+    device = cast("Device", SimpleNamespace(capabilities=caps))
+    with pytest.raises(UnsupportedError, match="whose kernels run on no CPU"):
+        _place_threads(EngineConfig(cpu_affinity="0"), device)
 
 
 def test_weights_of_the_plan_are_the_checkpoints(tiny_checkpoint: Maker, device_name: str) -> None:

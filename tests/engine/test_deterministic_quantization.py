@@ -73,10 +73,11 @@ def answer(
 
 @pytest.mark.usefixtures("threads_left_alone")
 @pytest.mark.parametrize(("quantization", "dtype"), RUNS)
+@pytest.mark.parametrize("arch", ["llama", "mixtral"])
 def test_a_sequence_has_the_same_bits_in_any_company(
-    tiny_checkpoint: Maker, quantization: str, dtype: str
+    tiny_checkpoint: Maker, arch: str, quantization: str, dtype: str
 ) -> None:
-    folder = tiny_checkpoint("llama")
+    folder = tiny_checkpoint(arch)
     try:
         alone = answer(folder, quantization, beside=False, threads=1, chunk=128, dtype=dtype)
     except SelectionError as error:

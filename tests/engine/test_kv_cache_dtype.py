@@ -34,8 +34,8 @@ def build(folder: Path, device: str, **settings: object) -> BuiltEngine:
         "dtype": "bfloat16",
         "kv_cache_dtype": "int8",
     }
-    config = EngineConfig(model=str(folder), device=device, **{**base, **settings})  # type: ignore[arg-type]
-    return build_engine(config)
+    given = {**base, "model": str(folder), "device": device, **settings}
+    return build_engine(EngineConfig(**given))  # type: ignore[arg-type]  # it checks its fields
 
 
 def logits(built: BuiltEngine, prompt: Prompt) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -61,7 +61,7 @@ def answers(built: BuiltEngine, prompts: Sequence[Prompt]) -> list[list[tuple[in
     return list(found.values())
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gpt2", "mixtral"])
 def test_logits_move_by_no_more_than_the_codes_do(
     tiny_checkpoint: Maker, device_name: str, arch: str
 ) -> None:

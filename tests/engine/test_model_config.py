@@ -16,7 +16,7 @@ from hal.dtypes import DType
 from hal.engine.model_config import ModelConfig, read_model_config
 from hal.errors import ConfigError, HalError, ModelError, UnsupportedError
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+SUPPORTED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gpt2")
 
 # As published checkpoints write them, old keys included; only sizes that matter for the reading.
 LLAMA2: dict[str, Any] = {
@@ -76,6 +76,26 @@ QWEN3: dict[str, Any] = {
     "head_dim": 64,
     "attention_bias": True,
 }
+MIXTRAL: dict[str, Any] = {
+    **LLAMA2,
+    "model_type": "mixtral",
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "sliding_window": None,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-5,
+}
+QWEN3_MOE: dict[str, Any] = {
+    **QWEN3,
+    "model_type": "qwen3_moe",
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 GPT2: dict[str, Any] = {
     "model_type": "gpt2",
     "vocab_size": 50257,
@@ -101,6 +121,25 @@ PUBLISHED = {
     "qwen2 by default": _without(QWEN2, "num_key_value_heads", "tie_word_embeddings"),
     "qwen3": QWEN3,
     "qwen3 by default": _without(QWEN3, "head_dim", "sliding_window", "attention_bias"),
+    "mixtral": MIXTRAL,
+    "mixtral by default": _without(
+        MIXTRAL,
+        "num_key_value_heads",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "rope_theta",
+        "rms_norm_eps",
+    ),
+    "mixtral with window": {**MIXTRAL, "sliding_window": 4096},
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe by default": _without(
+        QWEN3_MOE, "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"
+    ),
+    "qwen3_moe with dense layers": {
+        **QWEN3_MOE,
+        "decoder_sparse_step": 3,
+        "mlp_only_layers": [2, 8],
+    },
     "gpt2": GPT2,
     "gpt2 with n_inner": {**GPT2, "n_inner": 1000, "activation_function": "gelu"},
 }
@@ -137,6 +176,40 @@ def test_equals_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
         assert rope is not None
         assert ours.rope.theta == rope["rope_theta"]
         assert ours.rope.kind == rope["rope_type"]
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if n.startswith(("mixtral", "qwen3_moe"))])
+def test_experts_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    ours = _read(tmp_path, PUBLISHED[name])
+    theirs = AutoConfig.from_pretrained(str(tmp_path))
+    assert ours.experts is not None
+    assert ours.norm_eps == theirs.rms_norm_eps
+    assert ours.windows == (theirs.sliding_window,) * ours.num_layers
+    assert (ours.experts.num_experts, ours.experts.top_k) == (
+        theirs.num_experts,
+        theirs.num_experts_per_tok,
+    )
+    is_mixtral = ours.model_type == "mixtral"
+    width = theirs.intermediate_size if is_mixtral else theirs.moe_intermediate_size
+    assert ours.experts.intermediate_size == width
+    assert ours.experts.norm_topk_prob is (is_mixtral or theirs.norm_topk_prob)
+
+
+def test_layers_without_experts(tmp_path: Path) -> None:
+    config = _read(tmp_path, PUBLISHED["qwen3_moe with dense layers"])
+    assert [i for i in range(config.num_layers) if config.has_experts(i)] == [
+        5,
+        11,
+        14,
+        17,
+        20,
+        23,
+        26,
+        29,
+    ]
+    dense = _read(tmp_path, {**QWEN3_MOE, "mlp_only_layers": list(range(32))})
+    assert dense.experts is None
+    assert not any(map(dense.has_experts, range(32)))
 
 
 def test_llama3_keeps_every_detail(tmp_path: Path) -> None:
@@ -225,6 +298,12 @@ def test_wrong_values_name_the_key(tmp_path: Path, change: dict[str, object], me
         ({**LLAMA2, "quantization_config": {"quant_method": "gptq"}}, "quantized with gptq"),
         ({**GPT2, "scale_attn_weights": False}, "scale_attn_weights=false"),
         ({**GPT2, "scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx=true"),
+        (
+            {**MIXTRAL, "shared_expert_intermediate_size": 512},
+            "shared_expert_intermediate_size=512",
+        ),
+        ({**QWEN3_MOE, "n_shared_experts": 1}, "n_shared_experts=1"),
+        ({**QWEN3_MOE, "use_sliding_window": True}, "use_sliding_window=true"),
         ({**QWEN2, "layer_types": ["linear_attention"] * 32}, "layer types linear_attention"),
     ],
 )
@@ -233,6 +312,11 @@ def test_settings_that_are_not_honoured_are_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
         _read(tmp_path, config)
+
+
+def test_more_experts_for_a_token_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'num_experts_per_tok' is 9; there are 8 experts"):
+        _read(tmp_path, {**MIXTRAL, "num_experts_per_tok": 9})
 
 
 def test_layer_types_that_contradict_other_keys(tmp_path: Path) -> None:
@@ -260,7 +344,9 @@ JSON_VALUES = st.one_of(
 
 @given(
     config=st.sampled_from(list(PUBLISHED.values())),
-    changes=st.dictionaries(st.sampled_from(sorted({**QWEN3, **GPT2})), JSON_VALUES, max_size=3),
+    changes=st.dictionaries(
+        st.sampled_from(sorted({**QWEN3_MOE, **MIXTRAL, **GPT2})), JSON_VALUES, max_size=3
+    ),
     scaling=st.dictionaries(st.sampled_from(["rope_type", "factor", "rope_theta"]), JSON_VALUES),
 )
 def test_any_value_is_either_read_or_named(

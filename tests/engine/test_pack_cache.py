@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from high_water import HighWater, held_bytes
@@ -21,7 +22,7 @@ from hal.errors import WeightsError
 from hal.pack_cache import cache as pack_cache
 from hal.pack_cache import checkpoint_hash
 from hal.sampling_params import SamplingParams
-from hal.weights import WEIGHT_FORMATS
+from hal.weights import WEIGHT_FORMATS, LogicalWeight
 
 Maker = Callable[..., Path]
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2}
@@ -51,7 +52,8 @@ def build(
 ) -> BuiltEngine:
     base: dict[str, object] = {"device": "cpu", "max_num_seqs": 4, "max_model_len": 128}
     given = {**base, "model": str(model), "quantization": quantization, **settings}
-    return build_engine(EngineConfig(**given), progress)  # type: ignore[arg-type]
+    config = EngineConfig(**given)  # type: ignore[arg-type]  # it checks its fields
+    return build_engine(config, progress)
 
 
 def stored_bytes(built: BuiltEngine) -> list[bytes]:
@@ -81,7 +83,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("quantization", WEIGHT_FORMATS)
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "mixtral", "qwen3_moe"])
 def test_a_second_start_has_the_same_bytes_and_tokens(
     tiny_checkpoint: Maker,
     folder: Path,
@@ -113,9 +115,9 @@ def test_a_second_start_reads_no_packed_tensor(
     read: list[str] = []
     original = CheckpointReader.read
 
-    def spy(self: CheckpointReader, name: str, *rest: object, **options: object) -> object:
+    def spy(self: CheckpointReader, name: str, *rest: Any, **options: Any) -> LogicalWeight:
         read.append(name)
-        return original(self, name, *rest, **options)  # type: ignore[arg-type]
+        return original(self, name, *rest, **options)
 
     monkeypatch.setattr(CheckpointReader, "read", spy)
     build(model)

@@ -121,8 +121,11 @@ def test_a_sequence_preempted_three_times_is_no_victim_while_another_is_possible
     engine.step()
     scheduler = engine.scheduler
     for _ in range(3):
-        scheduler._preempt(scheduler._running[0])
+        scheduler._preempt(scheduler.slots.running_by_rank()[0])
         engine.step()
     engine.add(make_request("fresh", (2,), 0, max_tokens=20, ignore_eos=True))
     engine.step()
-    assert [seq.request.request_id for seq in scheduler._running] == ["often", "fresh"]
+    assert [seq.request.request_id for seq in scheduler.slots.running_by_rank()] == [
+        "often",
+        "fresh",
+    ]

@@ -62,7 +62,7 @@ def greedy(built: BuiltEngine) -> list[Answer]:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4", "int4-g128", "fp8", "int4-asym-a16"])
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "mixtral", "qwen3_moe"])
 def test_tokens_are_those_of_the_reference(
     tiny_checkpoint: Maker, device_name: str, arch: str, quantization: str
 ) -> None:
@@ -149,13 +149,24 @@ def copy_with_nan(folder: Path, to: Path) -> Path:
     return to
 
 
+WIDE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
+EXPERTS = {**WIDE, "intermediate_size": 1024, "num_local_experts": 5, "num_experts_per_tok": 2}
+
+
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("arch", "sizes"),
+    [("llama", WIDE), ("mixtral", EXPERTS), ("mixtral", {**EXPERTS, "original_format": False})],
+    ids=["llama", "mixtral", "mixtral-fused"],
+)
 def test_loading_streams_tensor_by_tensor(
-    tiny_checkpoint: Maker, tmp_path: Path, quantization: str
+    tiny_checkpoint: Maker, arch: str, sizes: dict[str, object], quantization: str
 ) -> None:
-    """Pages beyond the plan: a fifth of the quantised size and one tensor, as stored."""
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
-    folder = tiny_checkpoint("llama", dtype="bfloat16", **sizes)
+    """Pages beyond the plan: a fifth of the quantised size and one tensor, as stored.
+
+    A tensor of all experts is larger than that, but stays where the file is mapped.
+    """
+    folder = tiny_checkpoint(arch, dtype="bfloat16", **sizes)
     build(tiny_checkpoint("llama"), "cpu", quantization)  # code and libraries are no part of it
     before, watch = held_bytes(), HighWater()
     config = EngineConfig(

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from shadow_traffic import EOS, make_request
 
-from hal.engine.batch import Int32, SampledLogprobs, SamplingBatch
+from hal.engine.batch import Index, SampledLogprobs, SamplingBatch
 from hal.engine.request import TokenLogprobs
 from hal.engine.sampler import NO_LOGPROBS, SamplingState, row_logprobs
 from hal.engine.sequence import Sequence, choice_seed, make_sequences
@@ -31,12 +31,13 @@ def sample(state: SamplingState, seqs: list[Sequence], tokens: list[int]) -> Non
         seq.tokens.append(token)
 
 
-def slots_of(seqs: list[Sequence]) -> Int32:
-    return np.array([seq.slot for seq in seqs], np.int32)
+def slots_of(seqs: list[Sequence]) -> Index:
+    return np.array([seq.slot for seq in seqs], np.intp)
 
 
 def build(state: SamplingState, seqs: list[Sequence]) -> SamplingBatch:
-    return state.build(slots_of(seqs), seqs)
+    by_slot = {seq.slot: seq for seq in seqs}
+    return state.build(slots_of(seqs), [by_slot.get(slot) for slot in range(max(by_slot) + 1)])
 
 
 def test_every_setting_stands_in_its_row() -> None:

@@ -89,7 +89,7 @@ def test_the_text_has_every_kernel_rule_observed_value_and_flag() -> None:
             f"  not {name} (cannot run): runs on CPUs only; this is NVIDIA H100 SXM 80 GB (sm_90)"
             for name in (
                 *("amx_bf16", "amx_int8", "avx512_bf16", "avx512_decoded", "avx512_vnni"),
-                *("avx512", "neon_dotprod", "avx2", "neon"),
+                *("avx512f_vnni", "avx512", "neon_dotprod", "avx2_vnni", "avx2", "neon"),
             )
         ),
         "  not reference (less preferred): could run; torch is preferred (50 over 0) "

@@ -53,7 +53,7 @@ def test_nan_ends_that_steps_request_and_harms_no_other(folder: Path, pose: str)
         assert answer(llm, PROMPTS[1]) == clean[1], "nothing broken stayed in the prefix cache"
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("arch", ["gpt2", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"])
 def test_nan_reaches_the_logits_of_every_architecture(tmp_path: Path, arch: str) -> None:
     with open_llm(make_checkpoint(tmp_path, arch), "null:nan@2") as llm:
         with pytest.raises(EngineError, match="output token 1 were not finite"):

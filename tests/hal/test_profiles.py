@@ -29,9 +29,10 @@ NUMBERS = ("memory_gib", "bandwidth_gb_s", "compute_units", "simd_width", "peak_
 _AVX512 = "avx2 avx512f avx512_vnni"
 CPU_FLAGS = {
     "avx2": "avx2",
+    "avx-vnni": "avx2 avx_vnni",
     "avx512": _AVX512,
     "avx512-bf16": f"{_AVX512} avx512_bf16 avx512vbmi",
-    "amx": f"{_AVX512} avx512_bf16 avx512vbmi amx_tile amx_bf16 amx_int8",
+    "amx": f"{_AVX512} avx_vnni avx512_bf16 avx512vbmi amx_tile amx_bf16 amx_int8",
     "arm-bf16": "asimd asimddp sve bf16 i8mm",
     "arm-neon": "asimd asimddp",
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import make_checkpoint
+from tiny_checkpoints import ARCHITECTURES, make_checkpoint
 
 from hal.build import BuiltEngine, build_engine
 from hal.config import EngineConfig
@@ -62,6 +62,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen2-tied": {"tie_word_embeddings": True},
     "qwen3": {},
+    "mixtral": {},
+    "mixtral-window": {"sliding_window": 24},
+    "mixtral-fused": {"original_format": False},
+    "qwen3_moe": {},
+    "qwen3_moe-norm": {"norm_topk_prob": True, "attention_bias": True},
+    "qwen3_moe-fused": {"original_format": False, "moe_intermediate_size": 40},
+    "qwen3_moe-sparse": {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
     "gpt2": {},
 }
 
@@ -79,7 +86,7 @@ def checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Checkpoint:
     name: str = request.param
-    arch = next(a for a in ("mistral", "qwen2", "qwen3", "gpt2", "llama") if name.startswith(a))
+    arch = max(filter(name.startswith, ARCHITECTURES), key=len)
     folder = make_checkpoint(tmp_path_factory.mktemp(name), arch, **VARIANTS[name])
     oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return Checkpoint(folder, oracle.eval())

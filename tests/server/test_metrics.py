@@ -72,6 +72,7 @@ def test_a_scrape_parses_and_is_complete(fresh_server: ServerProcess) -> None:
         "hal:cache_config_info",
         "hal:prefix_cache_queries",
         "hal:prefix_cache_hits",
+        "hal:prefix_cache_evictions",
         "hal:num_preemptions",
         "hal:engine_heartbeat_age_seconds",
     } <= families.keys()

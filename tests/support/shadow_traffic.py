@@ -26,11 +26,16 @@ CONFIG = SchedulerConfig(
     max_model_len=MAX_MODEL_LEN,
     block_size=4,
     num_blocks=40,
+    spare_tokens=0,
 )
 
 
 def make_request(
-    request_id: str = "r", prompt: tuple[int, ...] = (1, 2, 3), priority: int = 0, **params: object
+    request_id: str = "r",
+    prompt: tuple[int, ...] = (1, 2, 3),
+    priority: int = 0,
+    tenant: str = "",
+    **params: object,
 ) -> Request:
     """Greedy and 8 tokens unless `params` says otherwise."""
     wanted = {"max_tokens": 8, "temperature": 0.0} | params
@@ -40,19 +45,22 @@ def make_request(
         params=SamplingParams(**wanted),  # type: ignore[arg-type]
         eos_token_ids=frozenset({EOS}),
         priority=priority,
+        tenant=tenant,
     )
 
 
 class WatchedExecutor(ShadowExecutor):
     """Keeps the batches and checks what every batch promises."""
 
-    def __init__(self, config: SchedulerConfig, poison: int | None = None) -> None:
+    def __init__(
+        self, config: SchedulerConfig, poison: int | None = None, vocab_size: int = VOCAB_SIZE
+    ) -> None:
         super().__init__(
             max_num_seqs=config.max_num_seqs,
             num_blocks=config.num_blocks,
             block_size=config.block_size,
             max_model_len=config.max_model_len,
-            vocab_size=VOCAB_SIZE,
+            vocab_size=vocab_size,
             window=config.window,
             poison=poison,
         )
@@ -77,8 +85,17 @@ def make_engine(
     return Engine(config, executor, random.Random(0)), executor
 
 
-def generate_alone(request: Request, index: int, config: SchedulerConfig) -> list[int]:
-    """The tokens of one choice from its plain history: no blocks, no batch, no scheduler."""
+def generate_alone(
+    request: Request,
+    index: int,
+    config: SchedulerConfig,
+    vocab_size: int = VOCAB_SIZE,
+    poison: int | None = None,
+) -> list[int]:
+    """The tokens of one choice from its plain history: no blocks, no batch, no scheduler.
+
+    It ends before the token that would be sampled with `poison` in sight.
+    """
     params = request.params
     assert params.max_tokens is not None
     seed = 0 if params.is_greedy else choice_seed(params.seed or 0, index)
@@ -89,9 +106,11 @@ def generate_alone(request: Request, index: int, config: SchedulerConfig) -> lis
     output: list[int] = []
     while len(output) < params.max_tokens and len(history) < config.max_model_len:
         visible = np.array(history if config.window is None else history[-config.window :])
+        if poison is not None and poison in visible:
+            break
         banned = stops if len(output) < params.min_tokens else frozenset()
         token_index = 0 if params.is_greedy else len(output)
-        token = shadow_token(visible.astype(np.int32), seed, token_index, VOCAB_SIZE, banned)
+        token = shadow_token(visible.astype(np.int32), seed, token_index, vocab_size, banned)
         history.append(token)
         output.append(token)
         if token in stops:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+ARCHITECTURES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gpt2")
 VOCAB_SIZE = 384
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -28,9 +28,17 @@ _TEXTS = (
 )
 
 
-def make_checkpoint(folder: Path, arch: str, *, dtype: str = "float32", **overrides: Any) -> Path:
+def make_checkpoint(
+    folder: Path,
+    arch: str,
+    *,
+    dtype: str = "float32",
+    original_format: bool = True,
+    **overrides: Any,
+) -> Path:
     """Write a random `arch` model with tokenizer and chat template; returns `folder`.
 
+    original_format: with the names that its authors published, which transformers may rename
     `overrides` are keys of transformers' config class. The weights depend only on the arguments.
     """
     config = _config(arch, overrides)
@@ -39,7 +47,7 @@ def make_checkpoint(folder: Path, arch: str, *, dtype: str = "float32", **overri
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _randomize(name, parameter)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_original_format=original_format)
     save_tokenizer(folder)
     return folder
 
@@ -130,8 +138,12 @@ def _config(arch: str, overrides: dict[str, Any]) -> transformers.PretrainedConf
             num_key_value_heads=2,
             max_position_embeddings=256,
         )
-    if arch == "qwen3":
+    if arch in ("qwen3", "qwen3_moe"):
         sizes["head_dim"] = 16
+    if arch == "mixtral":
+        sizes |= dict(num_local_experts=6, num_experts_per_tok=2)
+    if arch == "qwen3_moe":
+        sizes |= dict(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=48)
     if arch == "mistral":
         sizes["sliding_window"] = None
     values = dict(vocab_size=VOCAB_SIZE, bos_token_id=None, eos_token_id=2, pad_token_id=0, **sizes)

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
+from types import FrameType
 from typing import cast
 
 from hal.cli.arguments import report_error
 from hal.env import environment, let_waiting_threads_sleep, wants_traceback
 from hal.errors import HalError, ModelError
+from hal.exit_status import exit_words
 
 PROG = "hal-info"
 EXIT_BAD_ARGUMENT = 2
 EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # and the signal's number, as a shell tells of it
+_ENDING = tuple(getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 SUBCOMMANDS = {
@@ -28,6 +35,8 @@ SUBCOMMANDS = {
     "plan": "whether a model fits a device, present or not, and what would make it fit",
     "explain": "which kernel runs each op of a model on a device, and why",
     "conform": "every kernel, layer and model check on a device, as a report",
+    "cache": "the packed weights kept on disk: list them, or delete some",
+    "verify": "run-time kernels compiled for devices that need not be here, their code checked",
     "prove": "the same prompts on several devices: do they agree, and where not",
 }
 """Name -> one line of help. Each is a module of this package, `hal.cli.info.<name>`."""
@@ -35,8 +44,16 @@ SUBCOMMANDS = {
 Run = Callable[[Sequence[str], Mapping[str, str]], int]
 
 
+class _Terminated(BaseException):
+    """The system asks to end: what is open is closed on the way out."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code, 130 after Ctrl-C.
+    """The command; returns its exit code, 130 after Ctrl-C, 143 after SIGTERM.
 
     A model that cannot be read is a wrong argument here: 2, as for any other.
     """
@@ -46,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     let_waiting_threads_sleep()
     _show_what_the_terminal_can()
     try:
-        exit_code = _runner(name)(arguments, environment())
+        with _signals_as_exceptions():
+            exit_code = _runner(name)(arguments, environment())
         sys.stdout.flush()  # what cannot be written fails here, where it has a message
         return exit_code
     except HalError as error:
@@ -57,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except _Terminated as terminated:
+        print(f"{prog}: ended by {exit_words(-terminated.signal)}", file=sys.stderr)
+        return EXIT_SIGNAL + terminated.signal
     except BrokenPipeError:
         # The reader of our output left, as `head` does.
         sys.stderr.close()
@@ -67,6 +88,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_what_was_not_written()
         print(f"{prog}: the output cannot be written: {error.strerror}", file=sys.stderr)
         return EXIT_BAD_ARGUMENT
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGHUP would end the process at once, and leave its children and folders.
+
+    A second one, while these are put away, is as good as the first.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for name in _ENDING:
+            signal.signal(name, signal.SIG_IGN)
+        raise _Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # An ignored one, as under nohup, stays ignored.
+    before = {n: signal.getsignal(n) for n in _ENDING if signal.getsignal(n) is signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_what_the_terminal_can() -> None:

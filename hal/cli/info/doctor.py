@@ -85,7 +85,7 @@ def _devices(named: str | None) -> Iterator[tuple[str, str]]:
 
 
 def command_for(spec: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "hal.cli.info.selftest", spec]
+    return [sys.executable, "-P", "-m", "hal.cli.info.selftest", spec, str(os.getpid())]
 
 
 def examine(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> Iterator[Result]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -229,7 +230,8 @@ def run_child(job: Job, timeout_s: float) -> Run:
 
     job_file = Path(job.arrays).with_suffix(".json")
     job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
-    command = [sys.executable, "-P", "-m", "hal.cli.info.prove_run", str(job_file)]
+    module = ("-m", "hal.cli.info.prove_run")
+    command = [sys.executable, "-P", *module, str(job_file), str(os.getpid())]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=timeout_s

@@ -24,6 +24,7 @@ from hal.config import EngineConfig
 from hal.engine.layers.tap import tap_layers
 from hal.engine.request import FinishReason, Output, Request
 from hal.errors import EngineError, HalError
+from hal.parent_process import die_with_parent
 from hal.sampling_params import MAX_LOGPROBS, SamplingParams
 from hal.tensor import Tensor
 
@@ -189,4 +190,5 @@ def main(job_file: str) -> int:
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))
     sys.exit(main(sys.argv[1]))

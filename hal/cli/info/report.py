@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -13,6 +13,7 @@ from hal.cli.info.sites import EXAMPLE_MODEL, Site, example_sites
 from hal.cli.installation import Missing, Version, installed_versions, missing_parts
 from hal.collective import SingleRank
 from hal.config import EngineConfig, ModelLimits, resolve
+from hal.devices.affinity import Affinity, Cpu, allowed_cpus, choose_affinity, describe_nodes
 from hal.devices.opening import AUTO, Chosen, check_spec, choose_device, parse_spec
 from hal.devices.probe import probe
 from hal.devices.registry import all_vendors
@@ -40,6 +41,8 @@ class InfoRequest:
     kernel: tuple[str, ...] = ()
     strict: bool = False
     deterministic: bool = False
+    threads: int | None = None
+    cpu_affinity: str = AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,17 @@ class NoKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
-    """One device for the example model, in the dtype chosen for it."""
+    """One device for the example model, in the dtype chosen for it.
+
+    affinity: where its threads go; None on accelerators; nodes: the host's, where it has several
+    """
 
     device: str
     dtype: str
     dtype_reason: str
     facts: DeviceFacts
+    affinity: Affinity | None
+    nodes: tuple[str, ...]
     sites: tuple[SiteReport, ...]
     without_kernel: tuple[NoKernel, ...]
 
@@ -68,6 +76,10 @@ class KernelReport:
             "dtype_reason": self.dtype_reason,
             **asdict(self.facts),
             "collective": SingleRank.name,
+            "cpu_affinity": None
+            if self.affinity is None
+            else {"value": self.affinity.value, "reason": self.affinity.reason},
+            "memory_nodes": list(self.nodes),
             "sites": [site.as_json() for site in self.sites],
             "without_kernel": [asdict(op) for op in self.without_kernel],
         }
@@ -107,18 +119,30 @@ def kernel_report(
         kernel=request.kernel,
         strict=request.strict,
         deterministic=request.deterministic,
+        threads=request.threads,
+        cpu_affinity=request.cpu_affinity,
     )
     resolved = resolve(config, caps, _EXAMPLE_LIMITS)
     selector = make_selector(caps, selection_policy(config), is_present=is_present)
+    cpus = allowed_cpus() if is_present and not caps.is_accelerator else ()
     without = tuple(_without_kernel(selector, site) for site in example_sites(resolved.dtype))
     return KernelReport(
         device=device.spec,
         dtype=str(resolved.dtype),
         dtype_reason=next(c.reason for c in resolved.choices if c.name == "dtype"),
         facts=device_facts(caps, resolved.dtype, is_present=is_present),
+        affinity=_affinity(config, cpus) if cpus else None,
+        nodes=describe_nodes(cpus),
         sites=site_reports(selector, level_of),
         without_kernel=tuple(op for op in without if op is not None),
     )
+
+
+def _affinity(config: EngineConfig, cpus: Sequence[Cpu]) -> Affinity:
+    import torch
+
+    threads = torch.get_num_threads()
+    return choose_affinity(config.cpu_affinity, config.threads, threads, cpus)
 
 
 def _without_kernel(selector: Selector, site: Site) -> NoKernel | None:

@@ -20,7 +20,7 @@ _DESCRIPTION = (
     "Exit code 2: the device named by --device is not usable.\n\nSubcommands:\n"
     + "\n".join(f"  {PROG} {name:<9} {text}" for name, text in SUBCOMMANDS.items())
 )
-_SHARED = ("device", "dtype", "kernel", "strict", "deterministic")
+_SHARED = ("device", "dtype", "kernel", "strict", "deterministic", "threads", "cpu-affinity")
 _FLAGS = FlagGroup(
     "what to show",
     (
@@ -77,11 +77,14 @@ def _request(values: Mapping[str, object]) -> InfoRequest:
     from hal.cli.info.report import InfoRequest
 
     kernel = values.get("kernel") or []
-    assert isinstance(kernel, list)
+    threads = values.get("threads")
+    assert isinstance(kernel, list) and isinstance(threads, int | None)
     return InfoRequest(
         device=str(values.get("device", "auto")),
         dtype=str(values.get("dtype", "auto")),
         kernel=tuple(str(override) for override in kernel),
         strict=bool(values.get("strict", False)),
         deterministic=bool(values.get("deterministic", False)),
+        threads=threads,
+        cpu_affinity=str(values.get("cpu_affinity", "auto")),
     )

@@ -1,7 +1,8 @@
 """Quick self-tests of one device: copy, matmul, a smoke run of each kernel.
 
-As a module (`python -m hal.cli.info.selftest SPEC`) it is the child of `hal-info doctor`: it names
-each test before it runs, so that a driver that crashes or hangs is the result of that test.
+As a module (`python -m hal.cli.info.selftest SPEC PARENT_PID`) it is the child of `hal-info
+doctor`: it names each test before it runs, so that a driver that crashes or hangs is the result of
+that test.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hal.dtypes import DType
 from hal.errors import HalError
 from hal.memory import format_bytes
 from hal.opset.linear import LinearFamily, LinearProblem
+from hal.parent_process import die_with_parent
 from hal.select import OPS, Kernel
 
 MARK = "hal-selftest:"
@@ -142,4 +144,5 @@ def main(spec: str) -> int:
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))
     sys.exit(main(sys.argv[1]))

@@ -11,12 +11,14 @@ from hal.opset.block import AttentionBlockProblem, MlpBlockProblem
 from hal.opset.elementwise import Activation, ActivationProblem, ElementwiseProblem
 from hal.opset.indexing import GatherProblem, TokenProblem
 from hal.opset.linear import LinearProblem
-from hal.opset.norm import NormProblem
+from hal.opset.moe import CombineProblem, MoeBlockProblem, RouteProblem
+from hal.opset.norm import NormKind, NormProblem
 from hal.opset.sampling import SampleProblem
 from hal.opset.vocab import VocabProblem
 from hal.select import Op
 
-# Llama 3.2 1B: grouped heads, a gated MLP and tied embeddings, as in most models of today.
+# Llama 3.2 1B: grouped heads, a gated MLP and tied embeddings, as in most models of today; experts
+# as those of Qwen3-30B-A3B, which is as wide.
 EXAMPLE_MODEL = "Llama-3.2-1B"
 _HIDDEN_SIZE = 2048
 _INTERMEDIATE_SIZE = 8192
@@ -35,7 +37,12 @@ class Site:
 
 def example_sites(dtype: DType) -> tuple[Site, ...]:
     """One problem for each op, coarsest ops first."""
-    return (*_layer_sites(dtype), *_row_sites(dtype), *_token_sites(dtype))
+    return (
+        *_layer_sites(dtype),
+        *_expert_sites(dtype),
+        *_row_sites(dtype),
+        *_token_sites(dtype),
+    )
 
 
 def example_attention(dtype: DType) -> AttentionProblem:
@@ -69,6 +76,7 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         rope=rope,
         has_qkv_bias=False,
         has_output_bias=False,
+        norm=NormKind.RMS,
     )
     mlp_block = MlpBlockProblem(
         hidden_size=_HIDDEN_SIZE,
@@ -77,6 +85,7 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         is_gated=True,
         has_bias=False,
         dtype=dtype,
+        norm=NormKind.RMS,
     )
     return (
         Site(opset.attention_block, attention_block),
@@ -84,6 +93,26 @@ def _layer_sites(dtype: DType) -> tuple[Site, ...]:
         Site(opset.linear, example_linear(dtype)),
         Site(opset.attention, attention),
         Site(opset.qk_norm_rope, rope),
+    )
+
+
+def _expert_sites(dtype: DType) -> tuple[Site, ...]:
+    block = MoeBlockProblem(
+        num_experts=128,
+        top_k=8,
+        hidden_size=_HIDDEN_SIZE,
+        intermediate_size=768,
+        activation=Activation.SILU,
+        norm_topk_prob=True,
+        dtype=dtype,
+    )
+    route = RouteProblem(num_experts=block.num_experts, top_k=block.top_k)
+    combine = CombineProblem(top_k=block.top_k, width=_HIDDEN_SIZE, dtype=dtype)
+    return (
+        Site(opset.moe_block, block),
+        Site(opset.grouped_linear, block.up),
+        Site(opset.route_experts, route),
+        Site(opset.combine_experts, combine),
     )
 
 

@@ -41,12 +41,12 @@ def _version_lines(report: InfoReport) -> Iterator[str]:
 
 def _device_lines(report: InfoReport) -> Iterator[str]:
     chosen = report.choice.chosen
-    facts = {k.device: k.facts for k in report.kernels}
+    kernels = {k.device: k for k in report.kernels}
     for device in report.probe.devices:
         is_chosen = chosen is not None and device.spec == chosen.report.spec
-        yield from _one_device(device, facts.get(device.spec), "*" if is_chosen else " ")
+        yield from _one_device(device, kernels.get(device.spec), "*" if is_chosen else " ")
     if chosen is not None and chosen.posed is not None:
-        yield from _one_device(chosen.posed, facts.get(chosen.posed.spec), "*", "posed for")
+        yield from _one_device(chosen.posed, kernels.get(chosen.posed.spec), "*", "posed for")
     if chosen is not None:
         yield _wrapped(
             f"--device {report.request.device} means {chosen.report.spec}: {chosen.reason}", "* "
@@ -54,15 +54,15 @@ def _device_lines(report: InfoReport) -> Iterator[str]:
 
 
 def _one_device(
-    device: DeviceReport, facts: DeviceFacts | None, mark: str, usable: str = "usable"
+    device: DeviceReport, kernels: KernelReport | None, mark: str, usable: str = "usable"
 ) -> Iterator[str]:
     verdict = usable if device.is_usable else f"not usable: {device.reason}"
     yield _wrapped(verdict, f"{mark} {device.spec:<9} ")
     if device.capabilities is not None:
         for line in _capability_lines(device.capabilities):
             yield _wrapped(line, _INDENT)
-    if facts is not None:
-        for line in _fact_lines(facts):
+    if kernels is not None:
+        for line in (*_fact_lines(kernels.facts), *_thread_lines(kernels)):
             yield _wrapped(line, _INDENT)
     if device.note:
         yield _wrapped(f"note: {device.note}", _INDENT)
@@ -137,6 +137,12 @@ def _fact_lines(facts: DeviceFacts) -> Iterator[str]:
     yield f"attention block sizes: {_listed(facts.block_sizes)}"
     yield f"attention head sizes: {_listed(facts.head_sizes)}"
     yield "collective: single (one rank); several devices are not supported yet"
+
+
+def _thread_lines(kernels: KernelReport) -> Iterator[str]:
+    yield from kernels.nodes
+    if kernels.affinity is not None:
+        yield f"--cpu-affinity means {kernels.affinity.value}: {kernels.affinity.reason}"
 
 
 def _listed(sizes: tuple[int, ...]) -> str:

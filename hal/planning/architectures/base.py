@@ -95,6 +95,7 @@ class Extras:
 
     rotary_dim: int | None = None  # None: the whole head
     mlp_widths: tuple[int, ...] | None = None  # None: gate, up and the activated product
+    whole_widths: tuple[int, ...] = ()
     cut_sizes: tuple[int, ...] | None = None  # None: the MLP's width
     guess: str = ""
     notes: tuple[str, ...] = ()
@@ -127,6 +128,7 @@ def decoder(
         weights=tuple(weights),
         kv=kv,
         dense_widths=(qkv, q, *mlp_widths),
+        whole_widths=extras.whole_widths,
         attention_dim=2 * q,
         rotary_dim=dims.head_dim if extras.rotary_dim is None else extras.rotary_dim,
         guess=extras.guess,

@@ -79,6 +79,7 @@ def read_deepseek(fields: ConfigFields) -> ModelShape:
         weights=tuple(_deepseek_weights(fields, sizes)),
         kv=(kv,),
         dense_widths=(q, heads * latent.value_dim, 2 * active, active),
+        whole_widths=(sizes.num_active * sizes.hidden_size,),
         # The up-projections are folded into the query: it meets the latent itself.
         attention_dim=heads * (2 * latent.kv_rank + latent.rope_dim),
         # A prompt's own keys and values are made once, and are smaller than the latent.
@@ -174,4 +175,5 @@ def read_dbrx(fields: ConfigFields) -> ModelShape:
     ]
     widths = (2 * size * num_active, size * num_active)
     kv = kv_layers(dims, no_windows(dims.num_layers))
-    return decoder(fields, dims, weights, kv, Extras(mlp_widths=widths))
+    whole = (num_active * hidden_size,)
+    return decoder(fields, dims, weights, kv, Extras(mlp_widths=widths, whole_widths=whole))

@@ -181,9 +181,14 @@ def read_experts(fields: ConfigFields) -> ModelShape:
     weights += router(num_experts, dims.hidden_size, moe, bias=has_bias)
     weights += mlp(dims.mlp(), dense)
     weights += _shared_expert(fields, dims, moe)
-    widths = (2 * size * num_active, size * num_active)
+    widths = [2 * size * num_active, size * num_active]
+    if dense:
+        widths += [2 * dims.intermediate_size, dims.intermediate_size]
     cut = (size,) if not dense else (size, dims.intermediate_size)
-    return _shape(fields, traits, dims, weights, Extras(mlp_widths=widths, cut_sizes=cut))
+    extras = Extras(
+        mlp_widths=tuple(widths), whole_widths=(num_active * dims.hidden_size,), cut_sizes=cut
+    )
+    return _shape(fields, traits, dims, weights, extras)
 
 
 def llama_dims(fields: ConfigFields, traits: Traits) -> Dims:

@@ -4,6 +4,7 @@
 // Source: online softmax (Milakov and Gimelshein 2018); split over K as in Flash-Decoding (2023).
 #include "arena.h"
 #include "attention_rows_avx512.h"
+#include "on_demand.h"
 #include "threads.h"
 
 namespace hal::cpu {
@@ -180,9 +181,37 @@ void run_item(const AttentionArgs& args, TileOrder order, Scratch& s, float* par
     }
 }
 
+// Rotates and stores the step's own tokens, where that is asked for, once an item needs them.
+class NewTokensOnDemand {
+  public:
+    NewTokensOnDemand(const AttentionArgs& args, Arena& arena)
+        : args_(args),
+          num_tokens_(args.new_tokens != nullptr ? args.new_tokens->rope.num_tokens : 0),
+          on_demand_(arena, ceil_div(num_tokens_, kUnit)) {}
+
+    void need(const Item& item) const {
+        if (num_tokens_ == 0) return;
+        const int64_t first = item.sequence.first_token;
+        const int64_t end = first + ceil_div(item.rows.end, group_size(args_));
+        on_demand_.need({first / kUnit, ceil_div(end, kUnit)}, [&](int64_t unit) {
+            const int64_t last = (unit + 1) * kUnit;
+            rope_and_write_kv(*args_.new_tokens, unit * kUnit,
+                              last < num_tokens_ ? last : num_tokens_);
+        });
+    }
+
+  private:
+    static constexpr int64_t kUnit = 4;
+
+    const AttentionArgs& args_;
+    int64_t num_tokens_;
+    OnDemand on_demand_;
+};
+
 // Runs the items whose middle, in cost, falls into this equal share.
 template <class T>
-void run_share(const AttentionArgs& args, Scratch& s, float* partials, Range costs) {
+void run_share(const AttentionArgs& args, const NewTokensOnDemand& tokens, Scratch& s,
+               float* partials, Range costs) {
     int64_t before = 0;
     Item waiting{};
     bool is_waiting = false;
@@ -190,6 +219,7 @@ void run_share(const AttentionArgs& args, Scratch& s, float* partials, Range cos
         const int64_t middle = before + cost(item) / 2;
         before += cost(item);
         if (middle < costs.begin || middle >= costs.end) return;
+        tokens.need(item);  // now: its first keys are looked for while the item before it runs
         if (is_waiting) run_item<T>(args, {waiting, &item, 0}, s, partials);
         waiting = item;
         is_waiting = true;
@@ -224,13 +254,14 @@ Scratch thread_scratch(const AttentionArgs& args) {
 
 template <class T>
 void run(const AttentionArgs& args) {
-    static thread_local Arena partial_arena;
+    static thread_local Arena partial_arena, token_arena;
+    const NewTokensOnDemand tokens(args, token_arena);
     int64_t total = 0;
     const int64_t floats = visit_items(args, [&](const Item& item) { total += cost(item); });
     float* partials = reinterpret_cast<float*>(partial_arena.reserve(floats * 4));
     for_each_range(args.num_threads, total, [&](const Range& costs) {
         Scratch s = thread_scratch<T>(args);
-        run_share<T>(args, s, partials, costs);
+        run_share<T>(args, tokens, s, partials, costs);
     });
     if (floats == 0) return;
     const int64_t parts = chunks_for(args.num_threads, total);

@@ -52,6 +52,10 @@ inline uint16_t bf16_of_code(Codes codes, int code) {
     return uint16_t(high << 8 | table.low[code & 0x7f]);
 }
 
+inline float float_of_code(Codes codes, int code) {
+    return __builtin_bit_cast(float, uint32_t(bf16_of_code(codes, code)) << 16);
+}
+
 struct WordTable {
     alignas(64) uint16_t words[32];
 };

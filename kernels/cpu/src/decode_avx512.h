@@ -68,6 +68,13 @@ class NibbleDecoder {
     __m512i table_;
 };
 
+// Each row's zero point in both words of its lane.
+inline __m512i zero_points(const uint8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m512i low = _mm512_cvtepu8_epi32(bytes);
+    return _mm512_or_si512(low, _mm512_slli_epi32(low, 16));
+}
+
 // 16 rows of a weight, group by group.
 struct Strip {
     const QuantizedShape& shape;
@@ -88,19 +95,11 @@ struct Strip {
         const int64_t left = 4 * shape.units() - group * depth();
         return (left < depth() ? left : depth()) / (shape.is_int4() ? 8 : 4);
     }
-    template <class Decoder>
-    __m512 scales(int64_t group) const {
-        return Decoder::scales(begin + (shape.is_int4() ? shape.scales_at(group) : 0));
+    // Where a group's scales stand in every strip, and its zero points.
+    int64_t scales_at(int64_t group) const {
+        return shape.is_int4() ? shape.scales_at(group) : 0;
     }
-    // Each row's zero point in both words of its lane.
-    template <class Decoder>
-    __m512i zeros(int64_t group) const {
-        if constexpr (!Decoder::kHasZeros) return _mm512_setzero_si512();
-        const uint8_t* p = begin + shape.zeros_at(group);
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-        const __m512i low = _mm512_cvtepu8_epi32(bytes);
-        return _mm512_or_si512(low, _mm512_slli_epi32(low, 16));
-    }
+    int64_t zeros_at(int64_t group) const { return shape.has_zeros ? shape.zeros_at(group) : 0; }
 };
 
 }  // namespace

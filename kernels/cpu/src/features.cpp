@@ -71,6 +71,9 @@ std::vector<std::string> features() {
     if (__builtin_cpu_supports("avx512vnni")) found.emplace_back("avx512vnni");
     if (__builtin_cpu_supports("avx512vbmi")) found.emplace_back("avx512vbmi");
     if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512bf16");
+#if defined(HAL_HAS_AVXVNNI)  // as of AMX below
+    if (__builtin_cpu_supports("avxvnni")) found.emplace_back("avxvnni");
+#endif
 #if defined(HAL_HAS_AMX)  // a compiler that has the instructions knows their names
     if (__builtin_cpu_supports("amx-tile")) found.emplace_back("amx-tile");
     if (__builtin_cpu_supports("amx-int8")) found.emplace_back("amx-int8");

@@ -6,6 +6,10 @@
 
 namespace hal::cpu {
 
+// A function of a type that files for several instruction sets use: were it called in one of them,
+// the linker might keep that copy for all.
+#define HAL_INLINE [[gnu::always_inline]]
+
 struct Bf16 {
     uint16_t bits;
 };
@@ -90,6 +94,26 @@ struct LinearOutput {
     bool gated;
 };
 
+// RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
+// of the sum as stored (rounded to its dtype).
+struct NormArgs {
+    const void* x;
+    int64_t x_stride;
+    void* residual;  // nullable
+    int64_t residual_stride;
+    const void* weight;
+    const void* bias;  // nullable
+    void* out;
+    int64_t out_stride;
+    int64_t rows;
+    int64_t hidden;
+    float eps;
+    bool layer_norm;
+    DType dtype;
+    int num_threads;
+};
+void norm(const NormArgs& args);
+
 // Sums of x[m, k] . weight[n, k] in float32 along k, in one chain whatever m is.
 struct LinearArgs {
     const void* x;  // the weight's dtype
@@ -99,9 +123,10 @@ struct LinearArgs {
     PackedShape shape;
     LinearOutput output;
     int num_threads;
+    const NormArgs* norm = nullptr;  // whose `out` is x: rows are normed right before they are read
 };
 void linear(const LinearArgs& args);
-void linear_amx(const LinearArgs& args);  // bfloat16; few tokens by linear()
+void linear_amx(const LinearArgs& args);  // bfloat16, no norm; few tokens by linear()
 
 // What reads a weight of codes: products of whole numbers, or those that decode it to floats.
 enum class Codes : int { kDots = 0, kDecoded = 1, kDecodedFp8 = 2 };
@@ -133,27 +158,27 @@ struct QuantizedShape {
     constexpr int64_t header_groups() const { return has_zeros ? 4 : 2; }
     constexpr int64_t header_bytes() const { return has_zeros ? 192 : 64; }
     // Groups of 4 columns, which is what one lane of vpdpbusd sums.
-    constexpr int64_t units() const { return is_int4() ? 8 * ceil_div(k, 32) : ceil_div(k, 4); }
+    HAL_INLINE constexpr int64_t units() const { return is_int4() ? 8 * ceil_div(k, 32) : ceil_div(k, 4); }
     // Scales of a row, and of a row of x.
     constexpr int64_t groups() const { return is_int4() ? ceil_div(k, group) : 1; }
     constexpr int64_t x_groups() const { return is_int4() ? ceil_div(k, 32) : 1; }
     constexpr int64_t num_strips() const { return ceil_div(n, kLanes); }
     // Where things stand in a strip, in bytes: the scales of a group, its zero points, and the
     // codes of an even unit.
-    constexpr int64_t header_at(int64_t index) const {
+    HAL_INLINE constexpr int64_t header_at(int64_t index) const {
         return index / header_groups() * (header_bytes() + 8 * header_groups() * group);
     }
-    constexpr int64_t scales_at(int64_t index) const {
+    HAL_INLINE constexpr int64_t scales_at(int64_t index) const {
         return header_at(index) + index % header_groups() * 2 * kLanes;
     }
-    constexpr int64_t zeros_at(int64_t index) const {
+    HAL_INLINE constexpr int64_t zeros_at(int64_t index) const {
         return header_at(index) + (2 * header_groups() + index % header_groups()) * kLanes;
     }
-    constexpr int64_t codes_at(int64_t unit) const {
+    HAL_INLINE constexpr int64_t codes_at(int64_t unit) const {
         if (!is_int4()) return 64 * (unit + 1);
         return header_bytes() * (4 * unit / (header_groups() * group) + 1) + 32 * unit;
     }
-    constexpr int64_t strip_bytes() const {
+    HAL_INLINE constexpr int64_t strip_bytes() const {
         if (!is_int4()) return codes_at(units());
         return header_bytes() * ceil_div(groups(), header_groups()) + 32 * units();
     }
@@ -202,30 +227,11 @@ struct QuantizedLinearArgs {
     void* scratch;  // m rows of x_row_bytes(); decoded: of x, padded to 4 * units()
     LinearOutput output;
     int num_threads;
+    const NormArgs* norm = nullptr;  // as in LinearArgs
 };
 void quantized_linear(const QuantizedLinearArgs& args);
-void quantized_linear_amx(const QuantizedLinearArgs& args);  // few tokens by quantized_linear()
+void quantized_linear_amx(const QuantizedLinearArgs& args);  // no norm; few by quantized_linear()
 void decoded_linear(const QuantizedLinearArgs& args);
-
-// RMS norm, or layer norm when `layer_norm`. With residual: residual += x first, and the norm is
-// of the sum as stored (rounded to its dtype).
-struct NormArgs {
-    const void* x;
-    int64_t x_stride;
-    void* residual;  // nullable
-    int64_t residual_stride;
-    const void* weight;
-    const void* bias;  // nullable
-    void* out;
-    int64_t out_stride;
-    int64_t rows;
-    int64_t hidden;
-    float eps;
-    bool layer_norm;
-    DType dtype;
-    int num_threads;
-};
-void norm(const NormArgs& args);
 
 // gated: out[t, i] = activation(x[t, i]) * x[t, size + i]; else out[t, i] = activation(x[t, i]).
 struct ActivationArgs {
@@ -302,12 +308,17 @@ struct WriteKvArgs {
 };
 void write_kv(const WriteKvArgs& args);
 
-// Both at once, a token at a time; `rope` and `write` are of the same rows.
-void rope_and_write_kv(const RopeArgs& rope, const WriteKvArgs& write);
+// Both, of the same rows.
+struct NewTokens {
+    RopeArgs rope;
+    WriteKvArgs write;
+};
+// Tokens [first, end), by the calling thread.
+void rope_and_write_kv(const NewTokens& tokens, int64_t first, int64_t end);
 
 // Causal attention of the new tokens of each sequence (prefill, chunk or decode alike) over its
-// paged cache, which already holds them. Over codes, queries and softmax weights are rounded to 16
-// bits, so that products are whole numbers.
+// paged cache, which holds them already, or gets them of `new_tokens` right before they are read.
+// Over codes, queries and softmax weights are rounded to 16 bits, so that products are whole numbers.
 struct AttentionArgs {
     const void* q;  // [num_tokens, num_heads, head_dim], tokens q_stride apart
     int64_t q_stride;
@@ -326,11 +337,11 @@ struct AttentionArgs {
     int64_t window;  // 0: none; else a query sees itself and window - 1 tokens before it
     DType dtype;     // of q and out
     int num_threads;
+    const NewTokens* new_tokens = nullptr;
 };
 void attention(const AttentionArgs& args);
 
-// A token of each row: -1 where the row holds a NaN or its maximum is not finite, the lowest id of
-// the maximum at temperature 0, else a draw as the op `sample` defines it.
+// As sample() of sampling_row.h takes them.
 struct SampleArgs {
     const float* logits;
     int64_t stride;
@@ -346,7 +357,6 @@ struct SampleArgs {
     int32_t* tokens;
     int num_threads;
 };
-void sample(const SampleArgs& args);
 
 // logits[rows[m], id] = -inf where bit id % 32 of mask[m, id / 32] is 0.
 struct MaskArgs {

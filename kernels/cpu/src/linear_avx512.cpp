@@ -2,7 +2,8 @@
 // linear stream, read once and reused in registers (at one row: memory bandwidth); above, a block
 // of the panel stays in cache while the row tiles pass over it.
 #include "epilogue_avx512.h"
-#include "threads.h"
+#include "norm_rows_avx512.h"
+#include "on_demand.h"
 #include "tile_avx512.h"
 
 namespace hal::cpu {
@@ -13,9 +14,29 @@ namespace {
 constexpr int64_t kBlockRows = 96;
 constexpr int64_t kBlockDepth = 256;
 
+// How much of x may stay in L2 beside the panel of the weight.
+constexpr int64_t kBlockBytes = 512 << 10;
+
 struct Block {
     int64_t panel;
     Range rows;
+};
+
+// Every block in an order in which neighbours share a panel, and panels a group of blocks of x as
+// large as stays in cache; where a single one does not, all of x.
+struct Blocks {
+    const LinearArgs& args;
+    int64_t panels = args.shape.num_panels();
+    int64_t per_panel = ceil_div(args.m, kBlockRows);
+    int64_t fitting = kBlockBytes * args.shape.step() / (4 * kBlockRows * args.shape.k);
+    int64_t group = fitting < 1 || fitting > per_panel ? per_panel : fitting;
+
+    int64_t count() const { return panels * per_panel; }
+    Block at(int64_t index) const {
+        const int64_t first = index / (panels * group) * group, within = index % (panels * group);
+        const int64_t size = per_panel - first < group ? per_panel - first : group;
+        return {within / size, share(args.m, first + within % size, per_panel)};
+    }
 };
 
 template <class T>
@@ -45,12 +66,38 @@ void run_block(const LinearArgs& args, const Block& block) {
     }
 }
 
+// Tokens that are normed together, where a norm is asked for.
+constexpr int64_t kNormTokens = 8;
+
+// Where the norm of x is asked for, rows of it once they are needed.
+class NormedX {
+  public:
+    NormedX(const LinearArgs& args, Arena& arena)
+        : args_(args), on_demand_(arena, args.norm ? ceil_div(args.m, kNormTokens) : 0) {}
+
+    void need(const Range& rows) const {
+        if (args_.norm == nullptr) return;
+        const Range units{rows.begin / kNormTokens, ceil_div(rows.end, kNormTokens)};
+        on_demand_.need(units, [&](int64_t unit) {
+            const int64_t end = (unit + 1) * kNormTokens;
+            norm_rows(*args_.norm, {unit * kNormTokens, end < args_.m ? end : args_.m});
+        });
+    }
+
+  private:
+    const LinearArgs& args_;
+    OnDemand on_demand_;
+};
+
 template <class T>
 void run(const LinearArgs& args) {
-    // Consecutive blocks share a panel, which therefore stays in this core's L2.
-    const int64_t row_blocks = ceil_div(args.m, kBlockRows);
-    for_each(args.num_threads, args.shape.num_panels() * row_blocks, true, [&](int64_t i) {
-        run_block<T>(args, {i / row_blocks, share(args.m, i % row_blocks, row_blocks)});
+    static thread_local Arena arena;
+    const NormedX x(args, arena);
+    const Blocks blocks{args};
+    for_each(args.num_threads, blocks.count(), true, [&](int64_t i) {
+        const Block block = blocks.at(i);
+        x.need(block.rows);
+        run_block<T>(args, block);
     });
 }
 

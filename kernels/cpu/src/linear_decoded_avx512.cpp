@@ -7,7 +7,8 @@
 // the tiles of linear_avx512.cpp measured slower at every number of tokens up to 128.
 #include "decode_avx512.h"
 #include "epilogue_avx512.h"
-#include "threads.h"
+#include "norm_rows_avx512.h"
+#include "on_demand.h"
 
 namespace hal::cpu {
 namespace {
@@ -42,29 +43,66 @@ struct Tile {
     int64_t size() const { return tokens.end - tokens.begin; }
 };
 
+// Of 64 bytes of which `bytes` are there.
+inline __mmask64 byte_mask(int64_t bytes) {
+    if (bytes >= 64) return ~__mmask64(0);
+    return bytes > 0 ? (__mmask64(1) << bytes) - 1 : 0;
+}
+
+// 16 times 32 bits of every token of a tile, from column k. Bits are moved as they are.
 template <class T>
-struct Tiling {
-    const QuantizedLinearArgs& args;
-    int64_t count = ceil_div(args.m, kTileTokens);
-
-    int64_t row_size() const { return 4 * args.shape.units(); }
-    Tile<T> tile(int64_t index) const {
-        const Range tokens = share(args.m, index, count);
-        return {tokens, static_cast<T*>(args.scratch) + tokens.begin * row_size()};
+void interleave(const QuantizedLinearArgs& args, const Tile<T>& tile, int64_t k, int64_t row_size) {
+    constexpr int64_t step = 4 / sizeof(T);
+    const T* x = static_cast<const T*>(args.x) + tile.tokens.begin * args.x_stride + k;
+    T* to = tile.x + k * tile.size();
+    const __mmask64 mask = byte_mask((args.shape.k - k) * int64_t(sizeof(T)));
+    if (tile.size() == 1) {
+        const __mmask64 stored = byte_mask((row_size - k) * int64_t(sizeof(T)));
+        _mm512_mask_storeu_epi8(to, stored, _mm512_maskz_loadu_epi8(mask, x));
+        return;
     }
-    int64_t index_of(int64_t token) const { return ((token + 1) * count - 1) / args.m; }
+    __m512i rows[kTileTokens] = {};
+    for (int64_t m = 0; m < tile.size(); ++m) {
+        rows[m] = _mm512_maskz_loadu_epi8(mask, x + m * args.x_stride);
+    }
+    transpose16(rows);
+    const __mmask16 tokens = tail_mask(tile.size());
+    for (int64_t i = 0; i < kLanes && k + i * step < row_size; ++i) {
+        _mm512_mask_storeu_epi32(to + i * step * tile.size(), tokens, rows[i]);
+    }
+}
 
-    void interleave(const Range& tokens) const {
-        constexpr int64_t step = 4 / sizeof(T);
-        for (int64_t token = tokens.begin; token < tokens.end; ++token) {
-            const Tile<T> to = tile(index_of(token));
-            const T* from = static_cast<const T*>(args.x) + token * args.x_stride;
-            T* column = to.x + (token - to.tokens.begin) * step;
-            for (int64_t k = 0; k < row_size(); ++k) {
-                column[k / step * step * to.size() + k % step] = k < args.shape.k ? from[k] : T{};
-            }
+// x of one product: each tile is normed, where that is asked for, and interleaved when the first
+// thread needs it.
+template <class T>
+class InterleavedX {
+  public:
+    InterleavedX(const QuantizedLinearArgs& args, Arena& arena)
+        : args_(args), count_(ceil_div(args.m, kTileTokens)), on_demand_(arena, count_) {}
+
+    int64_t count() const { return count_; }
+    int64_t row_size() const { return 4 * args_.shape.units(); }
+    Tile<T> tile(int64_t index) const {
+        on_demand_.need({index, index + 1}, [&](int64_t unit) { make(place(unit)); });
+        return place(index);
+    }
+
+  private:
+    Tile<T> place(int64_t index) const {
+        const Range tokens = share(args_.m, index, count_);
+        return {tokens, static_cast<T*>(args_.scratch) + tokens.begin * row_size()};
+    }
+    void make(const Tile<T>& tile) const {
+        if (args_.norm != nullptr) norm_rows(*args_.norm, tile.tokens);
+        constexpr int64_t columns = 64 / sizeof(T);
+        for (int64_t k = 0; k < row_size(); k += columns) {
+            interleave(args_, tile, k, row_size());
         }
     }
+
+    const QuantizedLinearArgs& args_;
+    int64_t count_;
+    OnDemand on_demand_;
 };
 
 // dot[m][strip] += x of two columns . a decoded pair.
@@ -100,9 +138,11 @@ template <class Decoder, class T, int M, int NV>
     for (int64_t group = 0; group < groups; ++group) {
         __m512 dot[M][NV];
         __m512i zeros[NV];
+        const int64_t scales_at = first.scales_at(group), zeros_at = first.zeros_at(group);
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
-            zeros[v] = first.after(v).template zeros<Decoder>(group);
+            zeros[v] = Decoder::kHasZeros ? zero_points(first.begin + v * next_strip + zeros_at)
+                                          : _mm512_setzero_si512();
 #pragma GCC unroll 16
             for (int m = 0; m < M; ++m) dot[m][v] = _mm512_setzero_ps();
         }
@@ -125,7 +165,7 @@ template <class Decoder, class T, int M, int NV>
         }
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
-            const __m512 scale = first.after(v).template scales<Decoder>(group);
+            const __m512 scale = Decoder::scales(first.begin + v * next_strip + scales_at);
 #pragma GCC unroll 16
             for (int m = 0; m < M; ++m) {
                 float* sum = sums + m * kPanelRows + v * kLanes;
@@ -169,31 +209,30 @@ void run_tile(const QuantizedLinearArgs& args, int64_t index, const Tile<T>& til
 }
 
 template <class Decoder, class T>
-void run_share(const QuantizedLinearArgs& args, const Range& panels) {
-    const Tiling<T> tiling{args};
-    const int64_t tile_bytes = kTileTokens * tiling.row_size() * int64_t(sizeof(T));
+void run_share(const QuantizedLinearArgs& args, const InterleavedX<T>& x, const Range& panels) {
+    const int64_t tile_bytes = kTileTokens * x.row_size() * int64_t(sizeof(T));
     const int64_t block = tile_bytes < kBlockBytes ? kBlockBytes / tile_bytes : 1;
-    for (int64_t first = 0; first < tiling.count; first += block) {
-        const int64_t end = first + block < tiling.count ? first + block : tiling.count;
+    for (int64_t first = 0; first < x.count(); first += block) {
+        const int64_t end = first + block < x.count() ? first + block : x.count();
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            for (int64_t i = first; i < end; ++i) run_tile<Decoder>(args, panel, tiling.tile(i));
+            for (int64_t i = first; i < end; ++i) run_tile<Decoder>(args, panel, x.tile(i));
         }
     }
 }
 
 template <class T>
-void run_codes(const QuantizedLinearArgs& args, const Range& panels) {
-    if (!args.shape.is_int4()) return run_share<ByteDecoder, T>(args, panels);
-    if (args.shape.has_zeros) return run_share<NibbleDecoder<true>, T>(args, panels);
-    run_share<NibbleDecoder<false>, T>(args, panels);
+void run_codes(const QuantizedLinearArgs& args, const InterleavedX<T>& x, const Range& panels) {
+    if (!args.shape.is_int4()) return run_share<ByteDecoder>(args, x, panels);
+    if (args.shape.has_zeros) return run_share<NibbleDecoder<true>>(args, x, panels);
+    run_share<NibbleDecoder<false>>(args, x, panels);
 }
 
 template <class T>
 void run(const QuantizedLinearArgs& args) {
-    for_each_range(args.num_threads, args.m,
-                   [&](const Range& tokens) { Tiling<T>{args}.interleave(tokens); });
+    static thread_local Arena arena;
+    const InterleavedX<T> x(args, arena);
     for_each_range(args.num_threads, ceil_div(args.shape.n, kPanelRows),
-                   [&](const Range& panels) { run_codes<T>(args, panels); });
+                   [&](const Range& panels) { run_codes<T>(args, x, panels); });
 }
 
 }  // namespace

@@ -144,11 +144,12 @@ void run_tile(const QuantizedLinearArgs& args, const Range& strips, const Tile& 
 // are still in one.
 struct Sharing {
     const QuantizedLinearArgs& args;
-    const Tiling& tiling;
-    int64_t panel_strips = tiling.count == 1 ? 2 : kPanelRows / kLanes;
+    const RoundedX& x;
+    int64_t num_tiles = x.tiling().count;
+    int64_t panel_strips = num_tiles == 1 ? 2 : kPanelRows / kLanes;
 
     int64_t num_pairs() const {
-        return ceil_div(args.shape.num_strips(), panel_strips) * tiling.count;
+        return ceil_div(args.shape.num_strips(), panel_strips) * num_tiles;
     }
     Range strips(int64_t panel) const {
         const int64_t end = (panel + 1) * panel_strips, last = args.shape.num_strips();
@@ -162,7 +163,7 @@ inline Range cut(const Range& range, int64_t first, int64_t end) {
 }
 
 void run_range(const QuantizedLinearArgs& args, const Sharing& sharing, const Range& mine) {
-    const int64_t count = sharing.tiling.count;
+    const int64_t count = sharing.num_tiles;
     const int64_t fitting = kBlockBytes / (kTileTokens * args.shape.x_row_bytes());
     const int64_t block = fitting > 1 ? fitting : 1;
     for (int64_t first = 0; first < count; first += block) {
@@ -171,24 +172,19 @@ void run_range(const QuantizedLinearArgs& args, const Sharing& sharing, const Ra
             const Range tiles = cut({mine.begin - start, mine.end - start}, first,
                                     first + block < count ? first + block : count);
             for (int64_t i = tiles.begin; i < tiles.end; ++i) {
-                run_tile(args, sharing.strips(panel), sharing.tiling.tile(i));
+                run_tile(args, sharing.strips(panel), sharing.x.tile(i));
             }
         }
     }
 }
 
-// A few rows are rounded in less time than it takes to share them.
-constexpr int64_t kAloneElements = 8192;
-
 }  // namespace
 
 void quantized_linear(const QuantizedLinearArgs& args) {
     if (args.m == 0) return;
-    const bool is_shared = args.m * args.shape.k > kAloneElements;
-    const int64_t parts = chunks_for(is_shared ? args.num_threads : 1, args.m);
-    for_each_chunk(args.num_threads, parts, [&](int64_t part) { round_x(args, part, parts); });
-    const Tiling tiling{args};
-    const Sharing sharing{args, tiling};
+    static thread_local Arena arena;
+    const RoundedX x(args, arena);
+    const Sharing sharing{args, x};
     for_each_range(args.num_threads, sharing.num_pairs(),
                    [&](const Range& pairs) { run_range(args, sharing, pairs); });
 }

@@ -1,4 +1,6 @@
 // Packed weights: plain copies, which need no more than any CPU of the architecture has.
+#include <type_traits>
+
 #include "kernels.h"
 #include "threads.h"
 
@@ -11,36 +13,48 @@ inline float as_float(uint32_t bits) {
     return value;
 }
 
-// Rounded to nearest even; NaN stays NaN.
-inline uint16_t to_bf16(float value) {
+inline uint32_t bits_of(float value) {
     uint32_t bits;
     __builtin_memcpy(&bits, &value, sizeof bits);
-    if (value != value) return uint16_t(bits >> 16 | 0x40);
-    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return bits;
 }
 
-// Moves the exponent's bias from 15 to 127; below the smallest normal half the hidden bit that this
-// adds is taken off again.
+// Rounded to nearest even; NaN stays NaN.
+inline uint16_t to_bf16(float value) {
+    const uint32_t bits = bits_of(value);
+    const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    return uint16_t((is_nan ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Moves the exponent's bias from 15 to 127, of infinity and NaN to 255; below the smallest normal
+// half it counts units of 2^-24. Chosen by masks: of conditions GCC makes branches, and no vectors.
 inline float from_half(uint16_t half) {
-    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = uint32_t(half & 0x7fff) << 13;
-    if (magnitude >= 0x0f800000) return as_float(sign | (magnitude + 0x70000000));
-    if (magnitude < 0x00800000) {
-        const float value = as_float(magnitude + 0x38800000) - as_float(0x38800000);
-        return sign != 0 ? -value : value;
-    }
-    return as_float(sign | (magnitude + 0x38000000));
+    const uint32_t sign = uint32_t(half & 0x8000) << 16;
+    const int32_t magnitude = half & 0x7fff;
+    const uint32_t is_special = -uint32_t(magnitude >= 0x7c00);
+    const uint32_t is_small = -uint32_t(magnitude < 0x400);
+    const uint32_t large = (uint32_t(magnitude) << 13) + 0x38000000 + (is_special & 0x38000000);
+    const uint32_t small = bits_of(float(magnitude) * 0x1p-24f);
+    return as_float(sign | (small & is_small) | (large & ~is_small));
 }
 
-inline float to_float(const PackArgs& args, int64_t index) {
-    switch (args.src_dtype) {
-        case DType::kFloat32:
-            return static_cast<const float*>(args.src)[index];
-        case DType::kBfloat16:
-            return as_float(uint32_t(static_cast<const Bf16*>(args.src)[index].bits) << 16);
-        default:
-            break;
-    }
-    return from_half(static_cast<const uint16_t*>(args.src)[index]);
+struct Half {
+    uint16_t bits;
+};
+inline float to_float(float value) { return value; }
+inline float to_float(Bf16 value) { return as_float(uint32_t(value.bits) << 16); }
+inline float to_float(Half value) { return from_half(value.bits); }
+
+// Of equal types, bits are copied as they are: no conversion may flush a denormal weight.
+inline void convert(float from, float* to) { *to = from; }
+inline void convert(Bf16 from, Bf16* to) { *to = from; }
+template <class From>
+inline void convert(From from, float* to) {
+    *to = to_float(from);
+}
+template <class From>
+inline void convert(From from, Bf16* to) {
+    to->bits = to_bf16(to_float(from));
 }
 
 int64_t destination_row(const PackArgs& args, int64_t row) {
@@ -52,40 +66,69 @@ int64_t destination_row(const PackArgs& args, int64_t row) {
     return (row / kLanes * 2 + up) * kLanes + row % kLanes;
 }
 
+template <class From, class To>
 void pack_row(const PackArgs& args, int64_t row) {
+    constexpr int64_t step = 4 / sizeof(To);
     const PackedShape& shape = args.shape;
     const int64_t dst_row = destination_row(args, row);
-    const int64_t unit_stride = shape.panel_width(dst_row / kPanelRows) * shape.step();
-    const int64_t base = shape.row_offset(dst_row);
+    const int64_t unit_stride = shape.panel_width(dst_row / kPanelRows) * step;
+    const From* src = static_cast<const From*>(args.src) + row * args.src_stride;
+    To* dst = static_cast<To*>(args.dst) + shape.row_offset(dst_row);
     for (int64_t k = 0; k < shape.k; ++k) {
-        const int64_t index = base + k / shape.step() * unit_stride + k % shape.step();
-        const int64_t source = row * args.src_stride + k;
-        if (shape.dtype == DType::kFloat32) {
-            static_cast<float*>(args.dst)[index] = to_float(args, source);
-        } else if (args.src_dtype == DType::kBfloat16) {
-            // Bits are copied as they are: no conversion may flush a denormal weight.
-            static_cast<Bf16*>(args.dst)[index] = static_cast<const Bf16*>(args.src)[source];
-        } else {
-            static_cast<Bf16*>(args.dst)[index].bits = to_bf16(to_float(args, source));
+        convert(src[k], dst + k / step * unit_stride + k % step);
+    }
+}
+
+// 16 rows of some whole units, `stride` apart, to where they belong, `unit_stride` from unit to unit.
+template <class T>
+void transpose_units(const T* src, int64_t stride, int64_t columns, T* dst, int64_t unit_stride) {
+    constexpr int64_t step = 4 / sizeof(T);
+    for (int64_t c = 0; c < columns; c += step, dst += unit_stride) {
+        for (int64_t i = 0; i < kLanes; ++i) {
+            __builtin_memcpy(dst + i * step, src + i * stride + c, 4);
         }
     }
 }
 
-// 16 rows that stay together in the destination, same dtype: units of 4 bytes change places as they are.
+// 16 rows that stay together in the destination, of whole units.
+template <class From, class To>
 void pack_row_group(const PackArgs& args, int64_t row) {
+    constexpr int64_t step = 4 / sizeof(To), kChunk = 64;
     const PackedShape& shape = args.shape;
     const int64_t dst_row = destination_row(args, row);
-    const int64_t unit_bytes = shape.panel_width(dst_row / kPanelRows) * 4;
-    const int64_t element_bytes = 4 / shape.step();
-    const int64_t row_bytes = args.src_stride * element_bytes;
-    char* dst = static_cast<char*>(args.dst) + shape.row_offset(dst_row) * element_bytes;
-    const char* src = static_cast<const char*>(args.src) + row * row_bytes;
-    const int64_t units = shape.k / shape.step();
-    for (int64_t u = 0; u < units; ++u) {
-        for (int64_t i = 0; i < kLanes; ++i) {
-            __builtin_memcpy(dst + u * unit_bytes + i * 4, src + i * row_bytes + u * 4, 4);
-        }
+    const int64_t unit_stride = shape.panel_width(dst_row / kPanelRows) * step;
+    const From* src = static_cast<const From*>(args.src) + row * args.src_stride;
+    To* dst = static_cast<To*>(args.dst) + shape.row_offset(dst_row);
+    if constexpr (std::is_same_v<From, To>) {
+        return transpose_units(src, args.src_stride, shape.k, dst, unit_stride);
     }
+    To chunk[kLanes][kChunk];
+    for (int64_t k = 0; k < shape.k; k += kChunk) {
+        const int64_t left = shape.k - k, columns = left < kChunk ? left : kChunk;
+        for (int64_t i = 0; i < kLanes; ++i) {
+            const From* from = src + i * args.src_stride + k;
+            for (int64_t c = 0; c < columns; ++c) convert(from[c], chunk[i] + c);
+        }
+        transpose_units(chunk[0], kChunk, columns, dst + k / step * unit_stride, unit_stride);
+    }
+}
+
+template <class From, class To>
+void pack(const PackArgs& args) {
+    const bool has_groups =
+        args.first_row % kLanes == 0 && args.shape.k % args.shape.step() == 0;
+    for_each(args.num_threads, ceil_div(args.rows, kLanes), true, [&](int64_t group) {
+        const int64_t begin = group * kLanes;
+        if (has_groups && begin + kLanes <= args.rows) return pack_row_group<From, To>(args, begin);
+        for (int64_t row = begin; row < begin + kLanes && row < args.rows; ++row) {
+            pack_row<From, To>(args, row);
+        }
+    });
+}
+
+template <class From>
+void pack_from(const PackArgs& args) {
+    args.shape.dtype == DType::kFloat32 ? pack<From, float>(args) : pack<From, Bf16>(args);
 }
 
 inline float not_a_number(const float*) { return __builtin_nanf(""); }
@@ -109,16 +152,9 @@ void gather_row(const PackedGatherArgs& args, int64_t i) {
 }  // namespace
 
 void pack_rows(const PackArgs& args) {
-    const int64_t groups = ceil_div(args.rows, kLanes);
-    const bool transposable = args.src_dtype == args.shape.dtype && args.first_row % kLanes == 0 &&
-                              args.shape.k % args.shape.step() == 0;
-    for_each(args.num_threads, groups, true, [&](int64_t group) {
-        const int64_t begin = group * kLanes;
-        if (transposable && begin + kLanes <= args.rows) return pack_row_group(args, begin);
-        for (int64_t row = begin; row < begin + kLanes && row < args.rows; ++row) {
-            pack_row(args, row);
-        }
-    });
+    if (args.src_dtype == DType::kFloat32) return pack_from<float>(args);
+    if (args.src_dtype == DType::kBfloat16) return pack_from<Bf16>(args);
+    pack_from<Half>(args);
 }
 
 void gather_packed_rows(const PackedGatherArgs& args) {

@@ -3,8 +3,12 @@
 #include "counters.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
+#include <cerrno>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -17,6 +21,30 @@ namespace {
 constexpr int kSpins = 4000;
 constexpr int kMaxThreads = 256;
 constexpr int64_t kMaxChunks = 0xffff;
+
+using CpuSets = std::vector<std::vector<int>>;
+
+// Of every pool of this process, a forked child's too; never destroyed, like the pools.
+CpuSets& bound_cpus() {
+    static CpuSets& cpus = *new CpuSets;
+    return cpus;
+}
+
+int bind(pthread_t thread, const std::vector<int>& cpus) {
+#if defined(__linux__)
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (const int cpu : cpus) {
+        if (cpu < 0 || cpu >= CPU_SETSIZE) return EINVAL;
+        CPU_SET(cpu, &set);
+    }
+    return pthread_setaffinity_np(thread, sizeof set, &set);
+#else
+    (void)thread;
+    (void)cpus;
+    return ENOSYS;
+#endif
+}
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -60,7 +88,8 @@ class alignas(64) Share {
 
 class Pool {
   public:
-    void run(int threads, int64_t chunks, RunChunk run, const void* context) {
+    // Without `helps` a thread does its own share only.
+    void run(int threads, int64_t chunks, RunChunk run, const void* context, bool helps = true) {
         const std::lock_guard<std::mutex> turn(turn_);
         grow(threads - 1);
         const uint32_t step = step_.load(std::memory_order_relaxed) + 1;
@@ -71,6 +100,7 @@ class Pool {
             shares_[t].set(step, chunks * t / threads, chunks * (t + 1) / threads);
         }
         threads_.store(threads, std::memory_order_relaxed);
+        num_shares_.store(helps ? threads : 1, std::memory_order_relaxed);
         step_.store(step, std::memory_order_release);
         step_.notify_all();
         work(step, 0, threads);
@@ -79,10 +109,20 @@ class Pool {
         }
     }
 
+    int bind_workers(const CpuSets& cpus) {
+        const std::lock_guard<std::mutex> turn(turn_);
+        bound_cpus() = cpus;
+        grow(int(cpus.size()));
+        int failure = 0;
+        for (size_t i = 0; i < cpus.size() && !failure; ++i) failure = bind(workers_[i], cpus[i]);
+        return failure;
+    }
+
   private:
     // run_ and context_ are read only with a chunk in hand, so while run() waits for it.
     void work(uint32_t step, int self, int threads) {
-        for (int i = 0; i < threads; ++i) {
+        const int num_shares = num_shares_.load(std::memory_order_relaxed);
+        for (int i = 0; i < num_shares; ++i) {
             Share& share = shares_[(self + i) % threads];
             for (int64_t chunk; (chunk = share.take(step)) >= 0;) {
                 run_(context_, chunk);
@@ -101,17 +141,23 @@ class Pool {
     }
 
     void grow(int workers) {
-        for (; num_workers_ < workers; ++num_workers_) {
-            std::thread(&Pool::serve, this, num_workers_ + 1).detach();
+        while (int(workers_.size()) < workers) {
+            const size_t index = workers_.size();
+            std::thread worker(&Pool::serve, this, int(index) + 1);
+            workers_.push_back(worker.native_handle());
+            worker.detach();
+            // In a forked child: these CPUs were accepted when they were set.
+            if (index < bound_cpus().size()) bind(workers_.back(), bound_cpus()[index]);
         }
     }
 
     std::mutex turn_;
-    int num_workers_ = 0;
+    std::vector<pthread_t> workers_;  // they never end, so their handles stay valid
     RunChunk run_ = nullptr;
     const void* context_ = nullptr;
     Share shares_[kMaxThreads];
     alignas(64) std::atomic<int> threads_{0};
+    std::atomic<int> num_shares_{0};
     alignas(64) std::atomic<uint32_t> step_{0};
     alignas(64) std::atomic<uint32_t> left_{0};
 };
@@ -133,6 +179,14 @@ Pool& pool() {
 
 }  // namespace
 
+void wait_a_turn(int turns) {
+    if (turns < kSpins) {
+        relax();
+    } else {
+        std::this_thread::yield();
+    }
+}
+
 void run_chunks(int num_threads, int64_t num_chunks, RunChunk run, const void* context) {
     const int64_t most = num_threads < kMaxThreads ? num_threads : kMaxThreads;
     const int threads = int(num_chunks < most ? num_chunks : most);
@@ -142,6 +196,26 @@ void run_chunks(int num_threads, int64_t num_chunks, RunChunk run, const void* c
     }
     count_barrier();
     pool().run(threads, num_chunks, run, context);
+}
+
+int bind_threads(const CpuSets& cpus) {
+    return cpus.size() < kMaxThreads ? pool().bind_workers(cpus) : EINVAL;
+}
+
+void touch_pages(char* memory, int64_t bytes, int num_threads) {
+    constexpr int64_t kPage = 4096;  // the smallest there is
+    const int threads = num_threads < kMaxThreads ? num_threads : kMaxThreads;
+    const auto touch = [=](int64_t part) {
+        const int64_t end = bytes * (part + 1) / threads;
+        for (int64_t i = bytes * part / threads; i < end; i += kPage) {
+            *const_cast<volatile char*>(memory + i) = 0;
+        }
+    };
+    using Touch = decltype(touch);
+    const RunChunk run = [](const void* context, int64_t part) {
+        (*static_cast<const Touch*>(context))(part);
+    };
+    pool().run(threads, threads, run, &touch, false);
 }
 
 }  // namespace hal::cpu

@@ -2,8 +2,9 @@
 // query rows (a new token, a head of the group) of one KV head; lanes are rows, so that scores of a
 // key need no sum across lanes and keys and values are read where they lie.
 //
-// Keys are summed in order in tiles of 64 at fixed positions, whatever the batch, the chunk and the
-// number of threads, so none of them changes a bit.
+// Keys are summed in order in tiles of 64 inside splits of 512 at fixed positions, and splits are
+// merged in order, whatever the batch, the chunk and the number of threads, so none of them changes
+// a bit. Where there are few items for the threads, each split of a decode is an item of its own.
 #pragma once
 
 #include "arena.h"
@@ -14,6 +15,7 @@ namespace hal::cpu {
 namespace {
 
 constexpr int64_t kTileKeys = 64;
+constexpr int64_t kSplitKeys = 512;
 constexpr int64_t kItemRows = kPanelRows;
 
 // Finite, so that differences of two are: of a key that a row does not see, and of no key yet.
@@ -27,6 +29,18 @@ struct AttentionItem {
     Range keys;  // seen by any of the rows
 };
 
+// Of one split, or of all so far, of each row: sums of weights and of weighted values, relative to
+// e^maximum.
+struct PartialSums {
+    float* maximum;
+    float* sum;
+    float* output;  // [rows][head_dim]
+
+    static int64_t num_floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+    PartialSums(float* memory, int64_t rows)
+        : maximum(memory), sum(memory + rows), output(memory + 2 * rows) {}
+};
+
 // Of one item. Panels are [64 rows][64 columns].
 struct AttentionScratch {
     float* queries;  // [head_dim][width]
@@ -37,9 +51,11 @@ struct AttentionScratch {
     float* sum;
     float* correction;
     int32_t* positions;
+    float* total;  // PartialSums
 
     static int64_t num_floats(int64_t head_dim) {
-        return (2 * head_dim + round_up(head_dim, kPanelRows) + kTileKeys + 4) * kPanelRows;
+        return (2 * head_dim + round_up(head_dim, kPanelRows) + kTileKeys + 4) * kPanelRows +
+               PartialSums::num_floats(kItemRows, head_dim);
     }
     AttentionScratch(char* memory, int64_t head_dim) {
         queries = reinterpret_cast<float*>(memory);
@@ -50,6 +66,7 @@ struct AttentionScratch {
         sum = maximum + kPanelRows;
         correction = sum + kPanelRows;
         positions = reinterpret_cast<int32_t*>(correction + kPanelRows);
+        total = correction + 2 * kPanelRows;
     }
 };
 
@@ -58,13 +75,82 @@ class ItemAttention {
   public:
     ItemAttention(const AttentionArgs& args, const AttentionItem& item, AttentionScratch scratch)
         : args_(args), item_(item), scratch_(scratch), head_dim_(args.kv_shape.head_dim),
-          rows_(item.rows.end - item.rows.begin), width_(round_up(rows_, kLanes)) {}
+          rows_(item.rows.end - item.rows.begin), width_(round_up(rows_, kLanes)),
+          total_(scratch.total, rows_) {}
 
+    // Writes the output.
     void run() {
         load_queries();
+        clear(total_);
         for (int64_t key = item_.keys.begin; key < item_.keys.end;) {
+            const int64_t end = key / kSplitKeys * kSplitKeys + kSplitKeys;
+            const Range split{key, end < item_.keys.end ? end : item_.keys.end};
+            run_split(split);
+            add_split(total_);
+            key = split.end;
+        }
+        store_output();
+    }
+
+    // Of an item with the keys of one split; writes its sums, for add_partial.
+    void run_partial(float* memory) {
+        const PartialSums to(memory, rows_);
+        load_queries();
+        run_split(item_.keys);
+        clear(to);
+        add_split(to);
+    }
+
+    // Writes the output that the sums of all splits make.
+    void merge(const float* memory, int64_t splits) {
+        clear(total_);
+        for (int64_t i = 0; i < splits; ++i) {
+            const int64_t size = PartialSums::num_floats(rows_, head_dim_);
+            const PartialSums from(const_cast<float*>(memory) + i * size, rows_);
+            for (int64_t row = 0; row < rows_; ++row) {
+                const float* output = from.output + row * head_dim_;
+                add(total_, row, from.maximum[row], from.sum[row],
+                    [&](int64_t k) { return load(output + k); });
+            }
+        }
+        store_output();
+    }
+
+  private:
+    void clear(const PartialSums& sums) const {
+        for (int64_t row = 0; row < rows_; ++row) {
+            sums.maximum[row] = kNoMaximum;
+            sums.sum[row] = 0.0f;
+        }
+        for (int64_t i = 0; i < rows_ * head_dim_; i += kWidth) store(sums.output + i, zeros());
+    }
+    // Adds what output(k) weighs relative to e^maximum. To nothing, it gives exactly that; of no key
+    // that the row sees, it adds exactly nothing.
+    template <class Output>
+    void add(const PartialSums& to, int64_t row, float maximum, float sum, const Output& output) const {
+        const float before = to.maximum[row], after = maximum > before ? maximum : before;
+        const Floats kept = exp(splat(before - after)), added = exp(splat(maximum - after));
+        alignas(64) float sums[kWidth];
+        store(sums, fma(splat(sum), added, splat(to.sum[row]) * kept));
+        to.maximum[row] = after;
+        to.sum[row] = sums[0];
+        float* value = to.output + row * head_dim_;
+        for (int64_t k = 0; k < head_dim_; k += kWidth) {
+            store(value + k, fma(output(k), added, load(value + k) * kept));
+        }
+    }
+    void add_split(const PartialSums& to) const {
+        for (int64_t row = 0; row < rows_; ++row) {
+            add(to, row, scratch_.maximum[row], scratch_.sum[row],
+                [&](int64_t k) { return load(output_at(row, k)); });
+        }
+    }
+
+    void run_split(const Range& split) {
+        clear_split();
+        for (int64_t key = split.begin; key < split.end;) {
             const int64_t end = key / kTileKeys * kTileKeys + kTileKeys;
-            const Range tile{key, end < item_.keys.end ? end : item_.keys.end};
+            const Range tile{key, end < split.end ? end : split.end};
             const auto score_part = [&](int64_t first, int64_t count, const float* keys) {
                 score(tile, first, count, keys);
             };
@@ -76,10 +162,8 @@ class ItemAttention {
             visit_blocks(tile, plane(), add_part);
             key = tile.end;
         }
-        store_output();
     }
 
-  private:
     // Elements of a block's keys, and of its values.
     int64_t plane() const { return args_.kv_shape.num_kv_heads * args_.kv_shape.block_size * head_dim_; }
     int64_t group() const { return args_.num_heads / args_.kv_shape.num_kv_heads; }
@@ -105,6 +189,10 @@ class ItemAttention {
                 for (int i = 0; i < kWidth; ++i) scratch_.queries[(k + i) * width_ + row] = values[i];
             }
             scratch_.positions[row] = int32_t(before + token(from));
+        }
+    }
+    void clear_split() {
+        for (int64_t row = 0; row < width_; ++row) {
             scratch_.maximum[row] = kNoMaximum;
             scratch_.sum[row] = 0.0f;
         }
@@ -236,10 +324,9 @@ class ItemAttention {
         for (int64_t row = 0; row < rows_; ++row) {
             const int64_t token_row = args_.cu_seqlens_q[item_.sequence] + token(row);
             T* out = static_cast<T*>(args_.out) + token_row * args_.out_stride + column(row);
-            const Floats sum = splat(scratch_.sum[row]);
-            for (int64_t k = 0; k < head_dim_; k += kWidth) {
-                store(out + k, load(output_at(row, k)) / sum);
-            }
+            const Floats sum = splat(total_.sum[row]);
+            const float* output = total_.output + row * head_dim_;
+            for (int64_t k = 0; k < head_dim_; k += kWidth) store(out + k, load(output + k) / sum);
         }
     }
 
@@ -249,6 +336,7 @@ class ItemAttention {
     const int64_t head_dim_;
     const int64_t rows_;
     const int64_t width_;
+    const PartialSums total_;
 };
 
 // The `chunk`th 64 rows of a sequence.
@@ -262,36 +350,127 @@ inline AttentionItem item_at(const AttentionArgs& args, int64_t sequence, int64_
     return {sequence, kv_head, rows, {first > 0 ? first : 0, before + (rows.end - 1) / group + 1}};
 }
 
-// Every parts-th item, from `part` on: later ones of a prefill see more keys.
-template <class T>
-void run_items(const AttentionArgs& args, int64_t part, int64_t parts) {
-    static thread_local Arena arena;
-    const int64_t head_dim = args.kv_shape.head_dim;
-    const AttentionScratch scratch(arena.reserve(4 * AttentionScratch::num_floats(head_dim)),
-                                   head_dim);
-    const int64_t group = args.num_heads / args.kv_shape.num_kv_heads;
-    int64_t index = 0;
-    for (int64_t sequence = 0; sequence < args.num_seqs; ++sequence) {
-        const int64_t tokens = args.cu_seqlens_q[sequence + 1] - args.cu_seqlens_q[sequence];
-        const int64_t chunks = ceil_div(tokens * group, kItemRows);
-        for (int64_t i = 0; i < chunks * args.kv_shape.num_kv_heads; ++i) {
-            if (index++ % parts != part) continue;
-            const AttentionItem item =
-                item_at(args, sequence, i / chunks, tokens * group, i % chunks);
-            ItemAttention<T>(args, item, scratch).run();
+// How the work of a step is cut into items: bits do not depend on it.
+class AttentionWork {
+  public:
+    explicit AttentionWork(const AttentionArgs& args) : args_(args) {
+        for (int64_t sequence = 0; sequence < args.num_seqs; ++sequence) {
+            num_items_ += num_chunks(sequence) * args.kv_shape.num_kv_heads;
+        }
+        splits_ = args.num_threads > 1 && num_items_ < 2 * args.num_threads;
+    }
+
+    int64_t most_items() const { return splits_ ? 4 * args_.num_threads : num_items_; }
+
+    // Calls whole(item) or part(item, offset) for every item in a fixed order, the offset being where
+    // its sums go, in floats. Returns how many all sums take.
+    template <class Whole, class Part>
+    int64_t visit(const Whole& whole, const Part& part) const {
+        int64_t offset = 0;
+        for (int64_t sequence = 0; sequence < args_.num_seqs; ++sequence) {
+            const int64_t chunks = num_chunks(sequence);
+            for (int64_t i = 0; i < chunks * args_.kv_shape.num_kv_heads; ++i) {
+                AttentionItem item =
+                    item_at(args_, sequence, i / chunks, num_rows(sequence), i % chunks);
+                if (!is_split(item)) {
+                    whole(item);
+                    continue;
+                }
+                const Range keys = item.keys;
+                for (int64_t split = 0; split < num_splits(keys); ++split) {
+                    const int64_t end = (keys.begin / kSplitKeys + split + 1) * kSplitKeys;
+                    const int64_t begin = split == 0 ? keys.begin : end - kSplitKeys;
+                    item.keys = {begin, end < keys.end ? end : keys.end};
+                    part(item, offset);
+                    offset += sums_of(item);
+                }
+            }
+        }
+        return offset;
+    }
+
+    // Calls merge(item, offset, splits) for those that were visited in parts.
+    template <class Merge>
+    void visit_split(const Merge& merge) const {
+        int64_t offset = 0;
+        for (int64_t sequence = 0; sequence < args_.num_seqs; ++sequence) {
+            const int64_t chunks = num_chunks(sequence);
+            for (int64_t i = 0; i < chunks * args_.kv_shape.num_kv_heads; ++i) {
+                const AttentionItem item =
+                    item_at(args_, sequence, i / chunks, num_rows(sequence), i % chunks);
+                if (!is_split(item)) continue;
+                const int64_t splits = num_splits(item.keys);
+                merge(item, offset, splits);
+                offset += splits * sums_of(item);
+            }
         }
     }
+
+  private:
+    static int64_t num_splits(const Range& keys) {
+        return (keys.end - 1) / kSplitKeys - keys.begin / kSplitKeys + 1;
+    }
+    bool is_split(const AttentionItem& item) const { return splits_ && num_splits(item.keys) > 1; }
+    int64_t num_rows(int64_t sequence) const {
+        const int64_t tokens = args_.cu_seqlens_q[sequence + 1] - args_.cu_seqlens_q[sequence];
+        return tokens * (args_.num_heads / args_.kv_shape.num_kv_heads);
+    }
+    int64_t num_chunks(int64_t sequence) const { return ceil_div(num_rows(sequence), kItemRows); }
+    int64_t sums_of(const AttentionItem& item) const {
+        return PartialSums::num_floats(item.rows.end - item.rows.begin, args_.kv_shape.head_dim);
+    }
+
+    const AttentionArgs& args_;
+    int64_t num_items_ = 0;
+    bool splits_;
+};
+
+inline AttentionScratch attention_scratch(const AttentionArgs& args) {
+    static thread_local Arena arena;
+    const int64_t head_dim = args.kv_shape.head_dim;
+    return {arena.reserve(4 * AttentionScratch::num_floats(head_dim)), head_dim};
+}
+
+// Every parts-th item, from `part` on: later ones of a prefill see more keys.
+template <class T>
+void run_items(const AttentionArgs& args, const AttentionWork& work, float* sums, int64_t part,
+               int64_t parts) {
+    const AttentionScratch scratch = attention_scratch(args);
+    int64_t index = 0;
+    work.visit(
+        [&](const AttentionItem& item) {
+            if (index++ % parts == part) ItemAttention<T>(args, item, scratch).run();
+        },
+        [&](const AttentionItem& item, int64_t offset) {
+            if (index++ % parts != part) return;
+            ItemAttention<T>(args, item, scratch).run_partial(sums + offset);
+        });
+}
+
+template <class T>
+void run_attention_in(const AttentionArgs& args) {
+    static thread_local Arena arena;
+    const AttentionWork work(args);
+    const int64_t floats = work.visit([](const AttentionItem&) {},
+                                      [](const AttentionItem&, int64_t) {});
+    float* sums = reinterpret_cast<float*>(arena.reserve(4 * floats));
+    const int64_t parts = chunks_for(args.num_threads, work.most_items());
+    for_each_chunk(args.num_threads, parts, [&](int64_t part) {
+        run_items<T>(args, work, sums, part, parts);
+    });
+    if (floats == 0) return;
+    const AttentionScratch scratch = attention_scratch(args);
+    work.visit_split([&](const AttentionItem& item, int64_t offset, int64_t splits) {
+        ItemAttention<T>(args, item, scratch).merge(sums + offset, splits);
+    });
 }
 
 void run_attention(const AttentionArgs& args) {
-    const int64_t parts = chunks_for(args.num_threads, args.num_seqs * args.kv_shape.num_kv_heads);
-    for_each_chunk(args.num_threads, parts, [&](int64_t part) {
-        if (args.dtype == DType::kBfloat16) {
-            run_items<Bf16>(args, part, parts);
-        } else {
-            run_items<float>(args, part, parts);
-        }
-    });
+    if (args.dtype == DType::kBfloat16) {
+        run_attention_in<Bf16>(args);
+    } else {
+        run_attention_in<float>(args);
+    }
 }
 
 }  // namespace

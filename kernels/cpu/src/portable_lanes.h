@@ -14,6 +14,16 @@ inline constexpr int kParts = kLanes / kWidth;
 inline Floats zeros() { return splat(0.0f); }
 inline Ints broadcast(const int32_t* p) { return splat(*p); }
 
+inline Ints lane_ids() {
+    alignas(64) static constexpr int32_t kIds[] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                   8, 9, 10, 11, 12, 13, 14, 15};
+    return load_bytes(kIds);
+}
+// All bits of the first `count` lanes.
+inline Ints first_lanes(int64_t count) {
+    return is_greater(splat(int32_t(count < kWidth ? count : kWidth)), lane_ids());
+}
+
 // The even and the odd element of the pair of bfloat16 in each lane.
 inline Floats first_of_pair(Ints pairs) { return as_floats(shift_left<16>(pairs)); }
 inline Floats second_of_pair(Ints pairs) {

@@ -1,5 +1,6 @@
 // The registers of AVX2 with FMA and F16C, as the portable kernels see them: 8 lanes of 32 bits.
-// Included by *_avx2.cpp only, and everything has internal linkage, as in simd_avx512.h.
+// With the dot products of AVX-VNNI where the file is compiled for them. Internal linkage, as in
+// simd_avx512.h, because both kinds meet in one module.
 #pragma once
 
 #include <immintrin.h>
@@ -23,6 +24,10 @@ inline Ints as_ints(Floats v) { return _mm256_castps_si256(v); }
 
 inline Ints load_bytes(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+// One unsigned byte for each lane.
+inline Ints load_widened(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
 inline Floats load(const Bf16* p) {
@@ -62,10 +67,12 @@ inline Ints to_ints(Floats v) {
 
 inline Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+inline Ints mul(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
 inline Ints max(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
 inline Ints min(Ints a, Ints b) { return _mm256_min_epi32(a, b); }
 inline Ints bit_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
 inline Ints bit_or(Ints a, Ints b) { return _mm256_or_si256(a, b); }
+inline Ints bit_xor(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
 // Lanes of a where all bits of the mask are set, else of b.
 inline Ints choose(Ints mask, Ints a, Ints b) { return _mm256_blendv_epi8(b, a, mask); }
 template <int kBits>
@@ -79,10 +86,57 @@ inline Ints shift_right(Ints v) {
 }
 // All bits of a lane where a > b.
 inline Ints is_greater(Ints a, Ints b) { return _mm256_cmpgt_epi32(a, b); }
+inline Ints is_greater(Floats a, Floats b) { return as_ints(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+inline bool is_any(Ints mask) { return !_mm256_testz_si256(mask, mask); }
+
+// All 64 bits of products of unsigned lanes.
+struct WideProduct {
+    Ints high;
+    Ints low;
+};
+inline WideProduct wide_product(Ints v, uint32_t factor) {
+    const Ints f = splat(int32_t(factor));
+    const Ints even = _mm256_mul_epu32(v, f);
+    const Ints odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), f);
+    return {_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa),
+            _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa)};
+}
+
+// Of the lower, and the upper, four 16-bit values of every 128 bits one in each lane, unsigned.
+inline Ints lower_halves(Ints v) { return _mm256_unpacklo_epi16(v, _mm256_setzero_si256()); }
+inline Ints upper_halves(Ints v) { return _mm256_unpackhi_epi16(v, _mm256_setzero_si256()); }
 
 // Of four neighbouring columns of a row of weights in each lane, and of x in every lane.
 inline Ints low_nibbles(Ints codes) { return _mm256_and_si256(codes, _mm256_set1_epi8(15)); }
 inline Ints high_nibbles(Ints codes) { return low_nibbles(_mm256_srli_epi16(codes, 4)); }
+
+#if defined(__AVXVNNI__)
+
+// Sums of up to 32 columns of codes from 0 to 15 times codes of x.
+struct GroupSums {
+    Ints sums = _mm256_setzero_si256();
+
+    void add_products(Ints codes, Ints x) { sums = _mm256_dpbusd_avx_epi32(sums, codes, x); }
+    Ints total() const { return sums; }
+};
+
+// Codes of -127 to 127, of which the instruction takes code + 128.
+struct SignedCodes {
+    Ints codes;
+
+    explicit SignedCodes(Ints offset_codes) : codes(offset_codes) {}
+};
+struct RowSums {
+    Ints sums = _mm256_setzero_si256();
+
+    void add_products(const SignedCodes& w, Ints x) {
+        sums = _mm256_dpbusd_avx_epi32(sums, w.codes, x);
+    }
+    // offset: of each token, -128 times the sum of its codes.
+    Ints total(Ints offset) const { return add(sums, offset); }
+};
+
+#else
 
 // Sums of up to 32 columns of codes from 0 to 15 times codes of x. vpmaddubsw adds pairs of
 // products in 16 bits, which hold 16 of them: 16 * 15 * 127 < 2^15.
@@ -113,8 +167,10 @@ struct RowSums {
         const __m256i pairs = _mm256_maddubs_epi16(w.magnitudes, _mm256_sign_epi8(x, w.codes));
         sums = add(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-    Ints total() const { return sums; }
+    Ints total(Ints) const { return sums; }
 };
+
+#endif
 
 }  // namespace
 }  // namespace hal::cpu

@@ -23,6 +23,13 @@ inline Ints as_ints(Floats v) { return vreinterpretq_s32_f32(v); }
 inline Ints load_bytes(const void* p) {
     return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p)));
 }
+// One unsigned byte for each lane.
+inline Ints load_widened(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    const uint16x8_t halves = vmovl_u8(vcreate_u8(four));
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(halves)));
+}
 inline Floats load(const float* p) { return vld1q_f32(p); }
 inline Floats load(const Bf16* p) {
     const uint16x4_t bits = vld1_u16(reinterpret_cast<const uint16_t*>(p));
@@ -55,10 +62,12 @@ inline Ints to_ints(Floats v) { return vcvtnq_s32_f32(v); }
 
 inline Ints add(Ints a, Ints b) { return vaddq_s32(a, b); }
 inline Ints sub(Ints a, Ints b) { return vsubq_s32(a, b); }
+inline Ints mul(Ints a, Ints b) { return vmulq_s32(a, b); }
 inline Ints max(Ints a, Ints b) { return vmaxq_s32(a, b); }
 inline Ints min(Ints a, Ints b) { return vminq_s32(a, b); }
 inline Ints bit_and(Ints a, Ints b) { return vandq_s32(a, b); }
 inline Ints bit_or(Ints a, Ints b) { return vorrq_s32(a, b); }
+inline Ints bit_xor(Ints a, Ints b) { return veorq_s32(a, b); }
 // Lanes of a where all bits of the mask are set, else of b.
 inline Ints choose(Ints mask, Ints a, Ints b) {
     return vbslq_s32(vreinterpretq_u32_s32(mask), a, b);
@@ -74,6 +83,29 @@ inline Ints shift_right(Ints v) {
 }
 // All bits of a lane where a > b.
 inline Ints is_greater(Ints a, Ints b) { return vreinterpretq_s32_u32(vcgtq_s32(a, b)); }
+inline Ints is_greater(Floats a, Floats b) { return vreinterpretq_s32_u32(vcgtq_f32(a, b)); }
+inline bool is_any(Ints mask) { return vmaxvq_u32(vreinterpretq_u32_s32(mask)) != 0; }
+
+// All 64 bits of products of unsigned lanes.
+struct WideProduct {
+    Ints high;
+    Ints low;
+};
+inline WideProduct wide_product(Ints v, uint32_t factor) {
+    const uint32x4_t x = vreinterpretq_u32_s32(v), f = vdupq_n_u32(factor);
+    const uint32x4_t low = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(x), vget_low_u32(f)));
+    const uint32x4_t high = vreinterpretq_u32_u64(vmull_high_u32(x, f));
+    return {vreinterpretq_s32_u32(vuzp2q_u32(low, high)),
+            vreinterpretq_s32_u32(vuzp1q_u32(low, high))};
+}
+
+// Of the lower, and the upper, four 16-bit values one in each lane, unsigned.
+inline Ints lower_halves(Ints v) {
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vreinterpretq_u16_s32(v))));
+}
+inline Ints upper_halves(Ints v) {
+    return vreinterpretq_s32_u32(vmovl_high_u16(vreinterpretq_u16_s32(v)));
+}
 
 // Of four neighbouring columns of a row of weights in each lane, and of x in every lane.
 inline Ints low_nibbles(Ints codes) {
@@ -111,7 +143,7 @@ struct RowSums {
     void add_products(const SignedCodes& w, Ints x) {
         sums = vdotq_s32(sums, w.codes, as_bytes(x));
     }
-    Ints total() const { return sums; }
+    Ints total(Ints) const { return sums; }
 };
 
 #else
@@ -136,7 +168,7 @@ struct RowSums {
         first = vpadalq_s16(first, vmull_s8(vget_low_s8(w.codes), vget_low_s8(as_bytes(x))));
         second = vpadalq_s16(second, vmull_high_s8(w.codes, as_bytes(x)));
     }
-    Ints total() const { return vpaddq_s32(first, second); }
+    Ints total(Ints) const { return vpaddq_s32(first, second); }
 };
 
 #endif

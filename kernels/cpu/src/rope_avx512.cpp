@@ -111,13 +111,11 @@ void write_kv(const WriteKvArgs& args) {
              [&](int64_t token) { write_token(args, token); });
 }
 
-void rope_and_write_kv(const RopeArgs& rope, const WriteKvArgs& write) {
-    const int64_t heads = rope.num_heads + 2 * rope.num_kv_heads;
-    const bool is_enough = rope.num_tokens * heads * rope.head_dim >= kParallelElements;
-    for_each(rope.num_threads, rope.num_tokens, is_enough, [&](int64_t token) {
-        rope_any(rope, token);
-        write_token(write, token);
-    });
+void rope_and_write_kv(const NewTokens& tokens, int64_t first, int64_t end) {
+    for (int64_t token = first; token < end; ++token) {
+        rope_any(tokens.rope, token);
+        write_token(tokens.write, token);
+    }
 }
 
 }  // namespace hal::cpu

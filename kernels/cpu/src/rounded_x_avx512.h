@@ -1,6 +1,8 @@
-// Rounds x of a product with codes.
+// Rounds x of a product with codes, each part of it when the first thread needs it.
 #pragma once
 
+#include "norm_rows_avx512.h"
+#include "on_demand.h"
 #include "quantize_avx512.h"
 #include "rounded_x.h"
 
@@ -11,64 +13,38 @@ constexpr int64_t kTileTokens = 16;
 
 using Tiling = TilesOf<kTileTokens>;
 
-inline FloatRow row_of(const QuantizedLinearArgs& args, int64_t token) {
-    const int64_t element = args.x_dtype == DType::kFloat32 ? 4 : 2;
-    return {static_cast<const char*>(args.x) + token * args.x_stride * element, args.x_dtype,
-            args.shape.k};
-}
+// Tokens of a tile that are rounded together, so that scales, sums and stores are of up to 16 tokens
+// at a time. `of`: which they are in their tile.
+struct Part {
+    Tile tile;
+    Range of;
 
-// int8: one scale for a token.
-
-// Codes of 16 columns of one token; returns their sum.
-inline int store_codes(int32_t* to, int64_t stride, int64_t units, __m512i codes) {
-    const __m128i bytes = _mm512_cvtepi32_epi8(codes);
-    alignas(16) int32_t lanes[4];
-    _mm_store_si128(reinterpret_cast<__m128i*>(lanes), bytes);
-    for (int64_t i = 0; i < 4 && i < units; ++i) to[i * stride] = lanes[i];
-    return _mm512_reduce_add_epi32(codes);
-}
-
-inline void round_token8(const QuantizedLinearArgs& args, int64_t token) {
-    const Tiling tiling{args};
-    const Tile tile = tiling.tile(tiling.index_of(token));
-    const QuantizedShape& shape = args.shape;
-    const FloatRow row = row_of(args, token);
-    const int64_t m = token - tile.tokens.begin;
-    __m512i largest = _mm512_setzero_si512();
-    for (int64_t k = 0; k < row.columns; k += kLanes) {
-        largest = _mm512_max_epu32(largest, magnitude_bits(row.load16(k)));
+    int64_t size() const { return of.end - of.begin; }
+    Range tokens() const { return {tile.tokens.begin + of.begin, tile.tokens.begin + of.end}; }
+    // Where these tokens stand in a row of what belongs to the tile.
+    template <class U>
+    U* in(U* rows, int64_t row) const {
+        return rows + row * tile.size() + of.begin;
     }
-    const Scale8 scale = scale8(_mm512_reduce_max_epu32(largest));
-    int sum = 0;
-    for (int64_t u = 0; u < shape.units(); u += 4) {
-        const __m512i codes = rounded_codes(row.load16(4 * u), scale.inverse);
-        sum += store_codes(tile.codes + u * tile.size() + m, tile.size(), shape.units() - u, codes);
-    }
-    tile.scales[m] = scale.scale;
-    tile.offsets[m] = -int(shape.offset()) * sum;
-}
+};
 
-// int4: a scale for every 32 columns of a token. All tokens of a tile are rounded together, in
-// chunks of 64 columns, so that scales, sums and stores are of 16 tokens at a time.
-
+// Columns are read in chunks, of which each half has a scale of its own in int4.
 constexpr int64_t kChunk = 64;
 constexpr int64_t kChunkUnits = kChunk / 4;
 constexpr int64_t kAheadBytes = 512;
 
-inline int64_t num_chunks(const QuantizedShape& shape) { return ceil_div(shape.x_groups(), 2); }
-
-// Columns first.. of every token of a tile; zeros stand for what lies behind the last column.
+// One chunk of every token; zeros stand for what lies behind the last column.
 template <class T>
 struct Chunk {
     const T* x;
     int64_t stride;
     __mmask16 masks[4];
 
-    Chunk(const QuantizedLinearArgs& args, const Tile& tile, int64_t first)
-        : x(static_cast<const T*>(args.x) + tile.tokens.begin * args.x_stride + first),
+    Chunk(const QuantizedLinearArgs& args, const Part& part, int64_t index)
+        : x(static_cast<const T*>(args.x) + part.tokens().begin * args.x_stride + index * kChunk),
           stride(args.x_stride) {
         for (int64_t q = 0; q < 4; ++q) {
-            const int64_t left = args.shape.k - first - q * kLanes;
+            const int64_t left = args.shape.k - index * kChunk - q * kLanes;
             masks[q] = left > 0 ? tail_mask(left) : __mmask16(0);
         }
     }
@@ -115,94 +91,198 @@ inline __m512i largest_of_rows(__m512i rows[kTileTokens]) {
     return largest;
 }
 
+// Of every token of a part.
+struct Scales {
+    __m512 scale;
+    alignas(64) float inverse[kTileTokens];
+
+    explicit Scales(__m512i largest_bits) {
+        __m512 inverses;
+        scales8(largest_bits, &scale, &inverses);
+        _mm512_store_ps(inverse, inverses);
+    }
+};
+
+// Sums of codes, a lane for every token.
+struct HalfSums {
+    __m512i half[2];
+};
+
+// Stores the codes of a chunk; returns the sums of its halves.
 template <class T>
-void round_chunk4(const QuantizedLinearArgs& args, const Tile& tile, int64_t index) {
-    const QuantizedShape& shape = args.shape;
-    const int64_t size = tile.size();
-    const __mmask16 tokens = tail_mask(size);
-    const int64_t halves = shape.x_groups() - 2 * index < 2 ? 1 : 2;
-    const Chunk<T> chunk(args, tile, index * kChunk);
-    alignas(64) float inverses[2][kTileTokens] = {};
+HalfSums store_chunk(const QuantizedShape& shape, const Part& part, int64_t index,
+                     const Chunk<T>& chunk, const float* inverse0, const float* inverse1) {
+    const __mmask16 tokens = tail_mask(part.size());
+    const int64_t units = shape.units() - index * kChunkUnits;
     __m512i rows[kTileTokens] = {};
-    for (int64_t half = 0; half < halves; ++half) {
-        for (int64_t m = 0; m < size; ++m) {
-            chunk.prefetch(m, int(half));
-            rows[m] = chunk.magnitudes(m, int(half));
-        }
-        __m512 scale, inverse;
-        scales8(largest_of_rows(rows), &scale, &inverse);
-        _mm512_mask_storeu_ps(tile.scales + (2 * index + half) * size, tokens, scale);
-        _mm512_store_ps(inverses[half], inverse);
-    }
-    for (int64_t m = 0; m < size; ++m) {
-        rows[m] = chunk.codes(m, inverses[0][m], inverses[1][m]);
-    }
+    for (int64_t m = 0; m < part.size(); ++m) rows[m] = chunk.codes(m, inverse0[m], inverse1[m]);
     transpose16(rows);
-    __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    HalfSums sums{{_mm512_setzero_si512(), _mm512_setzero_si512()}};
     for (int64_t i = 0; i < kChunkUnits; ++i) {
         const int64_t unit = unit_of(i);
-        const int64_t half = unit / 8;
-        if (half >= halves) continue;
-        sums[half] = _mm512_dpbusd_epi32(sums[half], _mm512_set1_epi8(1), rows[i]);
-        _mm512_mask_storeu_epi32(tile.codes + (index * kChunkUnits + unit) * size, tokens, rows[i]);
+        if (unit >= units) continue;
+        __m512i& sum = sums.half[unit / 8];
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), rows[i]);
+        _mm512_mask_storeu_epi32(part.in(part.tile.codes, index * kChunkUnits + unit), tokens,
+                                 rows[i]);
     }
+    return sums;
+}
+
+inline void store_scales(const QuantizedShape& shape, const Part& part, int64_t group,
+                         __m512 scale, __m512i sum) {
+    const __mmask16 tokens = tail_mask(part.size());
     const __m512i offset = _mm512_set1_epi32(-int(shape.offset()));
-    for (int64_t half = 0; half < halves; ++half) {
-        _mm512_mask_storeu_epi32(tile.offsets + (2 * index + half) * size, tokens,
-                                 _mm512_mullo_epi32(sums[half], offset));
-    }
+    _mm512_mask_storeu_ps(part.in(part.tile.scales, group), tokens, scale);
+    _mm512_mask_storeu_epi32(part.in(part.tile.offsets, group), tokens,
+                             _mm512_mullo_epi32(sum, offset));
 }
 
-// The same for a tile of one token.
+// int8: one scale for a token.
 template <class T>
-void round_chunk4_alone(const QuantizedLinearArgs& args, const Tile& tile, int64_t index) {
-    const QuantizedShape& shape = args.shape;
-    const int64_t halves = shape.x_groups() - 2 * index < 2 ? 1 : 2;
-    const Chunk<T> chunk(args, tile, index * kChunk);
-    Scale8 scales[2] = {};
-    for (int64_t half = 0; half < halves; ++half) {
-        scales[half] = scale8(_mm512_reduce_max_epu32(chunk.magnitudes(0, int(half))));
-        tile.scales[2 * index + half] = scales[half].scale;
-    }
-    const __m512i order =
-        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);  // its own inverse
-    const __m512i codes = _mm512_permutexvar_epi32(
-        order, chunk.codes(0, scales[0].inverse, scales[1].inverse));
-    const __m512i sums =
-        _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), codes);
-    for (int64_t half = 0; half < halves; ++half) {
-        const __mmask16 mask = __mmask16(0xff << (8 * half));
-        _mm512_mask_storeu_epi32(tile.codes + index * kChunkUnits, mask, codes);
-        tile.offsets[2 * index + half] =
-            -int(shape.offset()) * _mm512_mask_reduce_add_epi32(mask, sums);
-    }
-}
-
-template <class T>
-void round_share4(const QuantizedLinearArgs& args, int64_t index, int64_t parts) {
-    const Tiling tiling{args};
-    const int64_t chunks = num_chunks(args.shape);
-    const Range mine = share(tiling.count * chunks, index, parts);
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
-        const Tile tile = tiling.tile(i / chunks);
-        if (tile.size() == 1) {
-            round_chunk4_alone<T>(args, tile, i % chunks);
-        } else {
-            round_chunk4<T>(args, tile, i % chunks);
+void round_part8(const QuantizedLinearArgs& args, const Part& part) {
+    const int64_t chunks = ceil_div(args.shape.units(), kChunkUnits);
+    __m512i rows[kTileTokens] = {};
+    for (int64_t i = 0; i < chunks; ++i) {
+        const Chunk<T> chunk(args, part, i);
+        for (int64_t m = 0; m < part.size(); ++m) {
+            chunk.prefetch(m, 0);
+            chunk.prefetch(m, 1);
+            const __m512i both = _mm512_max_epu32(chunk.magnitudes(m, 0), chunk.magnitudes(m, 1));
+            rows[m] = _mm512_max_epu32(rows[m], both);
         }
     }
+    const Scales scales(largest_of_rows(rows));
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = 0; i < chunks; ++i) {
+        const HalfSums sums = store_chunk(args.shape, part, i, Chunk<T>(args, part, i),
+                                          scales.inverse, scales.inverse);
+        sum = _mm512_add_epi32(sum, _mm512_add_epi32(sums.half[0], sums.half[1]));
+    }
+    store_scales(args.shape, part, 0, scales.scale, sum);
 }
 
-// Share `index` of `parts` of the work; no part reads what another writes.
-inline void round_x(const QuantizedLinearArgs& args, int64_t index, int64_t parts) {
-    if (!args.shape.is_int4()) {
-        const Range tokens = share(args.m, index, parts);
-        for (int64_t token = tokens.begin; token < tokens.end; ++token) round_token8(args, token);
-        return;
+// int4: a scale for every 32 columns of a token, which is half a chunk.
+template <class T>
+Scales scales_of_half(const Part& part, const Chunk<T>& chunk, int half) {
+    __m512i rows[kTileTokens] = {};
+    for (int64_t m = 0; m < part.size(); ++m) {
+        chunk.prefetch(m, half);
+        rows[m] = chunk.magnitudes(m, half);
     }
-    if (args.x_dtype == DType::kBfloat16) return round_share4<Bf16>(args, index, parts);
-    round_share4<float>(args, index, parts);
+    return Scales(largest_of_rows(rows));
 }
+
+template <class T>
+void round_part4(const QuantizedLinearArgs& args, const Part& part) {
+    const int64_t halves = args.shape.x_groups();
+    for (int64_t i = 0; 2 * i < halves; ++i) {
+        const Chunk<T> chunk(args, part, i);
+        const Scales first = scales_of_half(part, chunk, 0), second = scales_of_half(part, chunk, 1);
+        const HalfSums sums =
+            store_chunk(args.shape, part, i, chunk, first.inverse, second.inverse);
+        store_scales(args.shape, part, 2 * i, first.scale, sums.half[0]);
+        if (2 * i + 1 == halves) continue;
+        store_scales(args.shape, part, 2 * i + 1, second.scale, sums.half[1]);
+    }
+}
+
+// A tile of one token, whose codes lie one after the other. Returns each unit's sum.
+template <class T>
+__m512i store_chunk_alone(const QuantizedShape& shape, const Part& part, int64_t index,
+                          const Chunk<T>& chunk, float inverse0, float inverse1) {
+    const __m512i order =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);  // its own inverse
+    const __m512i codes =
+        _mm512_permutexvar_epi32(order, chunk.codes(0, inverse0, inverse1));
+    _mm512_mask_storeu_epi32(part.tile.codes + index * kChunkUnits,
+                             tail_mask(shape.units() - index * kChunkUnits), codes);
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), codes);
+}
+
+template <class T>
+void round_alone8(const QuantizedLinearArgs& args, const Part& part) {
+    const int64_t chunks = ceil_div(args.shape.units(), kChunkUnits);
+    __m512i largest = _mm512_setzero_si512(), sums = _mm512_setzero_si512();
+    for (int64_t i = 0; i < chunks; ++i) {
+        const Chunk<T> chunk(args, part, i);
+        largest = _mm512_max_epu32(largest, chunk.magnitudes(0, 0));
+        largest = _mm512_max_epu32(largest, chunk.magnitudes(0, 1));
+    }
+    const Scale8 scale = scale8(_mm512_reduce_max_epu32(largest));
+    for (int64_t i = 0; i < chunks; ++i) {
+        const Chunk<T> chunk(args, part, i);
+        sums = _mm512_add_epi32(sums, store_chunk_alone(args.shape, part, i, chunk, scale.inverse,
+                                                        scale.inverse));
+    }
+    part.tile.scales[0] = scale.scale;
+    part.tile.offsets[0] = -int(args.shape.offset()) * _mm512_reduce_add_epi32(sums);
+}
+
+template <class T>
+void round_alone4(const QuantizedLinearArgs& args, const Part& part) {
+    const int64_t halves = args.shape.x_groups();
+    for (int64_t i = 0; 2 * i < halves; ++i) {
+        const Chunk<T> chunk(args, part, i);
+        const Scale8 first = scale8(_mm512_reduce_max_epu32(chunk.magnitudes(0, 0)));
+        const Scale8 second = scale8(_mm512_reduce_max_epu32(chunk.magnitudes(0, 1)));
+        const __m512i sums = store_chunk_alone(args.shape, part, i, chunk, first.inverse,
+                                               second.inverse);
+        const int offset = -int(args.shape.offset());
+        part.tile.scales[2 * i] = first.scale;
+        part.tile.offsets[2 * i] = offset * _mm512_mask_reduce_add_epi32(0x00ff, sums);
+        if (2 * i + 1 == halves) continue;
+        part.tile.scales[2 * i + 1] = second.scale;
+        part.tile.offsets[2 * i + 1] = offset * _mm512_mask_reduce_add_epi32(0xff00, sums);
+    }
+}
+
+template <class T>
+void round_part(const QuantizedLinearArgs& args, const Part& part) {
+    const bool is_alone = part.tile.size() == 1;
+    if (args.shape.is_int4()) {
+        is_alone ? round_alone4<T>(args, part) : round_part4<T>(args, part);
+    } else {
+        is_alone ? round_alone8<T>(args, part) : round_part8<T>(args, part);
+    }
+}
+
+// x of one product, normed where that is asked for, and rounded.
+class RoundedX {
+  public:
+    RoundedX(const QuantizedLinearArgs& args, Arena& arena)
+        : args_(args),
+          tiling_{args},
+          parts_(parts_of(args.num_threads, tiling_.count)),
+          on_demand_(arena, tiling_.count * parts_) {}
+
+    const Tiling& tiling() const { return tiling_; }
+    // A tile that is ready to be multiplied.
+    Tile tile(int64_t index) const {
+        on_demand_.need({index * parts_, (index + 1) * parts_}, [&](int64_t unit) { make(unit); });
+        return tiling_.tile(index);
+    }
+
+  private:
+    // Where there are fewer tiles than threads, the threads that would wait take a part of one.
+    static int64_t parts_of(int64_t num_threads, int64_t tiles) {
+        const int64_t parts = num_threads / tiles;
+        return parts < 1 ? 1 : parts < 4 ? parts : 4;
+    }
+    void make(int64_t unit) const {
+        const Tile tile = tiling_.tile(unit / parts_);
+        const Part part{tile, share(tile.size(), unit % parts_, parts_)};
+        if (part.size() == 0) return;
+        if (args_.norm != nullptr) norm_rows(*args_.norm, part.tokens());
+        if (args_.x_dtype == DType::kBfloat16) return round_part<Bf16>(args_, part);
+        round_part<float>(args_, part);
+    }
+
+    const QuantizedLinearArgs& args_;
+    Tiling tiling_;
+    int64_t parts_;
+    OnDemand on_demand_;
+};
 
 }  // namespace
 }  // namespace hal::cpu

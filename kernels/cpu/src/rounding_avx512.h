@@ -1,26 +1,11 @@
 // A row of a weight rounded to codes, as hal/weights.py defines them, before any layout.
 #pragma once
 
+#include "code_layout.h"
 #include "quantize_avx512.h"
 
 namespace hal::cpu {
 namespace {
-
-// Scratch that a row is rounded into: a byte for each column and its padding, and of each group
-// the bits of its scale and its zero point.
-struct RoundedRow {
-    uint8_t* codes;
-    uint32_t* scales;  // float32, or bfloat16 in the upper half of it
-    uint8_t* zeros;
-
-    static constexpr int64_t bytes(int64_t columns) { return 3 * round_up(columns, 64) + 64; }
-    // In memory of bytes(columns); no group is smaller than 32 columns.
-    static RoundedRow in(char* memory, int64_t columns) {
-        const int64_t padded = round_up(columns, 64);
-        uint8_t* codes = reinterpret_cast<uint8_t*>(memory);
-        return {codes, reinterpret_cast<uint32_t*>(codes + padded + 64), codes + 2 * padded + 64};
-    }
-};
 
 inline uint32_t bits_of(float value) {
     return uint32_t(_mm_cvtsi128_si32(_mm_castps_si128(_mm_set_ss(value))));
@@ -139,15 +124,6 @@ inline bool round4(const FloatRow& row, int64_t padded, int64_t group, bool has_
         }
     }
     return _mm512_reduce_max_epu32(largest) < kInfinity;
-}
-
-// Where a logical row of n stands: gate and up rows alternate every 16 where gated.
-inline int64_t stored_row(int64_t row, int64_t n, bool gated) {
-    if (!gated) return row;
-    const int64_t half = n / 2;
-    const int64_t up = row >= half ? 1 : 0;
-    row -= up * half;
-    return (row / kLanes * 2 + up) * kLanes + row % kLanes;
 }
 
 }  // namespace

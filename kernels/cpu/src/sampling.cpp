@@ -1,7 +1,5 @@
-// sample: which of a row's tokens the filters leave, and the draw among them. Not compiled for
-// AVX-512 itself (it uses the standard library), but useless without the passes that are.
-#if defined(HAL_HAS_AVX512)
-
+// sample: which of a row's tokens the filters leave, and the draw among them. Compiled for no
+// instruction set (it uses the standard library), unlike the passes.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -54,7 +52,8 @@ void keep_largest(int64_t k, Candidates* found) {
 }
 
 // The candidates that top-k leaves, sorted.
-Candidates find_candidates(const ScaledRow& row, const Filters& filters, double total) {
+Candidates find_candidates(const SamplingPasses& passes, const ScaledRow& row,
+                           const Filters& filters, double total) {
     static thread_local Arena arena;
     char* memory = arena.reserve(row.vocab * 16);
     Candidates found{.keys = reinterpret_cast<uint64_t*>(memory),
@@ -63,7 +62,7 @@ Candidates find_candidates(const ScaledRow& row, const Filters& filters, double 
                      .count = 0,
                      .mass = 0.0};
     for (const float cutoff : kCutoffs) {
-        collect_candidates(row, cutoff, &found);
+        passes.collect_candidates(row, cutoff, &found);
         if (is_enough(filters, found, cutoff, total)) break;
     }
     for (int64_t i = 0; i < found.count; ++i) {
@@ -92,10 +91,11 @@ int64_t num_kept(const Filters& filters, const Candidates& found, double total) 
     return found.count;
 }
 
-int32_t draw_filtered(const ScaledRow& row, const Filters& filters, const NoiseKey& key) {
+int32_t draw_filtered(const SamplingPasses& passes, const ScaledRow& row, const Filters& filters,
+                      const NoiseKey& key) {
     const bool needs_total = filters.top_p < 1.0f && filters.top_k == 0;
-    const double total = needs_total ? scaled_mass(row) : 0.0;
-    const Candidates found = find_candidates(row, filters, total);
+    const double total = needs_total ? passes.scaled_mass(row) : 0.0;
+    const Candidates found = find_candidates(passes, row, filters, total);
     const int64_t kept = num_kept(filters, found, total);
     double best = -std::numeric_limits<double>::infinity();
     int32_t best_id = -1;
@@ -110,26 +110,24 @@ int32_t draw_filtered(const ScaledRow& row, const Filters& filters, const NoiseK
     return best_id;
 }
 
-int32_t sample_row(const SampleArgs& args, int64_t row) {
+int32_t sample_row(const SamplingPasses& passes, const SampleArgs& args, int64_t row) {
     const float* logits = args.logits + row * args.stride;
-    const Peak peak = row_peak(logits, args.vocab);
+    const Peak peak = passes.row_peak(logits, args.vocab);
     if (peak.id < 0 || args.temperature == nullptr || args.temperature[row] <= 0.0f) return peak.id;
     const float inverse = std::min(1.0f / args.temperature[row], std::numeric_limits<float>::max());
     const ScaledRow scaled{logits, args.vocab, peak.value, inverse};
     const NoiseKey key{uint64_t(args.seeds[row]), uint32_t(args.token_index[row])};
     const Filters filters{std::min<int64_t>(args.top_k[row], args.vocab), args.top_p[row],
                           args.min_p[row]};
-    if (!args.has_filters || filters.is_off()) return gumbel_argmax(scaled, key);
-    return draw_filtered(scaled, filters, key);
+    if (!args.has_filters || filters.is_off()) return passes.gumbel_argmax(scaled, key);
+    return draw_filtered(passes, scaled, filters, key);
 }
 
 }  // namespace
 
-void sample(const SampleArgs& args) {
+void sample(const SamplingPasses& passes, const SampleArgs& args) {
     for_each(args.num_threads, args.rows, true,
-             [&](int64_t row) { args.tokens[row] = sample_row(args, row); });
+             [&](int64_t row) { args.tokens[row] = sample_row(passes, args, row); });
 }
 
 }  // namespace hal::cpu
-
-#endif

@@ -115,8 +115,6 @@ inline void consider(const ScaledRow& row, const NoiseKey& key, uint32_t id, Dra
     }
 }
 
-}  // namespace
-
 Peak row_peak(const float* logits, int64_t vocab) {
     const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
     __m512 best = lowest;
@@ -190,5 +188,14 @@ int32_t gumbel_argmax(const ScaledRow& row, const NoiseKey& key) {
     }
     return best.id;
 }
+
+}  // namespace
+
+const SamplingPasses kAvx512Passes = {
+    .row_peak = &row_peak,
+    .scaled_mass = &scaled_mass,
+    .collect_candidates = &collect_candidates,
+    .gumbel_argmax = &gumbel_argmax,
+};
 
 }  // namespace hal::cpu

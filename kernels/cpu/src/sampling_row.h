@@ -1,7 +1,7 @@
-// The passes over one row of logits that sample() is made of.
+// The passes over one row of logits that sample() is made of, for one instruction set.
 #pragma once
 
-#include <cstdint>
+#include "kernels.h"
 
 namespace hal::cpu {
 
@@ -33,15 +33,19 @@ struct Peak {
     float value;
     int32_t id;
 };
-Peak row_peak(const float* logits, int64_t vocab);
+struct SamplingPasses {
+    Peak (*row_peak)(const float* logits, int64_t vocab);
+    // Sum of e^value over the row.
+    double (*scaled_mass)(const ScaledRow& row);
+    // Writes values, ids (rising), count and mass of the tokens whose value is at least `cutoff`.
+    void (*collect_candidates)(const ScaledRow& row, float cutoff, Candidates* out);
+    // argmax of value + Gumbel noise over the whole row.
+    int32_t (*gumbel_argmax)(const ScaledRow& row, const NoiseKey& key);
+};
+extern const SamplingPasses kAvx512Passes;
 
-// Sum of e^value over the row.
-double scaled_mass(const ScaledRow& row);
-
-// Writes values, ids (rising), count and mass of the tokens whose value is at least `cutoff`.
-void collect_candidates(const ScaledRow& row, float cutoff, Candidates* out);
-
-// argmax of value + Gumbel noise over the whole row.
-int32_t gumbel_argmax(const ScaledRow& row, const NoiseKey& key);
+// A token of each row: -1 where the row holds a NaN or its maximum is not finite, the lowest id of
+// the maximum at temperature 0, else a draw as the op `sample` defines it.
+void sample(const SamplingPasses& passes, const SampleArgs& args);
 
 }  // namespace hal::cpu

@@ -43,6 +43,19 @@ def test_experts_of_one_token_are_the_least_that_is_read(published: Published) -
     assert rates(report)["decode", 1][0] == pytest.approx(5300e9 / (active + cache), rel=1e-3)
 
 
+def test_tokens_of_a_step_share_experts(published: Published) -> None:
+    """128 experts, 8 a token: two tokens are expected to meet 15.5 of them, many all."""
+    model = published("qwen3-30b-a3b")
+    report = hal.plan(model, device="h200", ctx=1024, concurrency=2, typical=1)
+    experts = 48 * 3 * 2048 * 768 * 2
+    rest = report.model.shape.active_parameters * 2 - 8 * experts
+    cache = 48 * 2 * 4 * 128 * 2
+    read = rest + 15.5 * experts + 2 * cache
+    assert rates(report)["decode", 2][0] == pytest.approx(2 * 4800e9 / read, rel=1e-3)
+    many = hal.plan(model, device="h200", ctx=1024, concurrency=100, typical=1).rates[-1]
+    assert many.step_bytes == pytest.approx(rest + 127.8 * experts + 100 * cache, rel=1e-3)
+
+
 def test_a_window_bounds_what_is_read(published: Published) -> None:
     model = published("mistral-7b")
     near = hal.plan(model, device="h100", ctx=32768, typical=4096)

@@ -159,7 +159,9 @@ def test_shapes_from_config_weigh_what_the_assembled_model_weighs(
         assert config.inputs.logits_bytes == engine.inputs.logits_bytes
 
 
-@pytest.mark.parametrize("name", ["llama-2-7b", "llama-3-70b", "mistral-7b", "qwen2-7b"])
+@pytest.mark.parametrize(
+    "name", ["llama-2-7b", "llama-3-70b", "mistral-7b", "qwen2-7b", "mixtral-8x7b", "qwen3-30b-a3b"]
+)
 @pytest.mark.parametrize("device", ["h100", "mi300x", "avx2", "amx"])
 def test_published_models_weigh_the_same_on_both_bases(
     published: Callable[..., str], name: str, device: str
@@ -179,7 +181,9 @@ def test_published_models_weigh_the_same_on_both_bases(
     assert activations[0] >= 0.99 * activations[1], "fused kernels keep fewer buffers, not more"
 
 
-@pytest.mark.parametrize("name", ["llama-3-8b", "mistral-7b", "qwen3-8b", "gpt2-xl"])
+@pytest.mark.parametrize(
+    "name", ["llama-3-8b", "mistral-7b", "qwen3-8b", "gpt2-xl", "mixtral-8x7b"]
+)
 def test_one_layer_stands_for_all(published: Callable[..., str], name: str) -> None:
     sizer = Sizer(read_planned_model(published(name)))
     for ctx, count in ((64, 1), (700, 3), (1024, 100)):
@@ -187,6 +191,15 @@ def test_one_layer_stands_for_all(published: Callable[..., str], name: str) -> N
         device = find_device("h100")
         quick, exact = (sizer.size(settings, device, is_exact=e).inputs for e in (False, True))
         assert quick == exact
+
+
+def test_one_layer_of_each_kind_stands_for_all(published: Callable[..., str]) -> None:
+    layers = {"num_hidden_layers": 7, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    sizer = Sizer(read_planned_model(published("qwen3-30b-a3b", num_experts=16, **layers)))
+    settings, device = PlanSettings(model="", ctx=700, concurrency=3, tp=1), find_device("avx2")
+    quick, exact = (sizer.size(settings, device, is_exact=e).inputs for e in (False, True))
+    assert quick == exact
+    assert quick.weights_bytes == pytest.approx(4 * sizer.model.shape.num_parameters, rel=0.01)
 
 
 def test_a_planted_error_in_the_shapes_would_be_seen(tiny_checkpoint: Maker) -> None:

@@ -16,8 +16,10 @@ import hal.kernels
 from hal.conformance.stage import Stage
 from hal.devices.cpu import CpuDevice
 from hal.kernels.cpu import native
-from hal.opset import linear
+from hal.kernels.cpu.portable import LEVELS
+from hal.opset import linear, sample
 from hal.opset.linear import LinearProblem
+from hal.opset.sampling import SampleProblem
 
 
 @pytest.fixture
@@ -31,6 +33,19 @@ def stage() -> Stage:
     if reason is not None:
         pytest.skip(reason)
     return Stage(device, seed=20)
+
+
+@pytest.fixture(params=["avx512_bf16", *(level.name for level in LEVELS)])
+def family(request: pytest.FixtureRequest) -> str:
+    """What a kernel that works row by row is called on an instruction set that this CPU has."""
+    hal.kernels.register_all()
+    name: str = request.param
+    traits = sample.kernels[name].traits
+    problem = SampleProblem(vocab_size=1)
+    reason = traits.rejects(CpuDevice().capabilities, problem) or traits.unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    return name
 
 
 @pytest.fixture

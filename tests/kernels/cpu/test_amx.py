@@ -69,8 +69,8 @@ class Source(ModuleType):
 
     def __init__(self, library: ctypes.CDLL, few: int) -> None:
         super().__init__("source")
-        self._linear = _function(library.linear_on_tiles, 14)
-        self._quantized_linear = _function(library.quantized_linear_on_tiles, 18)
+        self._linear = _function(library, "linear_on_tiles", 14)
+        self._quantized_linear = _function(library, "quantized_linear_on_tiles", 18)
         self._few = few
 
     def __getattr__(self, name: str) -> object:
@@ -85,10 +85,11 @@ class Source(ModuleType):
         run(*arguments)
 
 
-def _function(symbol: Callable[..., None], num_parameters: int) -> Callable[..., None]:
+def _function(library: ctypes.CDLL, name: str, num_parameters: int) -> Callable[..., None]:
     """Takes integers of any width: what lies above an int's 32 bits is not read."""
-    symbol.argtypes = [ctypes.c_int64] * num_parameters  # type: ignore[attr-defined]
-    symbol.restype = None  # type: ignore[attr-defined]
+    symbol = library[name]
+    symbol.argtypes = [ctypes.c_int64] * num_parameters
+    symbol.restype = None
     return symbol
 
 
@@ -147,7 +148,7 @@ def sapphire_rapids() -> CpuDevice:
 
 AMX_KERNELS = [
     OPS[op].kernels[name]
-    for op in ("linear", "vocab", "mlp_block")
+    for op in ("linear", "vocab", "mlp_block", "grouped_linear", "moe_block")
     for name in ("amx_bf16", "amx_int8")
 ]
 AMX_ROWS = [
@@ -216,8 +217,10 @@ def test_what_a_cpu_with_amx_would_choose(
     assert selection.kernel.name == ("amx_int8" if format else plain)
 
 
-def test_tiles_that_are_not_lent_are_a_reason(module: EmulatedModule) -> None:
-    module.has_amx_kernels = lambda: False  # type: ignore[method-assign]
+def test_tiles_that_are_not_lent_are_a_reason(
+    module: EmulatedModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "has_amx_kernels", lambda: False)
     with in_place_of_native(module):
         assert "does not lend this process AMX tiles" in (amx.unavailable() or "")
         del module.amx

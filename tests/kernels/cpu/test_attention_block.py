@@ -49,10 +49,12 @@ def vectors(problem: AttentionBlockProblem) -> AttentionWeights:
     return AttentionWeights(cos_sin=table, q_norm=norms[0], k_norm=norms[1], norm_eps=1e-6)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 7])
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_the_same_bits_as_one_call_after_the_other(
-    stage: Stage, problem: AttentionBlockProblem
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, problem: AttentionBlockProblem, num_threads: int
 ) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     inner, weights = problem.attention, vectors(problem)
     dtype = getattr(torch, inner.dtype.label)
     rows = torch.randn(41, inner.qkv_width).to(dtype)

@@ -199,3 +199,31 @@ def test_nan_in_a_row_stays_in_that_row(stage: Stage) -> None:
     out = product(x, packed(random(20, 33, dtype=DType.BFLOAT16), DType.BFLOAT16, stage))
     is_nan = out.isnan().any(dim=1).numpy()
     assert np.flatnonzero(is_nan).tolist() == [3]
+
+
+def all_halves() -> torch.Tensor:
+    return torch.arange(1 << 16).to(torch.int16).view(torch.float16)
+
+
+def floats_of_every_exponent() -> torch.Tensor:
+    """Both signs, denormals, infinities, NaN; mantissas that round up, down and to even."""
+    low = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x18000, 0x7FFFFF])
+    bits = (torch.arange(512) << 23)[:, None] | low
+    return bits.to(torch.int32).view(torch.float32).flatten()
+
+
+@pytest.mark.parametrize("num_rows", [64, 63])
+@pytest.mark.parametrize("values", [all_halves(), floats_of_every_exponent()], ids=["f16", "f32"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packing_converts_every_number_as_torch_does(
+    stage: Stage, dtype: DType, values: torch.Tensor, num_rows: int
+) -> None:
+    """64 rows are converted in groups, the last of 63 one by one."""
+    rows = values.reshape(64, -1)[:num_rows]
+    out = torch.empty(rows.shape, dtype=TORCH[dtype])
+    packed(rows, dtype, stage).look_up(torch.arange(num_rows, dtype=torch.int32), out)
+    expected = rows.to(TORCH[dtype])
+    assert torch.equal(out.isnan(), expected.isnan())
+    integers = torch.int32 if dtype is DType.FLOAT32 else torch.int16
+    numbers = ~expected.isnan()
+    assert torch.equal(out.view(integers)[numbers], expected.view(integers)[numbers])

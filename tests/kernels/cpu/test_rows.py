@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from hal.conformance.limits import LIMITS, relative_l2
-from hal.conformance.stage import Stage
 from hal.dtypes import DType
-from hal.kernels.cpu.elementwise import gated_activation_avx512, plain_activation_avx512
-from hal.kernels.cpu.indexing import gather_rows_native
-from hal.kernels.cpu.norm import NativeLayerNorm, NativeRmsNorm
-from hal.kernels.cpu.rope import qk_norm_rope_avx512
 from hal.kernels.reference.elementwise import activate
+from hal.opset import (
+    gated_activation,
+    gather_rows,
+    layer_norm,
+    plain_activation,
+    qk_norm_rope,
+    rms_norm,
+)
 from hal.opset.attention import RopeProblem
 from hal.opset.elementwise import Activation
 from hal.opset.norm import NormProblem
@@ -44,7 +47,7 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("has_residual", [True, False])
 @pytest.mark.parametrize("is_layer_norm", [True, False])
 def test_norms(
-    stage: Stage, is_layer_norm: bool, has_residual: bool, shape: tuple[int, int], dtype: DType
+    family: str, is_layer_norm: bool, has_residual: bool, shape: tuple[int, int], dtype: DType
 ) -> None:
     problem = NormProblem(hidden_size=shape[1], dtype=dtype)
     x, weight = apart(random(*shape, dtype=dtype) + 3), random(shape[1], dtype=dtype)
@@ -53,10 +56,12 @@ def test_norms(
     y = x if residual is None else (x.float() + residual.float()).to(TORCH[dtype])
     out = apart(torch.empty_like(x))
     if is_layer_norm:
-        NativeLayerNorm(problem, stage.binder)(x, residual, weight, bias, 1e-5, out)
+        norm = layer_norm.kernels[family].implementation(problem, None)
+        norm(x, residual, weight, bias, 1e-5, out)
         centred = y.double() - y.double().mean(dim=-1, keepdim=True)
     else:
-        NativeRmsNorm(problem, stage.binder)(x, residual, weight, 1e-5, out)
+        norm = rms_norm.kernels[family].implementation(problem, None)
+        norm(x, residual, weight, 1e-5, out)
         centred = y.double()
     scale = torch.rsqrt((centred**2).mean(dim=-1, keepdim=True) + 1e-5)
     expected = centred * scale * weight.double()
@@ -67,17 +72,16 @@ def test_norms(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", list(Activation))
-@pytest.mark.usefixtures("stage")
-def test_activations(activation: Activation, dtype: DType) -> None:
+def test_activations(family: str, activation: Activation, dtype: DType) -> None:
     """From far negative to far positive, where careless exponentials overflow."""
     x = torch.linspace(-120, 120, 900).view(9, 100).to(TORCH[dtype])
     expected = activate(x.double(), activation)
     out = torch.empty_like(x)
-    plain_activation_avx512(x, activation, out)
+    plain_activation.kernels[family].implementation(x, activation, out)
     # Rows far below zero are nothing but underflow: compare with the whole, not per row.
     assert error(out.view(1, -1), expected.view(1, -1)) < LIMITS[dtype]
     up = random(9, 100, dtype=dtype)
-    gated_activation_avx512(torch.cat([x, up], dim=1), activation, out)
+    gated_activation.kernels[family].implementation(torch.cat([x, up], dim=1), activation, out)
     gated = expected * up.double()
     assert error(out.view(1, -1), gated.view(1, -1)) < LIMITS[dtype]
 
@@ -85,8 +89,7 @@ def test_activations(activation: Activation, dtype: DType) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("has_norm", [True, False])
 @pytest.mark.parametrize("dims", [(64, 64), (80, 32), (128, 128), (6, 2), (16, 0)], ids=str)
-@pytest.mark.usefixtures("stage")
-def test_qk_norm_rope(dims: tuple[int, int], has_norm: bool, dtype: DType) -> None:
+def test_qk_norm_rope(family: str, dims: tuple[int, int], has_norm: bool, dtype: DType) -> None:
     head_dim, rotary_dim = dims
     problem = RopeProblem(
         num_heads=4,
@@ -102,7 +105,8 @@ def test_qk_norm_rope(dims: tuple[int, int], has_norm: bool, dtype: DType) -> No
     cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
     weights = [random(head_dim, dtype=dtype, seed=s) if has_norm else None for s in (1, 2)]
     expected = rotated(qkv, problem, cos_sin[positions.long()], weights)
-    qk_norm_rope_avx512(qkv, problem, positions, cos_sin, weights[0], weights[1], 1e-6)
+    rotate = qk_norm_rope.kernels[family].implementation
+    rotate(qkv, problem, positions, cos_sin, weights[0], weights[1], 1e-6)
     assert error(qkv, expected) < LIMITS[dtype]
 
 
@@ -126,10 +130,9 @@ def rotated(
     return heads.view(len(qkv), -1)
 
 
-@pytest.mark.usefixtures("stage")
-def test_gather_rows() -> None:
+def test_gather_rows(family: str) -> None:
     x = apart(random(9, 20, dtype=DType.BFLOAT16))
     index = torch.tensor([8, 0, 8, 3] * 6, dtype=torch.int32)
     out = apart(torch.empty(24, 20, dtype=torch.bfloat16))
-    gather_rows_native(x, index, out)
+    gather_rows.kernels[family].implementation(x, index, out)
     assert torch.equal(out, x[index.long()])

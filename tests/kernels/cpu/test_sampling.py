@@ -1,4 +1,4 @@
-"""The native sampler draws the reference's tokens, in passes instead of sorts."""
+"""The native samplers draw the reference's tokens, in passes instead of sorts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from hal.kernels.cpu.sampling import sample_avx512
 from hal.kernels.reference.sampling import sample_reference
+from hal.opset import sample
 from hal.opset.sampling import SamplingInputs
 
 NUM_ROWS = 40
@@ -55,9 +55,10 @@ def inputs(settings: Settings, num_rows: int = NUM_ROWS) -> SamplingInputs:
     )
 
 
-def sampled(logits: torch.Tensor, settings: Settings) -> list[int]:
+def sampled(family: str, logits: torch.Tensor, settings: Settings) -> list[int]:
     tokens = torch.full((len(logits),), 99, dtype=torch.int32)
-    sample_avx512(logits, inputs(settings, len(logits)), tokens)
+    draw = sample.kernels[family].implementation
+    draw(logits, inputs(settings, len(logits)), tokens)
     return tokens.tolist()
 
 
@@ -81,44 +82,42 @@ def sampled(logits: torch.Tensor, settings: Settings) -> list[int]:
 )
 @pytest.mark.parametrize("vocab_size", [1, 5, 64, 1003])
 @pytest.mark.parametrize("spread", [0.2, 3.0, 30.0])
-@pytest.mark.usefixtures("stage")
-def test_same_tokens_as_the_reference(spread: float, vocab_size: int, settings: Settings) -> None:
+def test_same_tokens_as_the_reference(
+    family: str, spread: float, vocab_size: int, settings: Settings
+) -> None:
     """From flat rows, where filters keep nearly everything, to rows with one likely token."""
     generator = torch.Generator().manual_seed(vocab_size)
     logits = torch.randn(NUM_ROWS, vocab_size, generator=generator) * spread
     logits[:, 1::7] = -math.inf
     expected = torch.empty(NUM_ROWS, dtype=torch.int32)
     sample_reference(logits, inputs(settings), expected)
-    assert sampled(logits, settings) == expected.tolist()
+    assert sampled(family, logits, settings) == expected.tolist()
 
 
 @pytest.mark.parametrize("settings", [Settings(1.0), Settings(1.0, top_k=2)], ids=str)
-@pytest.mark.usefixtures("stage")
-def test_ties_at_the_edge_stay(settings: Settings) -> None:
+def test_ties_at_the_edge_stay(family: str, settings: Settings) -> None:
     logits = torch.zeros(NUM_ROWS, 30)
     logits[:, 11:] = -1.0
     expected = torch.empty(NUM_ROWS, dtype=torch.int32)
     sample_reference(logits, inputs(settings), expected)
-    tokens = sampled(logits, settings)
+    tokens = sampled(family, logits, settings)
     assert tokens == expected.tolist()
     assert len(set(tokens) & set(range(11))) > 2
 
 
 @pytest.mark.parametrize("settings", [Settings(0.0), Settings(0.8), Settings(0.8, top_p=0.5)])
-@pytest.mark.usefixtures("stage")
-def test_rows_without_a_token(settings: Settings) -> None:
+def test_rows_without_a_token(family: str, settings: Settings) -> None:
     """Infinite or undefined rows give -1 and leave their neighbours alone."""
     logits = torch.full((5, 37), -math.inf)
     logits[0, 36] = 5.0
     logits[1, 20] = math.nan
     logits[3, 7] = math.inf
     logits[4, 0] = -1e30
-    assert sampled(logits, settings) == [36, -1, -1, -1, 0]
+    assert sampled(family, logits, settings) == [36, -1, -1, -1, 0]
 
 
-@pytest.mark.usefixtures("stage")
-def test_greedy_takes_the_lowest_id_of_the_largest() -> None:
+def test_greedy_takes_the_lowest_id_of_the_largest(family: str) -> None:
     logits = torch.zeros(2, 50)
     logits[0, [17, 16, 49]] = 7.0
     logits[1, [49, 33]] = 1.0
-    assert sampled(logits, Settings(0.0)) == [16, 33]
+    assert sampled(family, logits, Settings(0.0)) == [16, 33]

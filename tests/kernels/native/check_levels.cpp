@@ -2,155 +2,12 @@
 // random values of odd shapes: for emulated CPUs, where there is no Python.
 //
 //     check_levels [LEVEL...]    exit status 1 if a check fails or a level named cannot run
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <random>
-#include <string>
-#include <vector>
-
+#include "check_rows.h"
+#include "references.h"
 #include "src/features.h"
 #include "src/levels.h"
 
-using namespace hal::cpu;
-
 namespace {
-
-int num_checks = 0;
-int num_failures = 0;
-
-void check(bool is_ok, const std::string& what) {
-    ++num_checks;
-    if (!is_ok && ++num_failures <= 20) std::printf("FAILED %s\n", what.c_str());
-}
-
-float from_bits(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-Bf16 to_bf16(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-float from_bf16(Bf16 value) { return from_bits(uint32_t(value.bits) << 16); }
-
-// Values as a kernel gets them: float32, or bfloat16 whose values `floats` repeats.
-struct Matrix {
-    int64_t rows;
-    int64_t columns;
-    int64_t stride;
-    DType dtype;
-    std::vector<float> floats;
-    std::vector<Bf16> halves;
-
-    Matrix(int64_t rows, int64_t columns, DType dtype, int64_t gap, unsigned seed)
-        : rows(rows), columns(columns), stride(columns + gap), dtype(dtype),
-          floats(size_t(rows * stride), NAN), halves(floats.size(), Bf16{0x7fc0}) {
-        std::mt19937 random(seed);
-        std::normal_distribution<float> normal;
-        for (int64_t i = 0; i < rows; ++i) {
-            for (int64_t k = 0; k < columns; ++k) {
-                Bf16& half = halves[size_t(i * stride + k)];
-                const float value = normal(random);
-                half = to_bf16(value);
-                floats[size_t(i * stride + k)] = dtype == DType::kFloat32 ? value : from_bf16(half);
-            }
-        }
-    }
-    const void* data() const {
-        return dtype == DType::kFloat32 ? static_cast<const void*>(floats.data()) : halves.data();
-    }
-    float at(int64_t row, int64_t column) const { return floats[size_t(row * stride + column)]; }
-};
-
-double activated(Activation activation, double x) {
-    switch (activation) {
-        case Activation::kSilu:
-            return x / (1 + std::exp(-x));
-        case Activation::kGeluTanh:
-            return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-        case Activation::kGelu:
-            return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-        case Activation::kRelu:
-            return x > 0 ? x : 0;
-        case Activation::kNone:
-            break;
-    }
-    return x;
-}
-
-using Doubles = std::vector<std::vector<double>>;
-
-// Where row n of a weight stands among the stored rows.
-int64_t stored_row(int64_t row, int64_t rows, bool gated) {
-    if (!gated) return row;
-    const int64_t half = rows / 2, up = row >= half ? 1 : 0, inner = row - up * half;
-    return (inner / 16 * 2 + up) * 16 + inner % 16;
-}
-
-// activation(x . weight + bias), or activation(gate) * up.
-Doubles expected(const Doubles& x, const Doubles& weight, const Matrix& bias, Activation activation,
-                 bool gated) {
-    const int64_t n = int64_t(weight.size());
-    Doubles out;
-    for (const auto& token : x) {
-        std::vector<double> sums;
-        for (int64_t row = 0; row < n; ++row) {
-            double sum = bias.at(0, stored_row(row, n, gated));
-            for (size_t k = 0; k < token.size(); ++k) sum += token[k] * weight[size_t(row)][k];
-            sums.push_back(sum);
-        }
-        for (int64_t row = 0; gated && row < n / 2; ++row) {
-            sums[size_t(row)] = activated(activation, sums[size_t(row)]) * sums[size_t(row + n / 2)];
-        }
-        if (gated) sums.resize(size_t(n / 2));
-        for (double& sum : sums) sum = gated ? sum : activated(activation, sum);
-        out.push_back(sums);
-    }
-    return out;
-}
-
-Doubles values_of(const Matrix& matrix) {
-    Doubles out;
-    for (int64_t i = 0; i < matrix.rows; ++i) {
-        out.emplace_back();
-        for (int64_t k = 0; k < matrix.columns; ++k) out.back().push_back(matrix.at(i, k));
-    }
-    return out;
-}
-
-// A run of values rounded to codes times their scale, as hal/weights.py defines it.
-void round_run(const Matrix& from, int64_t row, int64_t first, int64_t end, bool is_int4,
-               std::vector<double>& to) {
-    float extreme = 0;
-    for (int64_t k = first; k < end; ++k) {
-        const float value = from.at(row, k);
-        const float larger = std::fabs(value) - std::fabs(extreme);
-        if (larger > 0 || (larger == 0 && value > 0)) extreme = value;
-    }
-    const float scale = is_int4 ? from_bf16(to_bf16(extreme / -8.0f)) : std::fabs(extreme) / 127.0f;
-    const float inverse = is_int4 ? 1.0f / scale : 127.0f / std::fabs(extreme);
-    for (int64_t k = first; k < end; ++k) {
-        const float code = std::nearbyint(from.at(row, k) * inverse);
-        to.push_back(double(is_int4 ? std::clamp(code, -8.0f, 7.0f) : code) * double(scale));
-    }
-}
-
-Doubles rounded(const Matrix& from, int64_t group, bool is_int4) {
-    Doubles out;
-    for (int64_t row = 0; row < from.rows; ++row) {
-        out.emplace_back();
-        for (int64_t k = 0; k < from.columns; k += group) {
-            round_run(from, row, k, std::min(k + group, from.columns), is_int4, out.back());
-        }
-    }
-    return out;
-}
 
 // Memory on a line's boundary, with room for prefetches' addresses only behind it.
 struct Lines {
@@ -281,11 +138,12 @@ void check_look_up(const Level& level, const QuantizedShape& shape, const char* 
     check(std::isnan(out.back()), what + ": an id outside the matrix is a row");
 }
 
-void check_quantized(const Level& level, const Setting& setting, DType dtype, int64_t group,
-                     const std::string& what) {
+void check_quantized(const Level& level, const Setting& setting, DType dtype,
+                     const Rounding& rounding, const std::string& what) {
     const Matrix x(kMostTokens, setting.k, dtype, 5, 4), weight(setting.n, setting.k, dtype, 3, 5);
     const Matrix bias(1, setting.n, dtype, 0, 6);
-    const QuantizedShape shape{setting.n, setting.k, group};
+    const QuantizedShape shape{setting.n, setting.k, rounding.group, rounding.has_zeros,
+                               rounding.codes};
     Lines codes(shape.num_strips() * shape.strip_bytes());
     const int64_t num_bad = level.kernels->quantize_rows({.src = weight.data(),
                                                           .src_dtype = dtype,
@@ -297,11 +155,13 @@ void check_quantized(const Level& level, const Setting& setting, DType dtype, in
                                                           .gated = setting.gated,
                                                           .num_threads = 1});
     check(num_bad == 0, what + ": sound rows refused");
-    const Doubles stored = rounded(weight, group == 0 ? setting.k : group, group != 0);
+    const Doubles stored = rounded_weight(weight, rounding);
     check_look_up(level, shape, codes.data(), stored, setting.gated, what);
-    const Doubles rounded_x = rounded(x, group == 0 ? setting.k : 32, false);
-    const Doubles reference = expected(rounded_x, stored, bias, setting.activation, setting.gated);
-    Lines scratch(kMostTokens * shape.x_row_bytes());
+    const Doubles reference =
+        expected(rounded_x(x, rounding), stored, bias, setting.activation, setting.gated);
+    const int64_t element = dtype == DType::kFloat32 ? 4 : 2;
+    Lines scratch(kMostTokens * (rounding.codes == Codes::kDots ? shape.x_row_bytes()
+                                                                : 4 * element * shape.units()));
     check_products(what, reference, dtype, [&](int64_t m, void* out, int64_t stride) {
         level.kernels->quantized_linear({.x = x.data(),
                                          .x_dtype = dtype,
@@ -316,7 +176,7 @@ void check_quantized(const Level& level, const Setting& setting, DType dtype, in
 }
 
 // The largest codes of both signs in every place: where 16 bits would overflow or saturate.
-void check_extremes(const Level& level, int64_t group) {
+void check_extremes(const Level& level, const Rounding& rounding) {
     Matrix x(kMostTokens, 256, DType::kFloat32, 0, 7), weight(64, 256, DType::kFloat32, 0, 8);
     for (float& value : x.floats) value = value < 0 ? -1.0f : 1.0f;
     for (float& value : weight.floats) value = value < 0 ? -1.0f : 1.0f;
@@ -325,16 +185,15 @@ void check_extremes(const Level& level, int64_t group) {
     std::fill(weight.floats.begin(), weight.floats.begin() + 512, 1.0f);
     std::fill(weight.floats.begin() + 256, weight.floats.begin() + 512, -1.0f);
     const Matrix bias(1, 64, DType::kFloat32, 0, 9);
-    const QuantizedShape shape{64, 256, group};
+    const QuantizedShape shape{64, 256, rounding.group, rounding.has_zeros, rounding.codes};
     Lines codes(shape.num_strips() * shape.strip_bytes());
     level.kernels->quantize_rows({weight.data(), DType::kFloat32, 256, 64, codes.data(), shape, 0,
                                   false, 1});
-    const Doubles stored = rounded(weight, group == 0 ? 256 : group, group != 0);
-    const Doubles reference = expected(rounded(x, group == 0 ? 256 : 32, false), stored, bias,
-                                       Activation::kNone, false);
-    Lines scratch(kMostTokens * shape.x_row_bytes());
+    const Doubles reference = expected(rounded_x(x, rounding), rounded_weight(weight, rounding),
+                                       bias, Activation::kNone, false);
+    Lines scratch(kMostTokens * 16 * shape.units());
     const Setting setting{64, 256, Activation::kNone, false};
-    const std::string what = level.name + " extremes, group " + std::to_string(group);
+    const std::string what = level.name + " extremes, " + rounding.name();
     check_products(what, reference, DType::kFloat32, [&](int64_t m, void* out, int64_t stride) {
         level.kernels->quantized_linear({x.data(), DType::kFloat32, 256, m, codes.data(), shape,
                                          scratch.data(), output(setting, bias, out, stride), 1});
@@ -387,14 +246,16 @@ double attended(const Cache& cache, const Matrix& q, int64_t token, int64_t head
     return sum / total;
 }
 
-// The last tokens of a sequence in one chunk, and each alone as it would be decoded.
+// The last tokens of a sequence in one chunk, and each alone as it would be decoded, on one thread
+// and where splits of its keys are shared out.
 void check_attention(const Level& level, int64_t head_dim, int64_t group, float softcap,
-                     int64_t window) {
-    Cache cache(2, head_dim, 150);
+                     int64_t window, int64_t num_keys = 150, int64_t num_tokens = 40) {
+    Cache cache(2, head_dim, num_keys);
     const int64_t num_heads = 2 * group, width = num_heads * head_dim;
-    const Matrix q(40, width, DType::kFloat32, 3, 12);
-    const auto run = [&](int64_t first, int64_t last, std::vector<float>& out) {
-        const int32_t starts[] = {0, int32_t(last - first)}, length = int32_t(110 + last);
+    const Matrix q(num_tokens, width, DType::kFloat32, 3, 12);
+    const auto run = [&](int64_t first, int64_t last, int num_threads, std::vector<float>& out) {
+        const int32_t starts[] = {0, int32_t(last - first)};
+        const int32_t length = int32_t(num_keys - num_tokens + last);
         level.kernels->attention({.q = q.floats.data() + first * q.stride,
                                   .q_stride = q.stride,
                                   .kv = cache.memory.data(),
@@ -411,47 +272,59 @@ void check_attention(const Level& level, int64_t head_dim, int64_t group, float 
                                   .softcap = softcap,
                                   .window = window,
                                   .dtype = DType::kFloat32,
-                                  .num_threads = 1});
+                                  .num_threads = num_threads});
     };
-    std::vector<float> all(size_t(40 * width), NAN), one(size_t(width), NAN);
-    run(0, 40, all);
+    std::vector<float> all(size_t(num_tokens * width), NAN), one(size_t(width), NAN);
+    run(0, num_tokens, 1, all);
     const std::string what = level.name + " attention, head_dim " + std::to_string(head_dim);
     double worst = 0;
-    for (int64_t token = 0; token < 40; ++token) {
+    for (int64_t token = 0; token < num_tokens; ++token) {
         for (int64_t i = 0; i < width; ++i) {
             const double wanted =
                 attended(cache, q, token, i / head_dim, i % head_dim, group, softcap, window);
             const double error = std::fabs(all[size_t(token * width + i)] - wanted);
             worst = error <= worst ? worst : error;
         }
-        run(token, token + 1, one);
-        check(std::equal(one.begin(), one.end(), all.begin() + token * width),
-              what + ": other bits in a chunk, token " + std::to_string(token));
+        for (const int num_threads : {1, 8}) {
+            std::fill(one.begin(), one.end(), NAN);
+            run(token, token + 1, num_threads, one);
+            check(std::equal(one.begin(), one.end(), all.begin() + token * width),
+                  what + ": other bits in a chunk, token " + std::to_string(token) + " on " +
+                      std::to_string(num_threads) + " threads");
+        }
     }
     check(worst < 1e-5, what + ": error " + std::to_string(worst));
 }
 
 void check_level(const Level& level) {
+    check_row_kernels(level);
     check_attention(level, 48, 3, 0, 0);
     check_attention(level, 80, 1, 20, 0);
     check_attention(level, 128, 7, 0, 33);
+    check_attention(level, 16, 2, 0, 0, 1537, 4);
+    check_attention(level, 16, 3, 0, 700, 1300, 3);
     for (const DType dtype : {DType::kFloat32, DType::kBfloat16}) {
         const std::string type = dtype == DType::kFloat32 ? " float32" : " bfloat16";
-        for (const Setting& setting : kSettings) {
+        for (size_t i = 0; i < std::size(kSettings); ++i) {
+            const Setting& setting = kSettings[i];
             const std::string what = level.name + type + " " + std::to_string(setting.n) + "x" +
                                      std::to_string(setting.k);
             check_linear(level, setting, dtype, what);
-            for (const int64_t group : {0, 32, 64, 128}) {
-                check_quantized(level, setting, dtype, group,
-                                what + ", group " + std::to_string(group));
+            for (size_t j = 0; j < std::size(kRoundings); ++j) {
+                if ((i + j) % 3 != 0) continue;  // each meets sizes of every kind
+                const Rounding& rounding = kRoundings[j];
+                check_quantized(level, setting, dtype, rounding, what + ", " + rounding.name());
             }
         }
     }
-    for (const int64_t group : {0, 32, 64, 128}) check_extremes(level, group);
+    for (const Rounding& rounding : kRoundings) check_extremes(level, rounding);
 }
 
 bool can_run(const Level& level) {
-    const std::vector<std::string> present = features();
+    std::vector<std::string> present = features();
+#if defined(RUNS_AS_IF)
+    present.emplace_back(RUNS_AS_IF);
+#endif
     return std::all_of(level.needs.begin(), level.needs.end(), [&](const std::string& need) {
         return std::find(present.begin(), present.end(), need) != present.end();
     });

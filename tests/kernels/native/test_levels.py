@@ -12,11 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from hal.devices.host import processor
+
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ROOT / "kernels/cpu/src"
 PROGRAM = Path(__file__).with_name("check_levels.cpp")
-BASELINE = ("levels.cpp", "features.cpp", "pack.cpp", "pool.cpp", "counters.cpp")
+BASELINE = tuple(
+    f"{name}.cpp" for name in ("levels", "features", "pack", "pool", "counters", "sampling")
+)
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512F = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2)
+# The same instruction as AVX-VNNI's by its name of AVX512-VNNI, on 256 bits: for CPUs that have
+# this one only.
+RENAMED = ("-D__AVXVNNI__", "-D_mm256_dpbusd_avx_epi32=_mm256_dpbusd_epi32")
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Target:
     compiler: str
     levels: dict[str, tuple[str, ...]]
     emulator: str | None = None
+    defines: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
         tools = [self.compiler] if self.emulator is None else [self.compiler, self.emulator]
@@ -37,8 +46,15 @@ X86 = Target(
     "g++",
     {
         "avx2": AVX2,
-        "avx512f": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2),
+        "avxvnni": ("-mavxvnni", *AVX2),
+        "avx512f": AVX512F,
+        "avx512vnni": ("-mavx512vnni", *AVX512F),
     },
+)
+AVX_VNNI_RENAMED = Target(
+    "g++",
+    {"avx2": AVX2, "avxvnni": ("-mavx512vnni", "-mavx512vl", *AVX2, *RENAMED)},
+    defines=('-DRUNS_AS_IF="avxvnni"',),
 )
 ARM = Target(
     "aarch64-linux-gnu-g++",
@@ -73,7 +89,7 @@ def build(target: Target, folder: Path) -> Built:
     for level, flags in target.levels.items():
         source, made = SOURCES / f"level_{level}.cpp", folder / f"{level}.o"
         subprocess.run([*shared, *flags, "-c", str(source), "-o", str(made)], check=True)
-    defined = [f"-DHAL_HAS_{level.upper()}" for level in target.levels]
+    defined = [f"-DHAL_HAS_{level.upper()}" for level in target.levels] + list(target.defines)
     parts = [PROGRAM, *(SOURCES / name for name in BASELINE)]
     parts += [folder / f"{level}.o" for level in target.levels]
     static = ["-static"] if target.emulator else []
@@ -97,6 +113,29 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def test_levels_of_this_cpu(x86: Built) -> None:
     ran = x86.run()
     assert ran.returncode == 0, ran.stdout
+
+
+def test_avx_vnni_by_the_other_name_of_its_instruction(tmp_path: Path) -> None:
+    if "avx512_vnni" not in processor().flags:
+        pytest.skip("this CPU has no vpdpbusd of AVX512-VNNI")
+    ran = build(AVX_VNNI_RENAMED, tmp_path).run("avx2_vnni")
+    assert ran.returncode == 0, ran.stdout
+    assert "avx2_vnni: " in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("level", "register"), [("avxvnni", "ymm"), ("avx512vnni", "zmm")], ids=str
+)
+def test_dots_are_the_instruction_for_them(x86: Built, level: str, register: str) -> None:
+    """And nothing that a CPU with AVX-VNNI alone lacks is in its code."""
+    command = ["objdump", "-d", "--no-show-raw-insn", str(x86.folder / f"{level}.o")]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    dots = [line for line in code.splitlines() if "vpdpbusd" in line]
+    assert dots and all(register in line for line in dots)
+    assert "vpmaddubsw" not in code
+    if level == "avxvnni":
+        assert "zmm" not in code and "%k1" not in code
+        assert all("{vex} vpdpbusd" in line for line in dots)
 
 
 @pytest.mark.parametrize(

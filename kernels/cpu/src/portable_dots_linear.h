@@ -1,4 +1,4 @@
-// Dense layer on codes, x rounded to codes on the way. Tokens run in tiles of up to kTileTokens
+// Dense layer by dots of codes, x rounded to codes on the way. Tokens run in tiles of up to kTileTokens
 // whose sums stay in registers over the whole depth, so a strip of 16 weight rows is unpacked once
 // for a tile: one token reads the weight as one linear stream, more tiles pass over a panel of
 // 4 strips that stays in cache.
@@ -29,11 +29,14 @@ inline void store_codes(int32_t* to, int64_t stride, int64_t units, Ints codes) 
 inline void round_token8(const FloatRow& row, const QuantizedShape& shape, const Tile& tile,
                          int64_t m) {
     const Scale8 scale = scale8(largest_of(row.largest_bits(0, row.columns)));
+    Ints sums = splat(0);
     for (int64_t u = 0; u < shape.units(); u += kWidth / 4) {
-        store_codes(tile.codes + u * tile.size() + m, tile.size(), shape.units() - u,
-                    rounded_codes(row.load_at(4 * u), scale.inverse));
+        const Ints rounded = rounded_codes(row.load_at(4 * u), scale.inverse);
+        sums = add(sums, rounded);
+        store_codes(tile.codes + u * tile.size() + m, tile.size(), shape.units() - u, rounded);
     }
     tile.scales[m] = scale.scale;
+    tile.offsets[m] = -int32_t(shape.offset()) * sum_of(sums);
 }
 
 inline void round_token4(const FloatRow& row, const QuantizedShape& shape, const Tile& tile,
@@ -86,11 +89,12 @@ template <int M>
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+        const Ints offset = broadcast(tile.offsets + m);
 #pragma GCC unroll 4
         for (int p = 0; p < kParts; ++p) {
             const Floats scale = load(reinterpret_cast<const float*>(strip) + p * kWidth);
             const Floats both = scale * splat(tile.scales[m]);
-            store(sums + m * kPanelRows + p * kWidth, to_floats(dot[m][p].total()) * both);
+            store(sums + m * kPanelRows + p * kWidth, to_floats(dot[m][p].total(offset)) * both);
         }
     }
 }
@@ -115,12 +119,20 @@ inline void add_columns(GroupSums (&dot)[M][kParts], const uint8_t* weight, cons
     }
 }
 
-template <int M>
+// Minus what the offset of 16 rows' codes adds to a dot: that of all, or of each row's own.
+template <bool kZeros>
+inline Ints offset_of(const int32_t* offset, const uint8_t* zeros, int part) {
+    if constexpr (!kZeros) return broadcast(offset);
+    return mul(broadcast(offset), load_widened(zeros + part * kWidth));
+}
+
+template <int M, bool kZeros>
 [[gnu::noinline]] void product4(const QuantizedShape& shape, const uint8_t* strip,
                                 const Tile& tile, float* sums) {
     const uint8_t* weight = strip;
-    const int64_t parts = shape.group / 32;  // of 32 columns in a group
-    const Bf16* scales = nullptr;
+    const uint8_t* header = strip;
+    const int log_parts = __builtin_ctzll(uint64_t(shape.group / 32));  // of 32 columns in a group
+    const int64_t parts = shape.header_groups() << log_parts;
     const int32_t* x = tile.codes;
     Floats acc[M][kParts];
 #pragma GCC unroll 8
@@ -130,12 +142,14 @@ template <int M>
     }
     for (int64_t i = 0, part = 0; i < shape.x_groups(); ++i) {
         if (part == 0) {
-            scales = reinterpret_cast<const Bf16*>(weight);
-            weight += 64;
+            header = weight;
+            weight += shape.header_bytes();
             prefetch(weight);
         }
-        const Bf16* scale = scales + (part < parts ? 0 : kLanes);
-        part = part + 1 == 2 * parts ? 0 : part + 1;
+        const int64_t group = part >> log_parts;
+        const Bf16* scale = reinterpret_cast<const Bf16*>(header) + group * kLanes;
+        const uint8_t* zero = header + (2 * shape.header_groups() + group) * kLanes;
+        part = part + 1 == parts ? 0 : part + 1;
         GroupSums dot[M][kParts];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j, weight += 64, x += 2 * M) {
@@ -145,9 +159,10 @@ template <int M>
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             const Floats x_scale = splat(tile.scales[i * M + m]);
-            const Ints offset = broadcast(tile.offsets + i * M + m);
+            const int32_t* x_offset = tile.offsets + i * M + m;
 #pragma GCC unroll 4
             for (int p = 0; p < kParts; ++p) {
+                const Ints offset = offset_of<kZeros>(x_offset, zero, p);
                 const Floats both = load(scale + p * kWidth) * x_scale;
                 acc[m][p] = fma(to_floats(add(dot[m][p].total(), offset)), both, acc[m][p]);
             }
@@ -166,8 +181,10 @@ void product(const QuantizedShape& shape, const uint8_t* strip, const Tile& tile
     if constexpr (M > 1) {
         if (tile.size() < M) return product<M - 1>(shape, strip, tile, sums);
     }
-    if (shape.is_int4()) {
-        product4<M>(shape, strip, tile, sums);
+    if (shape.has_zeros) {
+        product4<M, true>(shape, strip, tile, sums);
+    } else if (shape.is_int4()) {
+        product4<M, false>(shape, strip, tile, sums);
     } else {
         product8<M>(shape, strip, tile, sums);
     }
@@ -202,7 +219,7 @@ inline void run_share(const QuantizedLinearArgs& args, const Range& panels) {
     }
 }
 
-void run_quantized_linear(const QuantizedLinearArgs& args) {
+void run_dots_linear(const QuantizedLinearArgs& args) {
     if (args.m == 0) return;
     for_each_range(args.num_threads, args.m,
                    [&](const Range& tokens) { round_tokens(args, tokens); });

@@ -1,0 +1,85 @@
+"""What a step sampled: arrays, from which one Output per sequence is made for who wants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hal.engine.batch import Index, Int32, SampledLogprobs
+from hal.engine.request import FinishReason, Output
+from hal.engine.sampler import Failure, row_logprobs
+from hal.engine.sequence import Sequence
+from hal.errors import NOT_FINITE
+
+_NOT_FINITE = (
+    "the logits of output token {} were not finite (NaN or infinity), so no token could be "
+    "chosen; other requests are not affected. Try a wider dtype, or check the weights"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A sequence that ended in the step; with FinishReason.ERROR it has no token of it.
+
+    failure: why then; None: its logits were not finite
+    """
+
+    seq: Sequence
+    reason: FinishReason
+    stop_reason: int | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """slots [N], token_ids [N] int32: what each sampled row got; ended: who ended, by row.
+
+    seqs: who is in each slot. `outputs()` reads it, so call that before the next schedule().
+    """
+
+    slots: Index
+    token_ids: Int32
+    logprobs: SampledLogprobs | None
+    ended: dict[int, Ended]
+    seqs: list[Sequence | None]
+
+    def outputs(self) -> list[Output]:
+        """One for each row, in their order."""
+        outputs = []
+        rows = zip(self.slots.tolist(), self.token_ids.tolist(), strict=True)
+        for row, (slot, token) in enumerate(rows):
+            seq = self.seqs[slot]
+            if seq is None or row in self.ended or self.logprobs is not None:
+                outputs.append(self._output(row, token, seq))
+                continue
+            outputs.append(
+                Output(
+                    request_id=seq.request.request_id,
+                    index=seq.index,
+                    token_ids=(token,),
+                    num_cached_tokens=seq.num_cached_tokens,
+                )
+            )
+        return outputs
+
+    def _output(self, row: int, token: int, seq: Sequence | None) -> Output:
+        """Of a row with more to say than its token."""
+        ended = self.ended.get(row)
+        if ended is not None:
+            seq = ended.seq
+            if ended.reason is FinishReason.ERROR:
+                error = ended.failure or _not_finite(seq)
+                return seq.last_output(FinishReason.ERROR, error.message, error.code)
+        assert seq is not None, "outputs() after the next step was scheduled"
+        return Output(
+            request_id=seq.request.request_id,
+            index=seq.index,
+            token_ids=(token,),
+            logprobs=row_logprobs(self.logprobs, row, token, seq),
+            finish_reason=None if ended is None else ended.reason,
+            stop_reason=None if ended is None else ended.stop_reason,
+            num_cached_tokens=seq.num_cached_tokens,
+        )
+
+
+def _not_finite(seq: Sequence) -> Failure:
+    return Failure(_NOT_FINITE.format(seq.num_output_tokens), NOT_FINITE)

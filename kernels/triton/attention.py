@@ -1,0 +1,165 @@
+"""attention over the paged cache in place: decodes split over keys, prefills over queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hal.binding import Binder
+from hal.device import Capabilities
+from hal.dtypes import DType
+from hal.kernels.reference.attention import PagedAttention, needs_plain_cache
+from hal.kernels.reference.tensors import as_torch
+from hal.kernels.triton.predicates import PREFERENCE, needs_float, unavailable
+from hal.kernels.triton.program import Program, next_power_of_2
+from hal.kernels.triton.tuning import launch_options
+from hal.kernels.triton.work_list import Int32, Tiling, make_work_list
+from hal.opset import attention
+from hal.opset.attention import AttentionMeta, AttentionProblem
+from hal.select import Regime
+from hal.tensor import Tensor
+
+_ATTEND = Program("attention", "attend")
+_MERGE = Program("attention", "merge_partials")
+_WRITE = Program("attention", "write_kv")
+_LARGEST_HEAD = 256
+_LARGEST_GROUP = 64
+# Programs for each compute unit that decodes are split into where they are few.
+_PROGRAMS_PER_UNIT = 8
+_LEAST_DIMS = 16  # of a matrix instruction
+
+
+def _rejects(caps: Capabilities, problem: AttentionProblem) -> str | None:
+    group = problem.num_heads // problem.num_kv_heads
+    if problem.head_dim > _LARGEST_HEAD:
+        return f"keeps heads of up to {_LARGEST_HEAD} in registers; head_dim is {problem.head_dim}"
+    if group > _LARGEST_GROUP:
+        return f"packs up to {_LARGEST_GROUP} query heads of a kv head; the problem has {group}"
+    return needs_plain_cache(caps, problem) or needs_float(caps, problem)
+
+
+def _regimes(problem: AttentionProblem) -> tuple[Regime, ...]:
+    group = problem.num_heads // problem.num_kv_heads
+    few = max(1, 16 // group)
+    return (
+        Regime(1, few, "of a sequence: one tile of queries, its keys split"),
+        Regime(few + 1, None, "of a sequence: tiles of queries, keys in order"),
+    )
+
+
+@attention.family(
+    "triton",
+    preference=PREFERENCE,
+    rejects=_rejects,
+    unavailable=unavailable,
+    regimes=_regimes,
+)
+class TritonAttention(PagedAttention):
+    """Keys and values lie as in the reference's cache: a head's elements side by side.
+
+    Not batch-invariant: where keys are split depends on what else is decoded.
+    """
+
+    def __init__(self, problem: AttentionProblem, binder: Binder) -> None:
+        super().__init__(problem, binder)
+        self._binder = binder
+        caps = binder.selector.caps
+        self._group = problem.num_heads // problem.num_kv_heads
+        dims = max(_LEAST_DIMS, next_power_of_2(problem.head_dim))
+        size = "large" if dims * problem.dtype.bits > 128 * 16 else "small"
+        self._decode = self._launch(caps, f"decode_{size}", dims)
+        self._prefill = self._launch(caps, f"prefill_{size}", dims)
+        rows = self._decode["ROWS"]
+        self._tiling = Tiling(
+            decode_tokens=rows // self._group,
+            prefill_tokens=self._prefill["ROWS"] // self._group,
+            keys=self._decode["KEYS"],
+            max_partials=max(64, caps.compute_units * _PROGRAMS_PER_UNIT // problem.num_kv_heads),
+        )
+        shape = (problem.num_kv_heads, rows, dims)
+        num_rows = self._tiling.max_partials
+        self._partial_out = binder.arena.buffer("partial_out", shape, DType.FLOAT32, num_rows)
+        self._partial_stats = binder.arena.buffer(
+            "partial_stats", (problem.num_kv_heads, 2, rows), DType.FLOAT32, num_rows
+        )
+        self._write = {
+            **launch_options(caps, "write_kv"),
+            **self._named("HEAD_DIM", "KV_HEADS", "BLOCK_SIZE"),
+            "HEADS": problem.num_heads,
+        }
+        self._merge = {
+            **launch_options(caps, "merge_partials"),
+            **self._named("HEAD_DIM", "KV_HEADS", "GROUP"),
+            "ROWS": rows,
+            "DIMS": dims,
+        }
+
+    def _named(self, *names: str) -> dict[str, int]:
+        p = self.problem
+        values = {
+            "HEAD_DIM": p.head_dim,
+            "KV_HEADS": p.num_kv_heads,
+            "GROUP": self._group,
+            "BLOCK_SIZE": p.block_size,
+        }
+        return {name: values[name] for name in names}
+
+    def _launch(self, caps: Capabilities, shape_class: str, dims: int) -> dict[str, Any]:
+        spec = self.problem.spec
+        options = launch_options(caps, "attention", shape_class)
+        return {
+            **options,
+            **self._named("HEAD_DIM", "KV_HEADS", "GROUP", "BLOCK_SIZE"),
+            "ROWS": max(options["ROWS"], next_power_of_2(self._group)),
+            "DIMS": dims,
+            "WINDOW": spec.window or 0,
+            "SOFTCAP": spec.softcap or 0.0,
+        }
+
+    def plan(self, meta: AttentionMeta) -> None:
+        self._meta = meta
+        work = make_work_list(
+            meta.cu_seqlens_q, meta.seq_lens, self.problem.spec.window, self._tiling
+        )
+        self._work = [
+            (self._upload(items), options)
+            for items, options in ((work.decode, self._decode), (work.prefill, self._prefill))
+            if len(items)
+        ]
+        self._splits = self._upload(work.splits)
+
+    def _upload(self, items: Int32) -> torch.Tensor:
+        return as_torch(self._binder.device.upload(items))
+
+    def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
+        width = self.problem.num_kv_heads * self.problem.head_dim
+        grid = (self._meta.num_tokens, 2, -(-width // self._write["BLOCK"]))
+        slots = as_torch(self._meta.slot_mapping_device)
+        _WRITE.launch(grid, as_torch(qkv), as_torch(kv), slots, **self._write)
+
+    def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
+        meta = self._meta
+        partials = tuple(
+            as_torch(buffer.rows(self._tiling.max_partials))
+            for buffer in (self._partial_out, self._partial_stats)
+        )
+        table, starts = as_torch(meta.block_table_device), as_torch(meta.cu_seqlens_q_device)
+        for items, options in self._work:
+            _ATTEND.launch(
+                (len(items), self.problem.num_kv_heads),
+                as_torch(qkv),
+                as_torch(kv),
+                as_torch(out),
+                *partials,
+                items,
+                table,
+                starts,
+                as_torch(meta.seq_lens_device),
+                table.stride(0),
+                self.problem.spec.scale,
+                **options,
+            )
+        if len(self._splits):
+            grid = (len(self._splits), self.problem.num_kv_heads)
+            _MERGE.launch(grid, *partials, as_torch(out), self._splits, starts, **self._merge)

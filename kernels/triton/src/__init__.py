@@ -1,0 +1,1 @@
+"""Triton functions; importing a module here imports Triton."""

@@ -1,0 +1,101 @@
+"""Attention as an engine plans it: long and short decodes, or a prompt, over a paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from hal.dtypes import DType
+from hal.kernels.triton.verify.site import Site
+from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem, AttentionSpec
+
+_BLOCK_SIZES = (16, 32, 64)
+_NUM_BLOCKS = 64  # of the cache, which nobody reads
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """The heads of a published model."""
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+    softcap: float | None = None
+
+
+_MODELS = (
+    _Model("llama-8b", 32, 8, 128),
+    _Model("llama-1b", 32, 8, 64),
+    _Model("gemma2-9b", 16, 8, 256, window=4096, softcap=50.0),
+)
+
+
+def attention_sites(dtype: DType) -> Iterator[Site]:
+    """Every block size for decodes of the first model; else the first."""
+    for model in _MODELS if dtype is DType.BFLOAT16 else _MODELS[:1]:
+        for block_size in (
+            _BLOCK_SIZES if model is _MODELS[0] and dtype is DType.BFLOAT16 else _BLOCK_SIZES[:1]
+        ):
+            problem = _problem(model, dtype, block_size)
+            name = f"{model.name}-b{block_size}-{dtype}"
+            prompt = Site(
+                op="attention",
+                name=f"prefill-{name}",
+                problem=problem,
+                call=partial(_attend, problem, (512,)),
+                multiplies="large",
+            )
+            if block_size == _BLOCK_SIZES[0]:
+                yield prompt
+            yield replace(
+                prompt,
+                name=f"decode-{name}",
+                call=partial(_attend, problem, (1, 1)),
+                multiplies="any",
+            )
+
+
+def _problem(model: _Model, dtype: DType, block_size: int) -> AttentionProblem:
+    return AttentionProblem(
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        block_size=block_size,
+        spec=AttentionSpec(scale=model.head_dim**-0.5, window=model.window, softcap=model.softcap),
+    )
+
+
+def _attend(p: AttentionProblem, q_lens: tuple[int, ...], family: AttentionFamily) -> None:
+    """Contexts so long that decodes are split and merged."""
+    meta = _meta(p, q_lens, 8192)
+    found = getattr(torch, p.dtype.label)
+    qkv = torch.empty((meta.num_tokens, p.qkv_width), dtype=found)
+    out = torch.empty((meta.num_tokens, p.num_heads * p.head_dim), dtype=found)
+    kv = torch.empty(family.kv_shape(_NUM_BLOCKS), dtype=found)
+    family.plan(meta)
+    family.write_kv(qkv, kv)
+    family.attend(qkv, kv, out)
+
+
+def _meta(p: AttentionProblem, q_lens: tuple[int, ...], seq_len: int) -> AttentionMeta:
+    starts = np.cumsum([0, *q_lens]).astype(np.int32)
+    lens = np.full(len(q_lens), seq_len, dtype=np.int32)
+    table = np.zeros((len(q_lens), seq_len // p.block_size), dtype=np.int32)
+    slots = np.zeros(int(starts[-1]), dtype=np.int64)
+    return AttentionMeta(
+        cu_seqlens_q=starts,
+        seq_lens=lens,
+        block_table=table,
+        slot_mapping=slots,
+        cu_seqlens_q_device=torch.from_numpy(starts),
+        seq_lens_device=torch.from_numpy(lens),
+        block_table_device=torch.from_numpy(table),
+        slot_mapping_device=torch.from_numpy(slots),
+    )
