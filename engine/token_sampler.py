@@ -11,7 +11,7 @@ from hal import opset
 from hal.binding import Binder
 from hal.device import Device, Event
 from hal.dtypes import DType
-from hal.engine.batch import SampledLogprobs, SamplingBatch, StepResult
+from hal.engine.batch import Int32, SampledLogprobs, SamplingBatch, StepResult
 from hal.opset.indexing import TokenProblem
 from hal.opset.sampling import SampleProblem, SamplingInputs
 from hal.sampling_params import MAX_LOGPROBS
@@ -81,10 +81,10 @@ class TokenSampler:
         """The part of the arena that the plan lists as logits."""
         return self.logits.num_bytes + self._adjusted.num_bytes
 
-    def run(self, sampling: SamplingBatch, slots: Tensor) -> PendingTokens:
-        """Sample the first N rows of `logits`; slots [N] int32 keep the tokens."""
+    def run(self, sampling: SamplingBatch, slots: Int32) -> PendingTokens:
+        """Sample the first N rows of `logits`; slots [N] keep the tokens."""
         device = self._binder.device
-        num_rows = slots.shape[0]
+        num_rows = len(slots)
         logits, tokens = self.logits.rows(num_rows), self._tokens.rows(num_rows)
         inputs = upload_sampling(device, sampling)
         adjusted = logits
@@ -92,7 +92,7 @@ class TokenSampler:
             adjusted = self._adjusted.rows(num_rows)
             self._adjust(logits, inputs, adjusted)
         self._sample(adjusted, inputs, tokens)
-        self._keep(tokens, slots, self.last_tokens.rows(self.last_tokens.shape[0]))
+        self._keep(tokens, device.upload(slots), self.last_tokens.rows(self.last_tokens.shape[0]))
         wants_logprobs = bool((sampling.num_logprobs >= 0).any())
         logprobs = self._make_logprobs(logits, tokens, num_rows) if wants_logprobs else None
         return PendingTokens(

@@ -193,7 +193,7 @@ def load(model: TinyModel, device: Device) -> Loaded:
         with CheckpointReader(folder) as reader:
             load_weights(assembled.decoder.parameters, reader, SilentProgress())
         device.synchronize()
-    return Loaded(EngineModel(assembled, device), layers, resolved)
+    return Loaded(EngineModel(assembled, device), layers, assembled.resolved)
 
 
 def _resolve(config: ModelConfig, model: TinyModel, device: Device) -> ResolvedConfig:

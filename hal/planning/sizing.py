@@ -158,10 +158,11 @@ class _Assembling:
         """Layers are alike and share the step's buffers: what the second adds, each adds."""
         one = self.inputs(1)
         num_more = self.engine.num_layers - 1
-        layer_bytes = self.inputs(2).weights_bytes - one.weights_bytes if num_more else 0
+        two = self.inputs(2) if num_more else one
         return replace(
             one,
-            weights_bytes=one.weights_bytes + num_more * layer_bytes,
+            weights_bytes=one.weights_bytes + num_more * (two.weights_bytes - one.weights_bytes),
+            graphs_bytes=one.graphs_bytes + num_more * (two.graphs_bytes - one.graphs_bytes),
             kv_bytes_per_block=one.kv_bytes_per_block * self.engine.num_layers,
         )
 

@@ -8,6 +8,7 @@
 #include "src/features.h"
 #include "src/kernels.h"
 #include "src/levels.h"
+#include "src/recording.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -23,6 +24,17 @@ using Address = uintptr_t;
 template <class T = void>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
+}
+
+// Runs a kernel without the interpreter's lock, or adds it to the recording of this thread.
+template <class Args>
+void launch(void (*kernel)(const Args&), const std::type_identity_t<Args>& args) {
+    if (Recording* recording = Recording::current()) {
+        recording->add(kernel, args);
+        return;
+    }
+    nb::gil_scoped_release release;
+    kernel(args);
 }
 
 // Streaming a weight through 4 KiB pages loses a quarter of the bandwidth to page-bound
@@ -60,14 +72,13 @@ void call_pack_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows
 
 void call_gather_packed_rows(Address weight, int64_t n, int64_t k, int dtype, Address ids,
                              int64_t num_ids, Address out, int64_t out_stride, int num_threads) {
-    nb::gil_scoped_release release;
-    gather_packed_rows({.weight = at(weight),
-                        .shape = packed_shape(n, k, dtype),
-                        .ids = at<int32_t>(ids),
-                        .num_ids = num_ids,
-                        .out = at(out),
-                        .out_stride = out_stride,
-                        .num_threads = num_threads});
+    launch(&gather_packed_rows, {.weight = at(weight),
+                                 .shape = packed_shape(n, k, dtype),
+                                 .ids = at<int32_t>(ids),
+                                 .num_ids = num_ids,
+                                 .out = at(out),
+                                 .out_stride = out_stride,
+                                 .num_threads = num_threads});
 }
 
 // The functions that every level has take the level's own first.
@@ -76,21 +87,20 @@ void call_linear(decltype(LevelKernels::linear) linear,
                  Address x, int64_t x_stride, int64_t m, Address weight, int64_t n, int64_t k,
                  int dtype, Address bias, Address out, int out_dtype, int64_t out_stride,
                  int activation, bool gated, int num_threads) {
-    nb::gil_scoped_release release;
-    linear({.x = at(x),
-            .x_stride = x_stride,
-            .m = m,
-            .weight = at(weight),
-            .shape = packed_shape(n, k, dtype),
-            .output = {.n = n,
-                       .bias = at(bias),
-                       .bias_dtype = dtype_of(dtype),
-                       .out = at(out),
-                       .dtype = dtype_of(out_dtype),
-                       .stride = out_stride,
-                       .activation = static_cast<Activation>(activation),
-                       .gated = gated},
-            .num_threads = num_threads});
+    launch(linear, {.x = at(x),
+                    .x_stride = x_stride,
+                    .m = m,
+                    .weight = at(weight),
+                    .shape = packed_shape(n, k, dtype),
+                    .output = {.n = n,
+                               .bias = at(bias),
+                               .bias_dtype = dtype_of(dtype),
+                               .out = at(out),
+                               .dtype = dtype_of(out_dtype),
+                               .stride = out_stride,
+                               .activation = static_cast<Activation>(activation),
+                               .gated = gated},
+                    .num_threads = num_threads});
 }
 
 void call_quantized_linear(decltype(LevelKernels::quantized_linear) quantized_linear,
@@ -98,23 +108,22 @@ void call_quantized_linear(decltype(LevelKernels::quantized_linear) quantized_li
                            int64_t n, int64_t k, int64_t group, bool has_zeros, int codes,
                            Address scratch, Address bias, Address out, int out_dtype,
                            int64_t out_stride, int activation, bool gated, int num_threads) {
-    nb::gil_scoped_release release;
-    quantized_linear({.x = at(x),
-                      .x_dtype = dtype_of(x_dtype),
-                      .x_stride = x_stride,
-                      .m = m,
-                      .weight = at(weight),
-                      .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
-                      .scratch = at(scratch),
-                      .output = {.n = n,
-                                 .bias = at(bias),
-                                 .bias_dtype = dtype_of(x_dtype),
-                                 .out = at(out),
-                                 .dtype = dtype_of(out_dtype),
-                                 .stride = out_stride,
-                                 .activation = static_cast<Activation>(activation),
-                                 .gated = gated},
-                      .num_threads = num_threads});
+    launch(quantized_linear, {.x = at(x),
+                              .x_dtype = dtype_of(x_dtype),
+                              .x_stride = x_stride,
+                              .m = m,
+                              .weight = at(weight),
+                              .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
+                              .scratch = at(scratch),
+                              .output = {.n = n,
+                                         .bias = at(bias),
+                                         .bias_dtype = dtype_of(x_dtype),
+                                         .out = at(out),
+                                         .dtype = dtype_of(out_dtype),
+                                         .stride = out_stride,
+                                         .activation = static_cast<Activation>(activation),
+                                         .gated = gated},
+                              .num_threads = num_threads});
 }
 
 int64_t call_quantize_rows(decltype(LevelKernels::quantize_rows) quantize_rows,
@@ -137,15 +146,14 @@ void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) ga
                                 Address weight, int64_t n, int64_t k, int64_t group,
                                 bool has_zeros, int codes, Address ids, int64_t num_ids,
                                 Address out, int out_dtype, int64_t out_stride, int num_threads) {
-    nb::gil_scoped_release release;
-    gather_quantized_rows({.weight = at(weight),
-                           .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
-                           .ids = at<int32_t>(ids),
-                           .num_ids = num_ids,
-                           .out = at(out),
-                           .out_dtype = dtype_of(out_dtype),
-                           .out_stride = out_stride,
-                           .num_threads = num_threads});
+    launch(gather_quantized_rows, {.weight = at(weight),
+                                   .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
+                                   .ids = at<int32_t>(ids),
+                                   .num_ids = num_ids,
+                                   .out = at(out),
+                                   .out_dtype = dtype_of(out_dtype),
+                                   .out_stride = out_stride,
+                                   .num_threads = num_threads});
 }
 
 #if defined(HAL_HAS_AVX512)
@@ -153,72 +161,68 @@ void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) ga
 void call_norm(Address x, int64_t x_stride, Address residual, int64_t residual_stride,
                Address weight, Address bias, Address out, int64_t out_stride, int64_t rows,
                int64_t hidden, float eps, bool layer_norm, int dtype, int num_threads) {
-    nb::gil_scoped_release release;
-    norm({.x = at(x),
-          .x_stride = x_stride,
-          .residual = at(residual),
-          .residual_stride = residual_stride,
-          .weight = at(weight),
-          .bias = at(bias),
-          .out = at(out),
-          .out_stride = out_stride,
-          .rows = rows,
-          .hidden = hidden,
-          .eps = eps,
-          .layer_norm = layer_norm,
-          .dtype = dtype_of(dtype),
-          .num_threads = num_threads});
+    launch(&norm, {.x = at(x),
+                   .x_stride = x_stride,
+                   .residual = at(residual),
+                   .residual_stride = residual_stride,
+                   .weight = at(weight),
+                   .bias = at(bias),
+                   .out = at(out),
+                   .out_stride = out_stride,
+                   .rows = rows,
+                   .hidden = hidden,
+                   .eps = eps,
+                   .layer_norm = layer_norm,
+                   .dtype = dtype_of(dtype),
+                   .num_threads = num_threads});
 }
 
 void call_activate(Address x, int64_t x_stride, Address out, int64_t out_stride, int64_t rows,
                    int64_t size, int activation, bool gated, int dtype, int num_threads) {
-    nb::gil_scoped_release release;
-    activate({.x = at(x),
-              .x_stride = x_stride,
-              .out = at(out),
-              .out_stride = out_stride,
-              .rows = rows,
-              .size = size,
-              .activation = static_cast<Activation>(activation),
-              .gated = gated,
-              .dtype = dtype_of(dtype),
-              .num_threads = num_threads});
+    launch(&activate, {.x = at(x),
+                       .x_stride = x_stride,
+                       .out = at(out),
+                       .out_stride = out_stride,
+                       .rows = rows,
+                       .size = size,
+                       .activation = static_cast<Activation>(activation),
+                       .gated = gated,
+                       .dtype = dtype_of(dtype),
+                       .num_threads = num_threads});
 }
 
 void call_qk_norm_rope(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
                        int64_t num_kv_heads, int64_t head_dim, Address positions, Address cos_sin,
                        int64_t rotary_dim, Address q_norm, Address k_norm, float eps, int dtype,
                        int num_threads) {
-    nb::gil_scoped_release release;
-    qk_norm_rope({.qkv = at(qkv),
-                  .qkv_stride = qkv_stride,
-                  .num_tokens = num_tokens,
-                  .num_heads = num_heads,
-                  .num_kv_heads = num_kv_heads,
-                  .head_dim = head_dim,
-                  .positions = at<int32_t>(positions),
-                  .cos_sin = at<float>(cos_sin),
-                  .rotary_dim = rotary_dim,
-                  .q_norm = at(q_norm),
-                  .k_norm = at(k_norm),
-                  .eps = eps,
-                  .dtype = dtype_of(dtype),
-                  .num_threads = num_threads});
+    launch(&qk_norm_rope, {.qkv = at(qkv),
+                           .qkv_stride = qkv_stride,
+                           .num_tokens = num_tokens,
+                           .num_heads = num_heads,
+                           .num_kv_heads = num_kv_heads,
+                           .head_dim = head_dim,
+                           .positions = at<int32_t>(positions),
+                           .cos_sin = at<float>(cos_sin),
+                           .rotary_dim = rotary_dim,
+                           .q_norm = at(q_norm),
+                           .k_norm = at(k_norm),
+                           .eps = eps,
+                           .dtype = dtype_of(dtype),
+                           .num_threads = num_threads});
 }
 
 void call_write_kv(Address qkv, int64_t qkv_stride, int64_t num_tokens, int64_t num_heads,
                    Address kv, int kv_dtype, int64_t num_kv_heads, int64_t block_size,
                    int64_t head_dim, Address slot_mapping, int dtype, int num_threads) {
-    nb::gil_scoped_release release;
-    write_kv({.qkv = at(qkv),
-              .qkv_stride = qkv_stride,
-              .num_tokens = num_tokens,
-              .num_heads = num_heads,
-              .kv = at(kv),
-              .kv_shape = {num_kv_heads, block_size, head_dim, dtype_of(kv_dtype)},
-              .slot_mapping = at<int64_t>(slot_mapping),
-              .dtype = dtype_of(dtype),
-              .num_threads = num_threads});
+    launch(&write_kv, {.qkv = at(qkv),
+                       .qkv_stride = qkv_stride,
+                       .num_tokens = num_tokens,
+                       .num_heads = num_heads,
+                       .kv = at(kv),
+                       .kv_shape = {num_kv_heads, block_size, head_dim, dtype_of(kv_dtype)},
+                       .slot_mapping = at<int64_t>(slot_mapping),
+                       .dtype = dtype_of(dtype),
+                       .num_threads = num_threads});
 }
 
 AttentionArgs attention_args(Address q, int64_t q_stride, Address kv, int kv_dtype,
@@ -249,17 +253,29 @@ AttentionArgs attention_args(Address q, int64_t q_stride, Address kv, int kv_dty
 // Its arguments behind the kernel are those of attention_args.
 template <class... Args>
 void call_attention(void (*kernel)(const AttentionArgs&), Args... args) {
-    nb::gil_scoped_release release;
-    kernel(attention_args(args...));
+    launch(kernel, attention_args(args...));
 }
 
-// Rotates the rows whose first heads are q, writes their K and V, attends. The arguments behind
-// num_tokens are those of attention_args after q.
+// One launch: rotates the rows whose first heads are q, writes their K and V, attends.
+struct RopeWriteAttendArgs {
+    RopeArgs rope;
+    WriteKvArgs write;
+    AttentionArgs attend;
+    int num_threads;
+};
+
+void rope_write_attend(const RopeWriteAttendArgs& args) {
+    RopeWriteAttendArgs now = args;
+    now.rope.num_threads = now.write.num_threads = now.attend.num_threads = args.num_threads;
+    rope_and_write_kv(now.rope, now.write);
+    attention(now.attend);
+}
+
+// The arguments behind num_tokens are those of attention_args after q.
 template <class... Args>
 void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int64_t rotary_dim,
                             Address q_norm, Address k_norm, float eps, Address slot_mapping,
                             int64_t num_tokens, Args... args) {
-    nb::gil_scoped_release release;
     const AttentionArgs attend = attention_args(qkv, args...);
     const RopeArgs rope{.qkv = at(qkv),
                         .qkv_stride = attend.q_stride,
@@ -275,16 +291,16 @@ void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int
                         .eps = eps,
                         .dtype = attend.dtype,
                         .num_threads = attend.num_threads};
-    rope_and_write_kv(rope, {.qkv = at(qkv),
-                             .qkv_stride = attend.q_stride,
-                             .num_tokens = num_tokens,
-                             .num_heads = attend.num_heads,
-                             .kv = const_cast<void*>(attend.kv),
-                             .kv_shape = attend.kv_shape,
-                             .slot_mapping = at<int64_t>(slot_mapping),
-                             .dtype = attend.dtype,
-                             .num_threads = attend.num_threads});
-    attention(attend);
+    const WriteKvArgs write{.qkv = at(qkv),
+                            .qkv_stride = attend.q_stride,
+                            .num_tokens = num_tokens,
+                            .num_heads = attend.num_heads,
+                            .kv = const_cast<void*>(attend.kv),
+                            .kv_shape = attend.kv_shape,
+                            .slot_mapping = at<int64_t>(slot_mapping),
+                            .dtype = attend.dtype,
+                            .num_threads = attend.num_threads};
+    launch(&rope_write_attend, {rope, write, attend, attend.num_threads});
 }
 
 template <class Result, class... Args>
@@ -299,35 +315,63 @@ auto* call_rope_write_attend_with(Result (*)(First, Args...)) {
 void call_sample(Address logits, int64_t stride, int64_t rows, int64_t vocab, Address temperature,
                  Address top_k, Address top_p, Address min_p, Address seeds, Address token_index,
                  bool has_filters, Address tokens, int num_threads) {
-    nb::gil_scoped_release release;
-    sample({.logits = at<float>(logits),
-            .stride = stride,
-            .rows = rows,
-            .vocab = vocab,
-            .temperature = at<float>(temperature),
-            .top_k = at<int32_t>(top_k),
-            .top_p = at<float>(top_p),
-            .min_p = at<float>(min_p),
-            .seeds = at<int64_t>(seeds),
-            .token_index = at<int32_t>(token_index),
-            .has_filters = has_filters,
-            .tokens = at<int32_t>(tokens),
-            .num_threads = num_threads});
+    launch(&sample, {.logits = at<float>(logits),
+                     .stride = stride,
+                     .rows = rows,
+                     .vocab = vocab,
+                     .temperature = at<float>(temperature),
+                     .top_k = at<int32_t>(top_k),
+                     .top_p = at<float>(top_p),
+                     .min_p = at<float>(min_p),
+                     .seeds = at<int64_t>(seeds),
+                     .token_index = at<int32_t>(token_index),
+                     .has_filters = has_filters,
+                     .tokens = at<int32_t>(tokens),
+                     .num_threads = num_threads});
 }
 
 #endif
 
-void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, int64_t num_ids,
-                      Address out, int64_t out_stride_bytes, int64_t row_bytes, int num_threads) {
+void call_gather_rows(Address table, int64_t num_rows, int64_t table_stride_bytes, Address ids,
+                      int64_t num_ids, Address out, int64_t out_stride_bytes, int64_t row_bytes,
+                      int num_threads) {
+    launch(&gather_rows, {.table = at(table),
+                          .num_rows = num_rows,
+                          .table_stride_bytes = table_stride_bytes,
+                          .ids = at<int32_t>(ids),
+                          .num_ids = num_ids,
+                          .out = at(out),
+                          .out_stride_bytes = out_stride_bytes,
+                          .row_bytes = row_bytes,
+                          .num_threads = num_threads});
+}
+
+void call_take_tokens(Address token_ids, Address slots, Address last_tokens, int64_t num_tokens,
+                      Address out, int num_threads) {
+    launch(&take_tokens, {.token_ids = at<int32_t>(token_ids),
+                          .slots = at<int32_t>(slots),
+                          .last_tokens = at<int32_t>(last_tokens),
+                          .num_tokens = num_tokens,
+                          .out = at<int32_t>(out),
+                          .num_threads = num_threads});
+}
+
+void call_keep_tokens(Address tokens, Address slots, int64_t num_tokens, Address last_tokens,
+                      int num_threads) {
+    launch(&keep_tokens, {.tokens = at<int32_t>(tokens),
+                          .slots = at<int32_t>(slots),
+                          .num_tokens = num_tokens,
+                          .last_tokens = at<int32_t>(last_tokens),
+                          .num_threads = num_threads});
+}
+
+// What a capture does: kernels launched between begin and end are added to the recording.
+void begin_recording(Recording& recording) { Recording::current() = &recording; }
+void end_recording() { Recording::current() = nullptr; }
+
+void replay_recording(const Recording& recording, int num_threads) {
     nb::gil_scoped_release release;
-    gather_rows({.table = at(table),
-                 .table_stride_bytes = table_stride_bytes,
-                 .ids = at<int32_t>(ids),
-                 .num_ids = num_ids,
-                 .out = at(out),
-                 .out_stride_bytes = out_stride_bytes,
-                 .row_bytes = row_bytes,
-                 .num_threads = num_threads});
+    recording.replay(num_threads);
 }
 
 // `call` with its first argument given.
@@ -365,6 +409,15 @@ NB_MODULE(_C, m) {
     m.def("num_barriers", &num_barriers);
     m.def("num_scratch_allocations", &num_scratch_allocations);
     m.def("gather_rows", &call_gather_rows);
+    m.def("take_tokens", &call_take_tokens);
+    m.def("keep_tokens", &call_keep_tokens);
+    nb::class_<Recording>(m, "Recording")
+        .def(nb::init<>())
+        .def("begin", &begin_recording)
+        .def_static("end", &end_recording)
+        .def("replay", &replay_recording)
+        .def_prop_ro("num_calls", &Recording::num_calls)
+        .def_prop_ro("num_bytes", &Recording::num_bytes);
     m.def("pack_rows", &call_pack_rows);
     m.def("gather_packed_rows", &call_gather_packed_rows);
     for (const Level& level : levels()) {
