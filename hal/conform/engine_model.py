@@ -68,6 +68,11 @@ class EngineModel:
     def kv_caches(self) -> tuple[Tensor, ...]:
         return self._assembled.runner.kv_caches
 
+    def num_graphs(self) -> int:
+        """How many sizes of steps were captured by now."""
+        graphs = self._assembled.runner.graphs
+        return 0 if graphs is None else graphs.num_graphs
+
     def poison(self) -> None:
         families = self._assembled.decoder.attention_families
         for family, kv in zip(families, self.kv_caches(), strict=True):
@@ -175,11 +180,11 @@ def model_folder(model: TinyModel) -> Iterator[Path]:
         yield Path(name)
 
 
-def load(model: TinyModel, device: Device) -> Loaded:
+def load(model: TinyModel, device: Device, *, enforce_eager: bool = False) -> Loaded:
     """Through the engine's own config and checkpoint readers; raises HalError as they do."""
     with model_folder(model) as folder:
         config = read_model_config(folder, MODELS.keys())
-        resolved = _resolve(config, model, device)
+        resolved = _resolve(config, model, device, enforce_eager)
         selector = make_selector(device.capabilities, SelectionPolicy())
         assembled = assemble(config, resolved, selector, device.collective(), device)
         width, binder = config.hidden_size, assembled.binder
@@ -196,8 +201,11 @@ def load(model: TinyModel, device: Device) -> Loaded:
     return Loaded(EngineModel(assembled, device), layers, assembled.resolved)
 
 
-def _resolve(config: ModelConfig, model: TinyModel, device: Device) -> ResolvedConfig:
+def _resolve(
+    config: ModelConfig, model: TinyModel, device: Device, enforce_eager: bool
+) -> ResolvedConfig:
     settings = EngineConfig(
+        enforce_eager=enforce_eager,
         dtype=str(model.dtype),
         max_num_seqs=_NUM_SLOTS + MAX_ROWS,
         max_num_batched_tokens=_NUM_SLOTS + MAX_ROWS,
