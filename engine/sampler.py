@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from hal.engine.batch import Float32, Int32, SampledLogprobs, SamplingBatch
+from hal.engine.batch import Float32, Int32, SampledLogprobs, SamplingBatch, SamplingSettings
 from hal.engine.request import TokenLogprobs
 from hal.engine.sequence import Sequence
 
@@ -58,10 +58,13 @@ class SamplingState:
         self._has_bias = np.zeros(max_num_seqs, np.bool_)
         self._has_penalties = np.zeros(max_num_seqs, np.bool_)
         self._token_counts: dict[int, TokenCounts] = {}
+        self._settings: SamplingSettings | None = None
+        self._settings_slots: Int32 = _NO_IDS
 
     def assign(self, seq: Sequence) -> None:
         """Give the sequence's slot its settings; also after a preemption, with output so far."""
         slot, params = seq.slot, seq.request.params
+        self._settings = None
         self._temperature[slot] = params.temperature
         self._top_k[slot] = max(params.top_k, 0)
         self._top_p[slot] = params.top_p
@@ -91,23 +94,32 @@ class SamplingState:
         bias_rows, bias_ids, bias_values = self._bias(slots, rows)
         penalty_rows, penalty_ids, penalty_counts = self._penalties(slots)
         return SamplingBatch(
-            temperature=self._temperature[slots],
-            top_k=self._top_k[slots],
-            top_p=self._top_p[slots],
-            min_p=self._min_p[slots],
-            seeds=self._seeds[slots],
+            settings=self._settings_of(slots),
             token_index=self._token_index[slots],
-            num_logprobs=self._num_logprobs[slots],
             bias_rows=bias_rows,
             bias_ids=bias_ids,
             bias_values=bias_values,
             penalty_rows=penalty_rows,
             penalty_ids=penalty_ids,
             penalty_counts=penalty_counts,
-            presence=self._presence[slots],
-            frequency=self._frequency[slots],
-            repetition=self._repetition[slots],
         )
+
+    def _settings_of(self, slots: Int32) -> SamplingSettings:
+        """The same object for the same array of slots, until a slot is assigned."""
+        if self._settings is None or slots is not self._settings_slots:
+            self._settings_slots = slots
+            self._settings = SamplingSettings(
+                temperature=self._temperature[slots],
+                top_k=self._top_k[slots],
+                top_p=self._top_p[slots],
+                min_p=self._min_p[slots],
+                seeds=self._seeds[slots],
+                num_logprobs=self._num_logprobs[slots],
+                presence=self._presence[slots],
+                frequency=self._frequency[slots],
+                repetition=self._repetition[slots],
+            )
+        return self._settings
 
     def _bias(self, slots: Int32, rows: Seq[Sequence]) -> tuple[Int32, Int32, Float32]:
         biased = np.flatnonzero(self._has_bias[slots])

@@ -18,7 +18,7 @@ from hal.conformance.model_run import ModelStep, Part, StepOutput
 from hal.conformance.stage import poison
 from hal.conformance.tiny_models import MAX_POSITIONS, TinyModel
 from hal.device import Device
-from hal.engine.batch import Batch, SamplingBatch
+from hal.engine.batch import Batch, SamplingBatch, SamplingSettings
 from hal.engine.layers.decoder import Layer
 from hal.engine.loader import load_weights
 from hal.engine.model_config import ModelConfig, read_model_config
@@ -122,22 +122,24 @@ def _greedy(num_rows: int) -> SamplingBatch:
     zeros, ints = np.zeros(num_rows, np.float32), np.zeros(num_rows, np.int32)
     no_ids, no_values = np.empty(0, np.int32), np.empty(0, np.float32)
     return SamplingBatch(
-        temperature=zeros,
-        top_k=ints,
-        top_p=np.ones(num_rows, np.float32),
-        min_p=zeros,
-        seeds=np.zeros(num_rows, np.uint64),
+        settings=SamplingSettings(
+            temperature=zeros,
+            top_k=ints,
+            top_p=np.ones(num_rows, np.float32),
+            min_p=zeros,
+            seeds=np.zeros(num_rows, np.uint64),
+            num_logprobs=np.full(num_rows, -1, np.int32),
+            presence=zeros,
+            frequency=zeros,
+            repetition=np.ones(num_rows, np.float32),
+        ),
         token_index=ints,
-        num_logprobs=np.full(num_rows, -1, np.int32),
         bias_rows=no_ids,
         bias_ids=no_ids,
         bias_values=no_values,
         penalty_rows=no_ids,
         penalty_ids=no_ids,
         penalty_counts=no_ids,
-        presence=zeros,
-        frequency=zeros,
-        repetition=np.ones(num_rows, np.float32),
     )
 
 
