@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -70,7 +72,11 @@ class CpuDevice(TorchDevice):
 
     def upload(self, host: NDArray[Any], into: Tensor | None = None) -> Tensor:
         self._refuse_in_capture("upload")
-        return host_tensor(host) if into is None else self.copy(host, into)
+        if into is None:
+            return host_tensor(host)
+        assert isinstance(into, torch.Tensor), f"{type(into).__name__} is not of this device"
+        np.copyto(into.numpy(), host)  # a third of the time of torch's copy of a few words
+        return into
 
     def download(self, x: Tensor) -> NDArray[Any]:
         self._refuse_in_capture("download")
