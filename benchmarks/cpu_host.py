@@ -3,7 +3,8 @@
     PYTHONPATH=.pkg python benchmarks/cpu_host.py --quantization int4
 
 CPU time of a step whose native kernels return at once, so that a busy machine does not count, and
-how often threads wait for each other in a step with them.
+how often threads wait for each other in a step with them. Steps that replay a graph and eager ones
+take turns. Each part's time is the least of many steps.
 """
 
 from __future__ import annotations
@@ -16,19 +17,27 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import models
 import record
 
 from hal import LLM, SamplingParams
+from hal.engine import model_runner, scheduler
+from hal.engine.engine import Engine
+from hal.engine.model_runner import ModelRunner
+from hal.engine.sampler import SamplingState
+from hal.engine.step_inputs import DecodeInputs
+from hal.engine.token_sampler import PendingTokens, TokenSampler
 from hal.kernels.cpu import native
 
 PROMPT_LEN = 32
 NUM_STEPS = 200
+ARMS = ("graph", "eager")
 
 
 class Switch:
-    """Stands for the native module; its functions do nothing while it is off."""
+    """Stands for the native module; its functions do nothing while it is off, nor do replays."""
 
     def __init__(self, module: ModuleType) -> None:
         self.is_on = True
@@ -36,9 +45,59 @@ class Switch:
         self.module = SimpleNamespace(
             **{n: self._switched(f) if callable(f) else f for n, f in functions.items()}
         )
+        self.module.Recording = lambda: SwitchedRecording(self, module.Recording())
 
     def _switched(self, function: Callable[..., object]) -> Callable[..., object]:
         return lambda *arguments: function(*arguments) if self.is_on else None
+
+
+class SwitchedRecording:
+    """A Recording whose replays obey the switch."""
+
+    def __init__(self, switch: Switch, recording: Any) -> None:
+        self._switch = switch
+        self._recording = recording
+        self.begin = recording.begin
+        self.end = recording.end
+
+    def replay(self, num_threads: int) -> None:
+        if self._switch.is_on:
+            self._recording.replay(num_threads)
+
+
+class Parts:
+    """The least time of each part of a step: functions that are named once and then watched."""
+
+    def __init__(self) -> None:
+        self.least_us: dict[str, float] = {}
+        for owner, name, part in PARTS:
+            setattr(owner, name, self._watched(getattr(owner, name), part))
+
+    def _watched(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter_ns()
+            result = function(*arguments, **named)
+            took = (time.perf_counter_ns() - start) / 1e3
+            self.least_us[part] = min(took, self.least_us.get(part, took))
+            return result
+
+        return call
+
+
+PARTS = (
+    (Engine, "step", "step"),
+    (scheduler.Scheduler, "schedule", "schedule"),
+    (scheduler, "build_batch", "  of which build_batch"),
+    (SamplingState, "build", "  of which sampling settings"),
+    (ModelRunner, "submit", "submit"),
+    (model_runner, "upload_inputs", "  of which inputs (eager)"),
+    (DecodeInputs, "fill", "  of which inputs (graph)"),
+    (ModelRunner, "_plan", "  of which plan"),
+    (ModelRunner, "_run", "  of which layers (eager)"),
+    (TokenSampler, "run", "  of which sampling"),
+    (PendingTokens, "wait", "wait"),
+    (scheduler.Scheduler, "update", "update"),
+)
 
 
 def generate(llm: LLM, prompt: tuple[int, ...], num_tokens: int) -> None:
@@ -64,6 +123,20 @@ def step_barriers(llm: LLM, prompt: tuple[int, ...], module: ModuleType) -> floa
     return float(counts[2] - 2 * counts[1] + counts[0]) / NUM_STEPS
 
 
+def make_llm(folder: Path, quantization: str, enforce_eager: bool) -> LLM:
+    return LLM(
+        str(folder),
+        device="cpu",
+        dtype="bfloat16",
+        max_model_len=512,
+        max_num_seqs=1,
+        quantization=quantization,
+        threads=2,  # one waits for nobody
+        enable_prefix_caching=False,
+        enforce_eager=enforce_eager,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=models.SHAPES, default="qwen2.5-0.5b")
@@ -75,28 +148,37 @@ def main() -> None:
     switch = Switch(module)
     native.load = lambda: switch.module  # type: ignore[assignment]  # one that is not cached
     folder = models.make_model(options.model, options.models)
-    llm = LLM(
-        str(folder),
-        device="cpu",
-        dtype="bfloat16",
-        max_model_len=512,
-        max_num_seqs=1,
-        quantization=options.quantization,
-        threads=2,  # one waits for nobody
-        enable_prefix_caching=False,
-    )
+    engines = {name: make_llm(folder, options.quantization, name == "eager") for name in ARMS}
     vocab_size = models.SHAPES[options.model].vocab_size
     prompt = tuple(random.Random(1).randrange(2, vocab_size) for _ in range(PROMPT_LEN))
-    barriers = step_barriers(llm, prompt, module)
+    barriers = step_barriers(engines["graph"], prompt, module)
     switch.is_on = False
-    host = record.spread([step_us(llm, prompt) for _ in range(options.rounds)])
+    times: dict[str, list[float]] = {name: [] for name in ARMS}
+    for _ in range(options.rounds):
+        for name, llm in engines.items():
+            times[name].append(step_us(llm, prompt))
+    host = {name: record.spread(values) for name, values in times.items()}
+    parts = Parts()
+    shares = {}
+    for name, llm in engines.items():
+        parts.least_us.clear()
+        generate(llm, prompt, NUM_STEPS)
+        shares[name] = dict(parts.least_us)
     report = {**record.header("cpu_host"), "quantization": options.quantization}
     record.write(
         record.RESULTS / f"cpu_host-{options.model}.json",
-        {**report, "host_us": asdict(host), "barriers_per_step": barriers},
+        {
+            **report,
+            "host_us": {name: asdict(spread) for name, spread in host.items()},
+            "parts_least_us": shares,
+            "barriers_per_step": barriers,
+        },
     )
-    sys.stdout.write(f"host {host.median:.0f} us a step (least {host.lowest:.0f}), ")
-    sys.stdout.write(f"{barriers:.0f} waits\n")
+    for name, spread in host.items():
+        sys.stdout.write(f"{name}: host {spread.median:.0f} us a step ")
+        sys.stdout.write(f"(least {spread.lowest:.0f}), {barriers:.0f} waits\n")
+        for part, least in shares[name].items():
+            sys.stdout.write(f"  {part:32} {least:6.1f} us\n")
 
 
 if __name__ == "__main__":

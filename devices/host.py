@@ -94,9 +94,10 @@ _ARCH_FLAGS = (
 
 
 def processor_features(flags: Iterable[str]) -> frozenset[Feature]:
-    """The features that these kernel flags stand for."""
+    """The features that these kernel flags stand for; what the host launches can be recorded."""
     present = frozenset(flags)
-    return frozenset(f for f, names in _FEATURE_FLAGS if present.intersection(names))
+    found = {f for f, names in _FEATURE_FLAGS if present.intersection(names)}
+    return frozenset(found | {Feature.GRAPHS})
 
 
 def processor_arch(cpu: Processor) -> str:

@@ -55,9 +55,9 @@ class NullDevice(CpuDevice):
         self._poison.consider(tensor)
         return tensor
 
-    def upload(self, host: NDArray[Any]) -> Tensor:
+    def upload(self, host: NDArray[Any], into: Tensor | None = None) -> Tensor:
         self._use(host.nbytes, f"an upload {list(host.shape)} of {host.dtype}")
-        return super().upload(host)
+        return super().upload(host, into)
 
     def record(self) -> Event:
         self._end_step()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hal.device import Capabilities, Event, MemoryKind
 from hal.devices import host
 from hal.devices.torch_device import TorchDevice, host_tensor
+from hal.errors import UnsupportedError
 from hal.tensor import Tensor
 
 
@@ -80,7 +81,9 @@ class TorchAccelerator(TorchDevice):
         kept = self._api.memory_reserved(self._index) - self._api.memory_allocated(self._index)
         return free + kept
 
-    def upload(self, host: NDArray[Any]) -> Tensor:
+    def upload(self, host: NDArray[Any], into: Tensor | None = None) -> Tensor:
+        if into is not None:
+            return self.copy(host, into)
         tensor = host_tensor(host)
         with self._typed_out_of_memory(
             host.nbytes, f"an upload {list(host.shape)} of {host.dtype}"
@@ -94,8 +97,13 @@ class TorchAccelerator(TorchDevice):
         self._api.synchronize(self._index)
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """`run` must have run once before: what it allocates or compiles cannot be captured."""
+        """`run` must have run once before: what it compiles cannot be captured."""
         graph = self._api.CUDAGraph()
-        with self._api.graph(graph):
-            run()
+        try:
+            with self._typed_out_of_memory(0, "a graph"), self._api.graph(graph):
+                run()
+        except RuntimeError as error:  # the stream's refusal: a host read, a synchronisation
+            raise UnsupportedError(
+                f"{self.capabilities.name} cannot capture this: {error}; run with --enforce-eager"
+            ) from error
         return graph.replay

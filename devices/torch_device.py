@@ -114,6 +114,12 @@ class TorchDevice(Device):
     def collective(self) -> Collective:
         return SingleRank()
 
+    def copy(self, host: NDArray[Any], into: Tensor) -> Tensor:
+        """What `upload` does where it is given a tensor."""
+        assert isinstance(into, torch.Tensor), f"{type(into).__name__} is not of this device"
+        into.copy_(host_tensor(host), non_blocking=True)
+        return into
+
     @contextmanager
     def _typed_out_of_memory(self, num_bytes: int, what: str) -> Iterator[None]:
         try:

@@ -36,18 +36,14 @@ class TokenMasks(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingBatch:
-    """Sampling settings of the N sampled rows.
+class SamplingSettings:
+    """What N sampled rows keep from step to step: the same object while the rows are the same.
 
-    temperature, top_p, min_p         [N] float32; temperature 0 = argmax
-    top_k                             [N] int32; 0 = off
-    seeds                             [N] uint64; token_index [N] int32: Philox key and counter
-    num_logprobs                      [N] int32; -1 = none
-    bias_rows, bias_ids, bias_values  [B]: logits[row, id] += value (-inf bans the token)
-    penalty_rows, penalty_ids         [P] int32, one entry per distinct token seen by the row
-    penalty_counts                    [P] int32: times in the output (0 = in the prompt only)
-    presence, frequency, repetition   [N] float32
-    masks                             of guided rows; None without any
+    temperature, top_p, min_p        [N] float32; temperature 0 = argmax
+    top_k                            [N] int32; 0 = off
+    seeds                            [N] uint64: Philox key
+    num_logprobs                     [N] int32; -1 = none
+    presence, frequency, repetition  [N] float32
     """
 
     temperature: Float32
@@ -55,17 +51,31 @@ class SamplingBatch:
     top_p: Float32
     min_p: Float32
     seeds: NDArray[np.uint64]
-    token_index: Int32
     num_logprobs: Int32
+    presence: Float32
+    frequency: Float32
+    repetition: Float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingBatch:
+    """How the N sampled rows are sampled in this step.
+
+    token_index                       [N] int32: Philox counter
+    bias_rows, bias_ids, bias_values  [B]: logits[row, id] += value (-inf bans the token)
+    penalty_rows, penalty_ids         [P] int32, one entry per distinct token seen by the row
+    penalty_counts                    [P] int32: times in the output (0 = in the prompt only)
+    masks                             of guided rows; None without any
+    """
+
+    settings: SamplingSettings
+    token_index: Int32
     bias_rows: Int32
     bias_ids: Int32
     bias_values: Float32
     penalty_rows: Int32
     penalty_ids: Int32
     penalty_counts: Int32
-    presence: Float32
-    frequency: Float32
-    repetition: Float32
     masks: TokenMasks | None = None
 
 

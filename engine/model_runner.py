@@ -11,9 +11,11 @@ from hal import opset
 from hal.binding import Binder
 from hal.dtypes import DType
 from hal.engine.batch import Batch
+from hal.engine.decode_graphs import DecodeGraphs, graphs_bytes
 from hal.engine.layers.decoder import Decoder, LogitsScratch, Step
+from hal.engine.step_inputs import DecodeMemory, DecodeShape, StepInputs, upload_inputs
 from hal.engine.token_sampler import PendingTokens, TokenSampler
-from hal.opset.attention import AttentionFamily, AttentionMeta
+from hal.opset.attention import AttentionFamily
 from hal.opset.indexing import TokenProblem
 from hal.tensor import Tensor
 
@@ -49,6 +51,8 @@ class ModelRunner:
         self._kv_caches: tuple[Tensor, ...] = ()
         self._num_blocks = 0
         self._families = _distinct(decoder.attention_families)
+        self.uses_graphs = False  # set before `start`, once every kernel is known to allow it
+        self._graphs: DecodeGraphs | None = None
 
     @property
     def max_num_seqs(self) -> int:
@@ -67,70 +71,87 @@ class ModelRunner:
         """Each layer's cache; empty before `start`."""
         return self._kv_caches
 
+    @property
+    def graphs_bytes(self) -> int:
+        """Of recorded decode steps with their inputs; 0 where steps run eagerly."""
+        if not self.uses_graphs:
+            return 0
+        num_layers = len(self._decoder.layers)
+        return graphs_bytes(self._binder.selector.caps, self._decode_shape, num_layers)
+
+    @property
+    def graphs(self) -> DecodeGraphs | None:
+        """None where steps run eagerly, and before `start`."""
+        return self._graphs
+
+    @property
+    def _decode_shape(self) -> DecodeShape:
+        config = self._config
+        return DecodeShape(
+            num_rows=config.max_num_seqs,
+            max_blocks=-(-config.max_model_len // config.block_size),
+            block_size=config.block_size,
+        )
+
     def start(self, num_blocks: int) -> None:
-        """Allocate every layer's KV cache of `num_blocks` blocks; batches may follow."""
-        device, config = self._binder.device, self._config
-        max_blocks = -(-config.max_model_len // config.block_size)
-        self._block_table = np.zeros((config.max_num_seqs, max_blocks), dtype=np.int32)
+        """Allocate every layer's KV cache of `num_blocks` blocks; batches may follow.
+
+        Forgets all graphs: call it again after weights or buffers were allocated anew.
+        """
+        device, shape = self._binder.device, self._decode_shape
+        self._block_table = np.zeros((shape.num_rows, shape.max_blocks), dtype=np.int32)
         self._num_blocks = num_blocks
         self._kv_caches = tuple(
             device.empty(family.kv_shape(num_blocks), family.problem.kv_dtype)
             for family in self._decoder.attention_families
         )
+        if self.uses_graphs:
+            memory = DecodeMemory(device, shape)
+            self._graphs = DecodeGraphs(memory, run=self._run, plan=self._plan)
+
+    def warm_up(self) -> None:
+        """Capture what is captured before the first request; after loading."""
+        if self._graphs is not None:
+            self._graphs.warm_up()
 
     def submit(self, batch: Batch) -> PendingTokens:
         """Run one step; the tokens may be waited for later."""
         self._update_tables(batch)
-        meta = self._attention_meta(batch)
-        for family in self._families:
-            family.plan(meta)
-        token_ids = self._take_token_ids(batch)
-        upload = self._binder.device.upload
-        step = Step(batch.num_tokens, upload(batch.positions), self._kv_caches)
-        self._decoder.forward(token_ids, step)
-        logits = self.sampler.logits.rows(batch.num_samples)
-        if batch.num_samples:
-            sample_index = upload(batch.sample_index)
-            self._decoder.logits(sample_index, batch.num_tokens, self._scratch, logits)
-        return self.sampler.run(batch.sampling, upload(batch.sample_slots))
+        if not self._try_graph(batch):
+            device, block_size = self._binder.device, self._config.block_size
+            step = upload_inputs(device, batch, self._block_table, block_size)
+            self._plan(step)
+            self._run(step)
+        return self.sampler.run(batch.sampling, batch.sample_slots)
+
+    def _try_graph(self, batch: Batch) -> bool:
+        if self._graphs is None or self._decoder.has_replaced_layers:
+            return False
+        return self._graphs.try_step(batch, self._block_table)
 
     def _update_tables(self, batch: Batch) -> None:
         updates = batch.block_updates
-        self._block_table[updates[:, 0], updates[:, 1]] = updates[:, 2]
+        if len(updates):
+            self._block_table[updates[:, 0], updates[:, 1]] = updates[:, 2]
         if len(batch.block_copies):
             for family, kv in zip(self._decoder.attention_families, self._kv_caches, strict=True):
                 family.copy_blocks(kv, batch.block_copies)
 
-    def _attention_meta(self, batch: Batch) -> AttentionMeta:
-        block_size = self._config.block_size
-        table = self._block_table[batch.slots]
-        num_used = -(-int(batch.seq_lens.max()) // block_size)
-        table = np.ascontiguousarray(table[:, :num_used])
-        rows = np.repeat(np.arange(batch.num_seqs), batch.q_lens)
-        blocks = table[rows, batch.positions // block_size].astype(np.int64)
-        slot_mapping = blocks * block_size + batch.positions % block_size
-        cu_seqlens_q = np.zeros(batch.num_seqs + 1, dtype=np.int32)
-        np.cumsum(batch.q_lens, out=cu_seqlens_q[1:])
-        upload = self._binder.device.upload
-        return AttentionMeta(
-            cu_seqlens_q=cu_seqlens_q,
-            seq_lens=batch.seq_lens,
-            block_table=table,
-            slot_mapping=slot_mapping,
-            cu_seqlens_q_device=upload(cu_seqlens_q),
-            seq_lens_device=upload(batch.seq_lens),
-            block_table_device=upload(table),
-            slot_mapping_device=upload(slot_mapping),
-        )
+    def _plan(self, inputs: StepInputs) -> None:
+        for family in self._families:
+            family.plan(inputs.meta)
 
-    def _take_token_ids(self, batch: Batch) -> Tensor:
-        """Token ids of the step; decoding sequences take the token that never left the device."""
-        upload = self._binder.device.upload
-        out = self._token_ids.rows(batch.num_tokens)
+    def _run(self, inputs: StepInputs) -> None:
+        """From token ids to logits: what a graph holds. Decoding sequences take the token that
+        never left the device."""
+        num_tokens, num_samples = inputs.num_tokens, inputs.num_samples
+        token_ids = self._token_ids.rows(num_tokens)
         last_tokens = self.sampler.last_tokens.rows(self.max_num_seqs)
-        slots = np.repeat(batch.slots, batch.q_lens)
-        self._take(upload(batch.token_ids), upload(slots), last_tokens, out)
-        return out
+        self._take(inputs.token_ids, inputs.slots, last_tokens, token_ids)
+        self._decoder.forward(token_ids, Step(num_tokens, inputs.positions, self._kv_caches))
+        if num_samples:
+            logits = self.sampler.logits.rows(num_samples)
+            self._decoder.logits(inputs.sample_index, num_tokens, self._scratch, logits)
 
 
 def _distinct(families: Sequence[AttentionFamily]) -> tuple[AttentionFamily, ...]:

@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hal.engine.batch import Float32, Index, Int32, SampledLogprobs, SamplingBatch
+from hal.engine.batch import (
+    Float32,
+    Index,
+    Int32,
+    SampledLogprobs,
+    SamplingBatch,
+    SamplingSettings,
+)
 from hal.engine.guided_rows import GuidedRows
 from hal.engine.request import TokenLogprobs
 from hal.engine.sequence import Sequence
@@ -46,21 +52,13 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSettings:
-    """What stays the same while the same slots are sampled; arrays as in SamplingBatch.
+    """What stays the same while the same slots are sampled.
 
     biased, penalised: rows with a bias or a ban, rows with penalties
     """
 
     slots: Index
-    temperature: Float32
-    top_k: Int32
-    top_p: Float32
-    min_p: Float32
-    seeds: NDArray[np.uint64]
-    num_logprobs: Int32
-    presence: Float32
-    frequency: Float32
-    repetition: Float32
+    settings: SamplingSettings
     biased: Index
     penalised: Index
 
@@ -83,12 +81,12 @@ class SamplingState:
         self._has_penalties = np.zeros(max_num_seqs, np.bool_)
         self._token_counts: dict[int, TokenCounts] = {}
         self.guided = GuidedRows()
-        self._settings: RowSettings | None = None  # of the slots that were looked up last
+        self._row_settings: RowSettings | None = None  # of the slots that were looked up last
 
     def assign(self, seq: Sequence) -> None:
         """Give the sequence's slot its settings; also after a preemption, with output so far."""
         slot, params = seq.slot, seq.request.params
-        self._settings = None
+        self._row_settings = None
         self._temperature[slot] = params.temperature
         self._top_k[slot] = max(params.top_k, 0)
         self._top_p[slot] = params.top_p
@@ -119,42 +117,39 @@ class SamplingState:
         bias_rows, bias_ids, bias_values = self._bias(rows, seqs)
         penalty_rows, penalty_ids, penalty_counts = self._penalties(rows)
         return SamplingBatch(
-            temperature=rows.temperature,
-            top_k=rows.top_k,
-            top_p=rows.top_p,
-            min_p=rows.min_p,
-            seeds=rows.seeds,
+            settings=rows.settings,
             token_index=self._token_index.take(slots),
-            num_logprobs=rows.num_logprobs,
             bias_rows=bias_rows,
             bias_ids=bias_ids,
             bias_values=bias_values,
             penalty_rows=penalty_rows,
             penalty_ids=penalty_ids,
             penalty_counts=penalty_counts,
-            presence=rows.presence,
-            frequency=rows.frequency,
-            repetition=rows.repetition,
             masks=self.guided.masks(slots),
         )
 
     def _rows(self, slots: Index) -> RowSettings:
-        if self._settings is None or self._settings.slots is not slots:
-            self._settings = RowSettings(
+        if self._row_settings is None or self._row_settings.slots is not slots:
+            self._row_settings = RowSettings(
                 slots=slots,
-                temperature=self._temperature.take(slots),
-                top_k=self._top_k.take(slots),
-                top_p=self._top_p.take(slots),
-                min_p=self._min_p.take(slots),
-                seeds=self._seeds.take(slots),
-                num_logprobs=self._num_logprobs.take(slots),
-                presence=self._presence.take(slots),
-                frequency=self._frequency.take(slots),
-                repetition=self._repetition.take(slots),
+                settings=self._settings_of(slots),
                 biased=np.flatnonzero(self._has_bias.take(slots)),
                 penalised=np.flatnonzero(self._has_penalties.take(slots)),
             )
-        return self._settings
+        return self._row_settings
+
+    def _settings_of(self, slots: Index) -> SamplingSettings:
+        return SamplingSettings(
+            temperature=self._temperature.take(slots),
+            top_k=self._top_k.take(slots),
+            top_p=self._top_p.take(slots),
+            min_p=self._min_p.take(slots),
+            seeds=self._seeds.take(slots),
+            num_logprobs=self._num_logprobs.take(slots),
+            presence=self._presence.take(slots),
+            frequency=self._frequency.take(slots),
+            repetition=self._repetition.take(slots),
+        )
 
     def _bias(self, rows: RowSettings, seqs: Seq[Sequence | None]) -> tuple[Int32, Int32, Float32]:
         biased = rows.biased
@@ -166,7 +161,7 @@ class SamplingState:
         if not all(has_bias):
             # A row whose last ban ended stays neutral, so it is not looked at again.
             self._has_bias[slots] = has_bias
-            self._settings = None
+            self._row_settings = None
         return (
             np.repeat(biased.astype(np.int32), [len(bias) for bias in biases]),
             np.array(list(chain.from_iterable(biases)), np.int32),

@@ -112,7 +112,7 @@ class ShadowExecutor:
         sampling = batch.sampling
         is_ban = (sampling.bias_rows == row) & np.isneginf(sampling.bias_values)
         banned = frozenset(sampling.bias_ids[is_ban].tolist())
-        seed, index = int(sampling.seeds[row]), int(sampling.token_index[row])
-        if sampling.temperature[row] == 0.0:
+        seed, index = int(sampling.settings.seeds[row]), int(sampling.token_index[row])
+        if sampling.settings.temperature[row] == 0.0:
             seed = index = 0
         return shadow_token(visible, seed, index, self.vocab_size, banned)

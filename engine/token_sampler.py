@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hal import opset
-from hal.binding import Binder
+from hal.binding import Binder, Buffer
 from hal.device import Device, Event
 from hal.dtypes import DType
-from hal.engine.batch import SampledLogprobs, SamplingBatch, StepResult, TokenMasks
+from hal.engine.batch import (
+    Int32,
+    SampledLogprobs,
+    SamplingBatch,
+    SamplingSettings,
+    StepResult,
+    TokenMasks,
+)
 from hal.opset.indexing import TokenProblem
 from hal.opset.sampling import SampleProblem, SamplingInputs
 from hal.sampling_params import MAX_LOGPROBS
@@ -76,18 +83,19 @@ class TokenSampler:
         self._top_ids = arena.buffer("top_ids", num_top, DType.INT32, rows=max_rows)
         self._top = arena.buffer("top_logprobs", num_top, DType.FLOAT32, rows=max_rows)
         self.last_tokens = arena.buffer("last_tokens", (), DType.INT32, rows=max_rows)
+        token_index = arena.buffer("token_index", (), DType.INT32, rows=max_rows)
+        self._uploaded = UploadedSampling(lambda: binder.device, token_index)
 
     @property
     def logits_bytes(self) -> int:
         """The part of the arena that the plan lists as logits."""
         return self.logits.num_bytes + self._adjusted.num_bytes
 
-    def run(self, sampling: SamplingBatch, slots: Tensor) -> PendingTokens:
-        """Sample the first N rows of `logits`; slots [N] int32 keep the tokens."""
-        device = self._binder.device
-        num_rows = slots.shape[0]
+    def run(self, sampling: SamplingBatch, slots: Int32) -> PendingTokens:
+        """Sample the first N rows of `logits`; slots [N] keep the tokens."""
+        device, num_rows = self._binder.device, len(slots)
         logits, tokens = self.logits.rows(num_rows), self._tokens.rows(num_rows)
-        inputs = upload_sampling(device, sampling)
+        inputs = self._uploaded.inputs_of(sampling)
         adjusted = logits
         if inputs.has_bias or inputs.has_penalties:
             adjusted = self._adjusted.rows(num_rows)
@@ -95,9 +103,10 @@ class TokenSampler:
         if sampling.masks is not None:
             adjusted = self._masked(adjusted, sampling.masks)
         self._sample(adjusted, inputs, tokens)
-        self._keep(tokens, slots, self.last_tokens.rows(self.last_tokens.shape[0]))
-        wants_logprobs = bool((sampling.num_logprobs >= 0).any())
-        logprobs = self._make_logprobs(logits, tokens, num_rows) if wants_logprobs else None
+        self._keep(tokens, self._uploaded.slots_of(slots), self._last_rows)
+        logprobs = None
+        if self._uploaded.wants_logprobs:
+            logprobs = self._make_logprobs(logits, tokens, num_rows)
         return PendingTokens(
             device, SampledTensors(tokens=tokens, logprobs=logprobs), device.record()
         )
@@ -106,6 +115,10 @@ class TokenSampler:
         upload, out = self._binder.device.upload, self._adjusted.rows(logits.shape[0])
         self._mask(logits, upload(masks.rows), upload(masks.words()), out)
         return out
+
+    @property
+    def _last_rows(self) -> Tensor:
+        return self.last_tokens.rows(self.last_tokens.shape[0])
 
     def _make_logprobs(
         self, logits: Tensor, tokens: Tensor, num_rows: int
@@ -117,28 +130,72 @@ class TokenSampler:
         return chosen, rank, top_ids, top
 
 
-def upload_sampling(device: Device, sampling: SamplingBatch) -> SamplingInputs:
-    """Device copies of the settings, with the flags that let kernels skip work."""
-    is_random = sampling.temperature > 0
-    filters = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+class UploadedSampling:
+    """Device copies of what was sampled last: while the rows stay the same, a step sends only
+    their token_index, to the same place."""
+
+    def __init__(self, device: Callable[[], Device], token_index: Buffer) -> None:
+        self._device = device
+        self._token_index = token_index
+        self._settings: SamplingSettings | None = None
+        self._host_slots: Int32 | None = None
+        self.wants_logprobs = False
+
+    def slots_of(self, slots: Int32) -> Tensor:
+        """slots [N] int32 on the device."""
+        if slots is not self._host_slots:
+            self._host_slots = slots
+            self._slots = self._device().upload(slots)
+        return self._slots
+
+    def inputs_of(self, sampling: SamplingBatch) -> SamplingInputs:
+        device = self._device()
+        if sampling.settings is not self._settings:
+            self._settings = sampling.settings
+            self.wants_logprobs = bool((sampling.settings.num_logprobs >= 0).any())
+            token_index = self._token_index.rows(len(sampling.token_index))
+            self._inputs = _upload_settings(device, sampling.settings, token_index)
+        device.upload(sampling.token_index, into=self._inputs.token_index)
+        if not len(sampling.bias_rows) and not len(sampling.penalty_rows):
+            return self._inputs
+        return replace(
+            self._inputs,
+            bias_rows=device.upload(sampling.bias_rows),
+            bias_ids=device.upload(sampling.bias_ids),
+            bias_values=device.upload(sampling.bias_values),
+            penalty_rows=device.upload(sampling.penalty_rows),
+            penalty_ids=device.upload(sampling.penalty_ids),
+            penalty_counts=device.upload(sampling.penalty_counts),
+            has_bias=len(sampling.bias_rows) > 0,
+            has_penalties=len(sampling.penalty_rows) > 0,
+        )
+
+
+def _upload_settings(
+    device: Device, settings: SamplingSettings, token_index: Tensor
+) -> SamplingInputs:
+    """Without bias and penalties, with the flags that let kernels skip work."""
+    is_random = settings.temperature > 0
+    filters = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
+    no_ids, no_values = np.empty(0, np.int32), np.empty(0, np.float32)
     return SamplingInputs(
-        temperature=device.upload(sampling.temperature),
-        top_k=device.upload(sampling.top_k),
-        top_p=device.upload(sampling.top_p),
-        min_p=device.upload(sampling.min_p),
-        seeds=device.upload(sampling.seeds.view(np.int64)),
-        token_index=device.upload(sampling.token_index),
-        bias_rows=device.upload(sampling.bias_rows),
-        bias_ids=device.upload(sampling.bias_ids),
-        bias_values=device.upload(sampling.bias_values),
-        penalty_rows=device.upload(sampling.penalty_rows),
-        penalty_ids=device.upload(sampling.penalty_ids),
-        penalty_counts=device.upload(sampling.penalty_counts),
-        presence=device.upload(sampling.presence),
-        frequency=device.upload(sampling.frequency),
-        repetition=device.upload(sampling.repetition),
+        temperature=device.upload(settings.temperature),
+        top_k=device.upload(settings.top_k),
+        top_p=device.upload(settings.top_p),
+        min_p=device.upload(settings.min_p),
+        seeds=device.upload(settings.seeds.view(np.int64)),
+        token_index=token_index,
+        bias_rows=device.upload(no_ids),
+        bias_ids=device.upload(no_ids),
+        bias_values=device.upload(no_values),
+        penalty_rows=device.upload(no_ids),
+        penalty_ids=device.upload(no_ids),
+        penalty_counts=device.upload(no_ids),
+        presence=device.upload(settings.presence),
+        frequency=device.upload(settings.frequency),
+        repetition=device.upload(settings.repetition),
         is_all_greedy=not is_random.any(),
         has_filters=bool((filters & is_random).any()),
-        has_bias=len(sampling.bias_rows) > 0,
-        has_penalties=len(sampling.penalty_rows) > 0,
+        has_bias=False,
+        has_penalties=False,
     )

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import hal.kernels
+from hal import opset
 from hal.binding import Arena, Binder
 from hal.collective import Collective
-from hal.config import EngineConfig, ResolvedConfig
-from hal.device import Capabilities, Device, Memory
+from hal.config import NO_CAPTURE, EngineConfig, ResolvedConfig
+from hal.device import Capabilities, Device, Feature, Memory
 from hal.engine.layers.builder import Builder, BuildOptions
 from hal.engine.layers.decoder import Decoder
 from hal.engine.model_config import ModelConfig
@@ -25,15 +26,32 @@ from hal.select import SelectionPolicy, Selector
 
 NUM_NULL_BLOCKS = 1
 
+# Loading, and sampling, which runs eagerly behind a graph.
+_NOT_IN_GRAPHS = frozenset(
+    op.name
+    for op in (
+        opset.store,
+        opset.adjust_logits,
+        opset.mask_logits,
+        opset.sample,
+        opset.logprobs,
+        opset.keep_tokens,
+    )
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A model bound to kernels, nothing allocated yet; `binder.selector` says which and why."""
+    """A model bound to kernels, nothing allocated yet; `binder.selector` says which and why.
+
+    resolved: with graphs off where a chosen kernel cannot be captured
+    """
 
     decoder: Decoder
     runner: ModelRunner
     binder: Binder
     kv_group: KVGroup
+    resolved: ResolvedConfig
 
 
 def selection_policy(config: EngineConfig) -> SelectionPolicy:
@@ -88,7 +106,9 @@ def assemble(
             dtype=resolved.dtype,
         ),
     )
-    return Assembled(decoder, runner, binder, _only_group(decoder))
+    resolved = _settle_graphs(resolved, binder)
+    runner.uses_graphs = resolved.use_graphs
+    return Assembled(decoder, runner, binder, _only_group(decoder), resolved)
 
 
 def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) -> PlanInputs:
@@ -100,6 +120,7 @@ def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) 
         weights_bytes=assembled.decoder.parameters.num_bytes,
         activation_bytes=assembled.binder.arena.num_bytes - logits_bytes,
         logits_bytes=logits_bytes,
+        graphs_bytes=assembled.runner.graphs_bytes,
         kv_bytes_per_block=assembled.kv_group.bytes_per_block(resolved.block_size),
         block_size=resolved.block_size,
         max_model_len=resolved.max_model_len,
@@ -112,6 +133,23 @@ def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) 
             resolved.max_num_batched_tokens,
         ),
     )
+
+
+def _settle_graphs(resolved: ResolvedConfig, binder: Binder) -> ResolvedConfig:
+    """Graphs stay on where the device that runs has them and every kernel between token ids and
+    logits can be captured."""
+    caps = binder.selector.caps
+    if not resolved.use_graphs:
+        return resolved
+    if Feature.GRAPHS not in caps.features:
+        return resolved.without_graphs(NO_CAPTURE.format(caps.name))
+    for selection in binder.selections:
+        kernel = selection.kernel
+        if selection.op not in _NOT_IN_GRAPHS and not kernel.traits.is_capturable(caps):
+            return resolved.without_graphs(
+                f"{selection.op} runs {kernel.name}, which cannot be captured on {caps.name}"
+            )
+    return resolved
 
 
 def _check_block_size(decoder: Decoder, block_size: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hal.device import Device
 from hal.dtypes import DType
-from hal.select import Op, Selector
+from hal.select import Op, Selection, Selector
 from hal.tensor import Tensor
 
 
@@ -78,6 +78,7 @@ class Binder:
         self.arena = arena
         self._device = device
         self._shared: dict[tuple[str, Any], Any] = {}
+        self._sites: dict[tuple[str, Any], Selection] = {}
 
     @property
     def device(self) -> Device:
@@ -86,7 +87,14 @@ class Binder:
 
     def bind(self, op: Op, problem: Any) -> Any:
         """The chosen kernel of this site, ready to call."""
-        return self.selector.select(op, problem).kernel.bind(problem, self)
+        selection = self.selector.select(op, problem)
+        self._sites.setdefault((op.name, problem), selection)
+        return selection.kernel.bind(problem, self)
+
+    @property
+    def selections(self) -> tuple[Selection, ...]:
+        """Of the sites that were bound here: a selector may serve several binders."""
+        return tuple(self._sites.values())
 
     def shared(self, op: Op, problem: Any) -> Any:
         """Like `bind`, but equal problems get the same object: for families without weights."""

@@ -103,6 +103,14 @@ class BuiltEngine:
         """The same as rows, with the evidence for each choice."""
         return site_reports(self.selector, level_of)
 
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Every setting as it is by now: a capture may be refused while the engine runs."""
+        graphs = self.runner.graphs
+        if graphs is None or graphs.refusal is None:
+            return self.resolved.choices
+        return self.resolved.without_graphs(graphs.refusal).choices
+
     def as_dict(self) -> dict[str, object]:
         """What GET /hal/plan and explain() show."""
         caps = self.device.capabilities
@@ -116,8 +124,7 @@ class BuiltEngine:
                 "collective": self.collective.name,
             },
             "choices": [
-                {"name": c.name, "value": c.value, "reason": c.reason}
-                for c in self.resolved.choices
+                {"name": c.name, "value": c.value, "reason": c.reason} for c in self.choices
             ],
             "memory": self.plan.as_dict(),
             "weights": self.weights,
@@ -147,11 +154,11 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
     resolved = resolve(config, device.posed or device.capabilities, limits)
     resolved = replace(resolved, choices=(*resolved.choices, _place_threads(config, device)))
-    _log_choices(opened, resolved)
     collective = device.collective()
     posed = None if device.posed is None else _pose(device.posed, model, resolved, collective)
     selector = make_selector(device.capabilities, _run_policy(config, posed))
     assembled = assemble(model, resolved, selector, collective, device)
+    _log_choices(opened, assembled.resolved)
     _log_emulation(device.posed or device.capabilities, posed.selector if posed else selector)
     plan = _plan(assembled, resolved, device, posed)
     with CheckpointReader(folder) as reader:
@@ -173,7 +180,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         plan=plan,
         weights=weights,
         selector=assembled.binder.selector,
-        resolved=resolved,
+        resolved=assembled.resolved,
         model=model,
         folder=folder,
         kv_group=assembled.kv_group,
@@ -296,6 +303,7 @@ def _load(
     assembled.binder.arena.allocate(device)
     assembled.runner.start(plan.num_blocks)
     weights = load_weights(assembled.decoder.parameters, reader, progress, cache=cache)
+    assembled.runner.warm_up()
     device.synchronize()  # what loading left in flight fails here, not in the first step
     return weights
 

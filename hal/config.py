@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from hal.cache_policy import DEFAULT_TTL_S, CacheOrder, CachePolicy, parse_policy
@@ -18,6 +18,8 @@ AUTO = "auto"
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_BATCHED_TOKENS = 2048
 DEFAULT_BLOCK_SIZE = 16
+
+NO_CAPTURE = "{} has no graph capture"
 
 _FLOATS = (DType.FLOAT32.label, DType.BFLOAT16.label, DType.FLOAT16.label)
 _OPTIONAL_COUNTS = ("max_model_len", "max_num_batched_tokens", "block_size", "threads")
@@ -118,6 +120,7 @@ class ResolvedConfig:
 
     weights, head_weights: of the layers' matrices and of the one that makes logits; None: in dtype
     kv_dtype: of the KV cache; None: in dtype
+    use_graphs: as far as the device goes; the kernels that are chosen later must agree
     """
 
     config: EngineConfig
@@ -135,6 +138,12 @@ class ResolvedConfig:
     chunked_prefill: bool
     use_graphs: bool
     choices: tuple[Choice, ...]
+
+    def without_graphs(self, reason: str) -> ResolvedConfig:
+        """The same, and why decode steps run eagerly."""
+        off = Choice("graphs", "off", reason)
+        choices = tuple(off if choice.name == off.name else choice for choice in self.choices)
+        return replace(self, use_graphs=False, choices=choices)
 
 
 def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> ResolvedConfig:
@@ -282,5 +291,5 @@ def _resolve_graphs(config: EngineConfig, caps: Capabilities) -> tuple[bool, str
     if config.enforce_eager:
         return False, "enforce_eager is set"
     if Feature.GRAPHS not in caps.features:
-        return False, f"{caps.name} has no graph capture"
-    return False, "not supported yet: no kernel set here is capture-safe for every decode op"
+        return False, NO_CAPTURE.format(caps.name)
+    return True, "decode steps are recorded once for each number of sequences, then replayed"

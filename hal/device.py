@@ -135,9 +135,12 @@ class Device(ABC):
         """Uninitialised memory."""
 
     @abstractmethod
-    def upload(self, host: NDArray[Any]) -> Tensor:
+    def upload(self, host: NDArray[Any], into: Tensor | None = None) -> Tensor:
         """A device tensor with a copy of `host`, or its very memory where the device is the host;
-        the caller must not change `host` before the next synchronize()."""
+        the caller must not change `host` before the next synchronize().
+
+        into: a contiguous tensor of the same shape and type that gets the copy and is returned
+        """
 
     @abstractmethod
     def download(self, x: Tensor) -> NDArray[Any]:
@@ -153,7 +156,12 @@ class Device(ABC):
 
     @abstractmethod
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Record `run` as a graph and return its replay; raises UnsupportedError without graphs."""
+        """Record the work that `run` submits, without doing it, and return what does it.
+
+        A replay works on the addresses that `run` used: their tensors must outlive it, and are
+        what it reads and writes. Raises UnsupportedError without graphs, and where `run` does what
+        cannot be recorded: allocates, uploads, downloads, or computes in another way.
+        """
 
     @abstractmethod
     def collective(self) -> Collective:

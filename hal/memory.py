@@ -250,9 +250,11 @@ def shortfall(inputs: PlanInputs, budget: int) -> str:
     """What the parts need and what there is, for an error."""
     kv_bytes = inputs.needed_blocks * inputs.kv_bytes_per_block
     count = "one sequence" if inputs.min_num_seqs == 1 else f"{inputs.min_num_seqs} sequences"
+    graphs = f", graphs {format_bytes(inputs.graphs_bytes)}" if inputs.graphs_bytes else ""
     return (
         f"does not fit: weights {format_bytes(inputs.weights_bytes)}, activations "
-        f"{format_bytes(inputs.activation_bytes)}, logits {format_bytes(inputs.logits_bytes)} and "
+        f"{format_bytes(inputs.activation_bytes)}, logits {format_bytes(inputs.logits_bytes)}"
+        f"{graphs} and "
         f"the KV cache of {count} of {inputs.max_model_len} tokens "
         f"{format_bytes(kv_bytes)} make {format_bytes(inputs.needed_bytes)}; "
         f"--memory {inputs.request} gives {format_bytes(budget)}"

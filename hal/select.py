@@ -62,6 +62,7 @@ Rejects = Callable[[Capabilities, Any], str | None]
 Unavailable = Callable[[], str | None]
 LevelOf = Callable[[Capabilities, Any], Level]
 IsInvariant = Callable[[Any], bool]
+IsCapturable = Callable[[Capabilities], bool]
 RegimesOf = Callable[[Any], tuple[Regime, ...]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -74,6 +75,11 @@ def never_rejects(_caps: Capabilities, _problem: Any) -> str | None:
 def always_available() -> str | None:
     """A kernel that needs nothing compiled."""
     return None
+
+
+def on_accelerators(caps: Capabilities) -> bool:
+    """Of kernels that only an accelerator's stream can record."""
+    return caps.is_accelerator
 
 
 def one_regime(_problem: Any) -> tuple[Regime, ...]:
@@ -89,6 +95,9 @@ class Traits:
     cost: what upcast and reference kernels cost against a native one, in a few words
     batch_invariant: the same order of summation at every batch size, split and chunk; one answer
         for all, or a function of the problem
+    capturable: Device.capture can record it: it reads nothing on the host but shapes, and all that
+        changes from step to step lies behind the addresses that it was given; one answer for all
+        devices, or a function of the device
     """
 
     preference: int
@@ -96,12 +105,17 @@ class Traits:
     cost: str = ""
     regimes: RegimesOf = one_regime
     batch_invariant: bool | IsInvariant = False
+    capturable: bool | IsCapturable = False
     rejects: Rejects = never_rejects
     unavailable: Unavailable = always_available
 
     def is_batch_invariant(self, problem: Any) -> bool:
         claim = self.batch_invariant
         return claim if isinstance(claim, bool) else claim(problem)
+
+    def is_capturable(self, caps: Capabilities) -> bool:
+        claim = self.capturable
+        return claim if isinstance(claim, bool) else claim(caps)
 
     def level_on(self, caps: Capabilities, problem: Any) -> Level:
         """How this kernel runs `problem` on a device that it accepts."""

@@ -81,6 +81,7 @@ class Decoder:
         width = GatherProblem(width=config.hidden_size, dtype=dtype)
         self._gather = build.binder.bind(opset.gather_rows, width)
         self.parameters = build.parameters
+        self.has_replaced_layers = False
         self.kv_specs = tuple(_kv_spec(build, layer) for layer in range(config.num_layers))
 
     @property
@@ -93,7 +94,9 @@ class Decoder:
         return self._parts.layers
 
     def replace_layers(self, change: Callable[[Sequence[Layer]], tuple[Layer, ...]]) -> None:
-        """Run other layers from now on, such as the same ones with taps."""
+        """Run other layers from now on, such as the same ones with taps: always in Python, since a
+        replay would pass them by."""
+        self.has_replaced_layers = True
         self._parts = replace(self._parts, layers=change(self._parts.layers))
 
     def forward(self, token_ids: Tensor, step: Step) -> None:

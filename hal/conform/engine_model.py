@@ -19,7 +19,7 @@ from hal.conformance.stage import poison
 from hal.conformance.tiny_checkpoint import write_model
 from hal.conformance.tiny_models import MAX_POSITIONS, TinyModel
 from hal.device import Device
-from hal.engine.batch import Batch, SamplingBatch
+from hal.engine.batch import Batch, SamplingBatch, SamplingSettings
 from hal.engine.layers.decoder import Layer
 from hal.engine.loader import load_weights
 from hal.engine.model_config import ModelConfig, read_model_config
@@ -68,6 +68,11 @@ class EngineModel:
 
     def kv_caches(self) -> tuple[Tensor, ...]:
         return self._assembled.runner.kv_caches
+
+    def num_graphs(self) -> int:
+        """How many sizes of steps were captured by now."""
+        graphs = self._assembled.runner.graphs
+        return 0 if graphs is None else graphs.num_graphs
 
     def poison(self) -> None:
         families = self._assembled.decoder.attention_families
@@ -118,22 +123,24 @@ def _greedy(num_rows: int) -> SamplingBatch:
     zeros, ints = np.zeros(num_rows, np.float32), np.zeros(num_rows, np.int32)
     no_ids, no_values = np.empty(0, np.int32), np.empty(0, np.float32)
     return SamplingBatch(
-        temperature=zeros,
-        top_k=ints,
-        top_p=np.ones(num_rows, np.float32),
-        min_p=zeros,
-        seeds=np.zeros(num_rows, np.uint64),
+        settings=SamplingSettings(
+            temperature=zeros,
+            top_k=ints,
+            top_p=np.ones(num_rows, np.float32),
+            min_p=zeros,
+            seeds=np.zeros(num_rows, np.uint64),
+            num_logprobs=np.full(num_rows, -1, np.int32),
+            presence=zeros,
+            frequency=zeros,
+            repetition=np.ones(num_rows, np.float32),
+        ),
         token_index=ints,
-        num_logprobs=np.full(num_rows, -1, np.int32),
         bias_rows=no_ids,
         bias_ids=no_ids,
         bias_values=no_values,
         penalty_rows=no_ids,
         penalty_ids=no_ids,
         penalty_counts=no_ids,
-        presence=zeros,
-        frequency=zeros,
-        repetition=np.ones(num_rows, np.float32),
     )
 
 
@@ -174,11 +181,11 @@ def model_folder(model: TinyModel) -> Iterator[Path]:
         yield Path(name)
 
 
-def load(model: TinyModel, device: Device) -> Loaded:
+def load(model: TinyModel, device: Device, *, enforce_eager: bool = False) -> Loaded:
     """Through the engine's own config and checkpoint readers; raises HalError as they do."""
     with model_folder(model) as folder:
         config = read_model_config(folder, MODELS.keys())
-        resolved = _resolve(config, model, device)
+        resolved = _resolve(config, model, device, enforce_eager)
         selector = make_selector(device.capabilities, SelectionPolicy())
         assembled = assemble(config, resolved, selector, device.collective(), device)
         width, binder = config.hidden_size, assembled.binder
@@ -192,11 +199,14 @@ def load(model: TinyModel, device: Device) -> Loaded:
         with CheckpointReader(folder) as reader:
             load_weights(assembled.decoder.parameters, reader, SilentProgress())
         device.synchronize()
-    return Loaded(EngineModel(assembled, device), layers, resolved)
+    return Loaded(EngineModel(assembled, device), layers, assembled.resolved)
 
 
-def _resolve(config: ModelConfig, model: TinyModel, device: Device) -> ResolvedConfig:
+def _resolve(
+    config: ModelConfig, model: TinyModel, device: Device, enforce_eager: bool
+) -> ResolvedConfig:
     settings = EngineConfig(
+        enforce_eager=enforce_eager,
         dtype=str(model.dtype),
         max_num_seqs=_NUM_SLOTS + MAX_ROWS,
         max_num_batched_tokens=_NUM_SLOTS + MAX_ROWS,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import hal.kernels
-from hal.config import ResolvedConfig
 from hal.conform.engine_model import Loaded, load
 from hal.conformance.case import Case
 from hal.conformance.cases import cases_by_op
@@ -19,6 +18,7 @@ from hal.conformance.model_checks import (
     SCHEDULES,
     ModelJudge,
     ModelRecord,
+    graph_record,
     model_records,
 )
 from hal.conformance.report import LEVELS, Gap, KernelRun, ModelRun, Results, summarise
@@ -172,7 +172,7 @@ def model_run(
     records = (
         *_layer_records(loaded, device, judge),
         *_model_records(loaded, judge, is_quick),
-        _graph_record(loaded.resolved, model_type),
+        _graph_record(loaded, device, judge),
     )
     return ModelRun(model_type, str(dtype), records, loaded.model.kernels())
 
@@ -196,21 +196,20 @@ def _not_loaded(model_type: str, dtype: DType, reason: str) -> tuple[ModelRecord
     )
 
 
-def _graph_record(resolved: ResolvedConfig, model_type: str) -> ModelRecord:
-    """Where the engine replays graphs, nothing here compares them yet: that is no pass."""
-    (graphs,) = (choice for choice in resolved.choices if choice.name == "graphs")
-    skipped = missing = ""
+def _graph_record(loaded: Loaded, device: Device, judge: ModelJudge) -> ModelRecord:
+    """Replayed steps against eager ones, where the engine replays any."""
+    resolved = loaded.resolved
     if resolved.use_graphs:
-        missing = "not supported yet: comparing a replay with eager steps"
-    else:
-        skipped = f"not applicable: graphs are off: {graphs.reason}"
+        eager = load(judge.model, device, enforce_eager=True).model
+        is_exact = not (device.capabilities.is_accelerator and loaded.model.variant_kernels())
+        return graph_record(loaded.model, eager, judge, loaded.model.num_graphs, is_exact)
+    (graphs,) = (choice for choice in resolved.choices if choice.name == "graphs")
     return ModelRecord(
         level="model",
-        model=model_type,
+        model=judge.model.shape.model_type,
         dtype=str(resolved.dtype),
         case=GRAPHS,
-        skipped=skipped,
-        missing=missing,
+        skipped=f"not applicable: graphs are off: {graphs.reason}",
     )
 
 

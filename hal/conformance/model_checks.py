@@ -186,6 +186,37 @@ def model_records(
     yield _record(judge, OWN_TOKENS, lambda: _own_tokens(under_test, judge))
 
 
+_GRAPH_SCHEDULES = ("alone, chunks of 1", "prefill, then decode")
+
+
+def graph_record(
+    replaying: ModelUnderTest,
+    eager: ModelUnderTest,
+    judge: ModelJudge,
+    num_graphs: Callable[[], int],
+    is_exact: bool,
+) -> ModelRecord:
+    """The same model twice, the first with its decode steps captured and replayed.
+
+    num_graphs: how many of its steps were captured by now
+    is_exact: a replay has as many rows as the batch, or rows do not depend on their number
+    """
+
+    def play() -> Iterator[Check]:
+        for name in _GRAPH_SCHEDULES:
+            logits = []
+            for model in (replaying, eager):
+                player = judge.player(model)
+                SCHEDULES[name](player)
+                logits.append(np.concatenate([player.logits(s) for s in range(len(_LENGTHS))]))
+            yield from judge.checks(logits[0])
+            if is_exact:
+                yield equal(f"{name}: the bits of eager steps", *logits)
+        yield Check("no step was captured", float(num_graphs() == 0), 0.0)
+
+    return _record(judge, GRAPHS, play)
+
+
 def _own_tokens(under_test: ModelUnderTest, judge: ModelJudge) -> Iterator[Check]:
     """Greedy decoding of two sequences whose tokens never leave the device."""
     player = judge.player(under_test)

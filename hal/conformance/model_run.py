@@ -77,7 +77,9 @@ class Player:
         self._model = model
         self._window = window
         self._texts = texts
-        self._free = [int(b) for b in np.random.default_rng(seed).permutation(model.num_blocks)]
+        blocks = np.random.default_rng(seed).permutation(model.num_blocks)
+        # Block 0 is the null block, which padding may write to.
+        self._free = [int(block) for block in blocks if block > 0]
         self._poison = self._free.pop()
         self._tables: list[list[int]] = [[] for _ in texts]
         self._num_done = [0] * len(texts)

@@ -157,14 +157,16 @@ class _Assembling:
         kinds = Counter(map(self.engine.has_experts, range(self.engine.num_layers)))
         first = [self._first(has_experts) for has_experts in kinds]
         base = self._inputs(first)
-        weights_bytes = base.weights_bytes
+        weights_bytes, graphs_bytes = base.weights_bytes, base.graphs_bytes
         for layer, count in zip(first, kinds.values(), strict=True):
             if count > 1:
-                more = self._inputs([*first, layer]).weights_bytes - base.weights_bytes
-                weights_bytes += (count - 1) * more
+                more = self._inputs([*first, layer])
+                weights_bytes += (count - 1) * (more.weights_bytes - base.weights_bytes)
+                graphs_bytes += (count - 1) * (more.graphs_bytes - base.graphs_bytes)
         return replace(
             base,
             weights_bytes=weights_bytes,
+            graphs_bytes=graphs_bytes,
             kv_bytes_per_block=base.kv_bytes_per_block // len(first) * self.engine.num_layers,
         )
 

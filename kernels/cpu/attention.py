@@ -80,6 +80,7 @@ def rejects_codes(caps: Capabilities, problem: AttentionProblem) -> str | None:
     "avx512_vnni",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=rejects_codes,
     unavailable=native.unavailable,
 )
@@ -87,6 +88,7 @@ def rejects_codes(caps: Capabilities, problem: AttentionProblem) -> str | None:
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=rejects_plain,
     unavailable=native.unavailable,
 )

@@ -28,6 +28,7 @@ def _rejects(caps: Capabilities, problem: AttentionBlockProblem) -> str | None:
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=_rejects,
     unavailable=native.unavailable,
 )

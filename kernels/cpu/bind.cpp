@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "src/bind_experts.h"
+#include "src/bind_launch.h"
 #include "src/bind_types.h"
 #include "src/counters.h"
 #include "src/features.h"
@@ -57,14 +58,13 @@ void call_pack_rows(Address src, int src_dtype, int64_t src_stride, int64_t rows
 
 void call_gather_packed_rows(Address weight, int64_t n, int64_t k, int dtype, Address ids,
                              int64_t num_ids, Address out, int64_t out_stride, int num_threads) {
-    nb::gil_scoped_release release;
-    gather_packed_rows({.weight = at(weight),
-                        .shape = packed_shape(n, k, dtype),
-                        .ids = at<int32_t>(ids),
-                        .num_ids = num_ids,
-                        .out = at(out),
-                        .out_stride = out_stride,
-                        .num_threads = num_threads});
+    launch(&gather_packed_rows, {.weight = at(weight),
+                                 .shape = packed_shape(n, k, dtype),
+                                 .ids = at<int32_t>(ids),
+                                 .num_ids = num_ids,
+                                 .out = at(out),
+                                 .out_stride = out_stride,
+                                 .num_threads = num_threads});
 }
 
 // The functions that every level has take the level's own first.
@@ -113,8 +113,7 @@ QuantizedLinearArgs quantized_linear_args(Address x, int x_dtype, int64_t x_stri
 
 template <auto collect, class Collected, class... Args>
 void call(void (*kernel)(const Collected&), Args... args) {
-    nb::gil_scoped_release release;
-    kernel(collect(args...));
+    launch(kernel, collect(args...));
 }
 template <auto collect, class Collected, class... Args>
 auto* calling_with(Collected (*)(Args...)) {
@@ -146,36 +145,34 @@ void call_gather_quantized_rows(decltype(LevelKernels::gather_quantized_rows) ga
                                 Address weight, int64_t n, int64_t k, int64_t group,
                                 bool has_zeros, int codes, Address ids, int64_t num_ids,
                                 Address out, int out_dtype, int64_t out_stride, int num_threads) {
-    nb::gil_scoped_release release;
-    gather_quantized_rows({.weight = at(weight),
-                           .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
-                           .ids = at<int32_t>(ids),
-                           .num_ids = num_ids,
-                           .out = at(out),
-                           .out_dtype = dtype_of(out_dtype),
-                           .out_stride = out_stride,
-                           .num_threads = num_threads});
+    launch(gather_quantized_rows, {.weight = at(weight),
+                                   .shape = {n, k, group, has_zeros, static_cast<Codes>(codes)},
+                                   .ids = at<int32_t>(ids),
+                                   .num_ids = num_ids,
+                                   .out = at(out),
+                                   .out_dtype = dtype_of(out_dtype),
+                                   .out_stride = out_stride,
+                                   .num_threads = num_threads});
 }
 
 void call_norm(void (*norm)(const NormArgs&), Address x, int64_t x_stride, Address residual,
                int64_t residual_stride,
                Address weight, Address bias, Address out, int64_t out_stride, int64_t rows,
                int64_t hidden, float eps, bool layer_norm, int dtype, int num_threads) {
-    nb::gil_scoped_release release;
-    norm({.x = at(x),
-          .x_stride = x_stride,
-          .residual = at(residual),
-          .residual_stride = residual_stride,
-          .weight = at(weight),
-          .bias = at(bias),
-          .out = at(out),
-          .out_stride = out_stride,
-          .rows = rows,
-          .hidden = hidden,
-          .eps = eps,
-          .layer_norm = layer_norm,
-          .dtype = dtype_of(dtype),
-          .num_threads = num_threads});
+    launch(norm, {.x = at(x),
+                  .x_stride = x_stride,
+                  .residual = at(residual),
+                  .residual_stride = residual_stride,
+                  .weight = at(weight),
+                  .bias = at(bias),
+                  .out = at(out),
+                  .out_stride = out_stride,
+                  .rows = rows,
+                  .hidden = hidden,
+                  .eps = eps,
+                  .layer_norm = layer_norm,
+                  .dtype = dtype_of(dtype),
+                  .num_threads = num_threads});
 }
 
 inline DType x_dtype(const LinearArgs& args) { return args.shape.dtype; }
@@ -186,8 +183,7 @@ template <auto collect, class Collected, class... Args>
 void call_after_norm(void (*kernel)(const Collected&), Address values, int64_t values_stride,
                      Address residual, int64_t residual_stride, Address weight, Address bias,
                      float eps, Args... args) {
-    nb::gil_scoped_release release;
-    Collected product = collect(args...);
+    const Collected product = collect(args...);
     const NormArgs norm{.x = at(values),
                         .x_stride = values_stride,
                         .residual = at(residual),
@@ -202,8 +198,7 @@ void call_after_norm(void (*kernel)(const Collected&), Address values, int64_t v
                         .layer_norm = bias != 0,
                         .dtype = x_dtype(product),
                         .num_threads = product.num_threads};
-    product.norm = &norm;
-    kernel(product);
+    launch(&product_after_norm<Collected>, {kernel, product, norm, product.num_threads});
 }
 template <auto collect, class Collected, class... Args>
 auto* calling_after_norm_with(Collected (*)(Args...)) {
@@ -217,17 +212,16 @@ auto* calling_after_norm() {
 void call_activate(void (*activate)(const ActivationArgs&), Address x, int64_t x_stride,
                    Address out, int64_t out_stride, int64_t rows,
                    int64_t size, int activation, bool gated, int dtype, int num_threads) {
-    nb::gil_scoped_release release;
-    activate({.x = at(x),
-              .x_stride = x_stride,
-              .out = at(out),
-              .out_stride = out_stride,
-              .rows = rows,
-              .size = size,
-              .activation = static_cast<Activation>(activation),
-              .gated = gated,
-              .dtype = dtype_of(dtype),
-              .num_threads = num_threads});
+    launch(activate, {.x = at(x),
+                      .x_stride = x_stride,
+                      .out = at(out),
+                      .out_stride = out_stride,
+                      .rows = rows,
+                      .size = size,
+                      .activation = static_cast<Activation>(activation),
+                      .gated = gated,
+                      .dtype = dtype_of(dtype),
+                      .num_threads = num_threads});
 }
 
 void call_qk_norm_rope(void (*qk_norm_rope)(const RopeArgs&), Address qkv, int64_t qkv_stride,
@@ -235,37 +229,35 @@ void call_qk_norm_rope(void (*qk_norm_rope)(const RopeArgs&), Address qkv, int64
                        int64_t num_kv_heads, int64_t head_dim, Address positions, Address cos_sin,
                        int64_t rotary_dim, Address q_norm, Address k_norm, float eps, int dtype,
                        int num_threads) {
-    nb::gil_scoped_release release;
-    qk_norm_rope({.qkv = at(qkv),
-                  .qkv_stride = qkv_stride,
-                  .num_tokens = num_tokens,
-                  .num_heads = num_heads,
-                  .num_kv_heads = num_kv_heads,
-                  .head_dim = head_dim,
-                  .positions = at<int32_t>(positions),
-                  .cos_sin = at<float>(cos_sin),
-                  .rotary_dim = rotary_dim,
-                  .q_norm = at(q_norm),
-                  .k_norm = at(k_norm),
-                  .eps = eps,
-                  .dtype = dtype_of(dtype),
-                  .num_threads = num_threads});
+    launch(qk_norm_rope, {.qkv = at(qkv),
+                          .qkv_stride = qkv_stride,
+                          .num_tokens = num_tokens,
+                          .num_heads = num_heads,
+                          .num_kv_heads = num_kv_heads,
+                          .head_dim = head_dim,
+                          .positions = at<int32_t>(positions),
+                          .cos_sin = at<float>(cos_sin),
+                          .rotary_dim = rotary_dim,
+                          .q_norm = at(q_norm),
+                          .k_norm = at(k_norm),
+                          .eps = eps,
+                          .dtype = dtype_of(dtype),
+                          .num_threads = num_threads});
 }
 
 void call_write_kv(void (*write_kv)(const WriteKvArgs&), Address qkv, int64_t qkv_stride,
                    int64_t num_tokens, int64_t num_heads,
                    Address kv, int kv_dtype, int64_t num_kv_heads, int64_t block_size,
                    int64_t head_dim, Address slot_mapping, int dtype, int num_threads) {
-    nb::gil_scoped_release release;
-    write_kv({.qkv = at(qkv),
-              .qkv_stride = qkv_stride,
-              .num_tokens = num_tokens,
-              .num_heads = num_heads,
-              .kv = at(kv),
-              .kv_shape = {num_kv_heads, block_size, head_dim, dtype_of(kv_dtype)},
-              .slot_mapping = at<int64_t>(slot_mapping),
-              .dtype = dtype_of(dtype),
-              .num_threads = num_threads});
+    launch(write_kv, {.qkv = at(qkv),
+                      .qkv_stride = qkv_stride,
+                      .num_tokens = num_tokens,
+                      .num_heads = num_heads,
+                      .kv = at(kv),
+                      .kv_shape = {num_kv_heads, block_size, head_dim, dtype_of(kv_dtype)},
+                      .slot_mapping = at<int64_t>(slot_mapping),
+                      .dtype = dtype_of(dtype),
+                      .num_threads = num_threads});
 }
 
 AttentionArgs attention_args(Address q, int64_t q_stride, Address kv, int kv_dtype,
@@ -301,8 +293,7 @@ template <class... Args>
 void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int64_t rotary_dim,
                             Address q_norm, Address k_norm, float eps, Address slot_mapping,
                             int64_t num_tokens, Args... args) {
-    nb::gil_scoped_release release;
-    AttentionArgs attend = attention_args(qkv, args...);
+    const AttentionArgs attend = attention_args(qkv, args...);
     const NewTokens tokens{.rope = {.qkv = at(qkv),
                                     .qkv_stride = attend.q_stride,
                                     .num_tokens = num_tokens,
@@ -326,8 +317,7 @@ void call_rope_write_attend(Address qkv, Address positions, Address cos_sin, int
                                      .slot_mapping = at<int64_t>(slot_mapping),
                                      .dtype = attend.dtype,
                                      .num_threads = attend.num_threads}};
-    attend.new_tokens = &tokens;
-    attention(attend);
+    launch(&rope_write_attend, {tokens, attend, attend.num_threads});
 }
 
 template <class Result, class First, class... Args>
@@ -340,47 +330,65 @@ auto* call_rope_write_attend_with(Result (*)(First, Args...)) {
 void call_sample(SamplingPasses passes, Address logits, int64_t stride, int64_t rows, int64_t vocab,
                  Address temperature, Address top_k, Address top_p, Address min_p, Address seeds,
                  Address token_index, bool has_filters, Address tokens, int num_threads) {
-    nb::gil_scoped_release release;
-    sample(passes,
-           {.logits = at<float>(logits),
-            .stride = stride,
-            .rows = rows,
-            .vocab = vocab,
-            .temperature = at<float>(temperature),
-            .top_k = at<int32_t>(top_k),
-            .top_p = at<float>(top_p),
-            .min_p = at<float>(min_p),
-            .seeds = at<int64_t>(seeds),
-            .token_index = at<int32_t>(token_index),
-            .has_filters = has_filters,
-            .tokens = at<int32_t>(tokens),
-            .num_threads = num_threads});
+    const SampleArgs args{.logits = at<float>(logits),
+                          .stride = stride,
+                          .rows = rows,
+                          .vocab = vocab,
+                          .temperature = at<float>(temperature),
+                          .top_k = at<int32_t>(top_k),
+                          .top_p = at<float>(top_p),
+                          .min_p = at<float>(min_p),
+                          .seeds = at<int64_t>(seeds),
+                          .token_index = at<int32_t>(token_index),
+                          .has_filters = has_filters,
+                          .tokens = at<int32_t>(tokens),
+                          .num_threads = num_threads};
+    launch(&sample_with, {passes, args, num_threads});
 }
 
 void call_mask_logits(Address logits, int64_t stride, int64_t vocab, Address rows, int64_t num_rows,
                       Address mask, int64_t mask_stride, int num_threads) {
-    nb::gil_scoped_release release;
-    mask_logits({.logits = at<float>(logits),
-                 .stride = stride,
-                 .vocab = vocab,
-                 .rows = at<int32_t>(rows),
-                 .num_rows = num_rows,
-                 .mask = at<uint32_t>(mask),
-                 .mask_stride = mask_stride,
-                 .num_threads = num_threads});
+    launch(&mask_logits, {.logits = at<float>(logits),
+                          .stride = stride,
+                          .vocab = vocab,
+                          .rows = at<int32_t>(rows),
+                          .num_rows = num_rows,
+                          .mask = at<uint32_t>(mask),
+                          .mask_stride = mask_stride,
+                          .num_threads = num_threads});
 }
 
-void call_gather_rows(Address table, int64_t table_stride_bytes, Address ids, int64_t num_ids,
-                      Address out, int64_t out_stride_bytes, int64_t row_bytes, int num_threads) {
-    nb::gil_scoped_release release;
-    gather_rows({.table = at(table),
-                 .table_stride_bytes = table_stride_bytes,
-                 .ids = at<int32_t>(ids),
-                 .num_ids = num_ids,
-                 .out = at(out),
-                 .out_stride_bytes = out_stride_bytes,
-                 .row_bytes = row_bytes,
-                 .num_threads = num_threads});
+void call_gather_rows(Address table, int64_t num_rows, int64_t table_stride_bytes, Address ids,
+                      int64_t num_ids, Address out, int64_t out_stride_bytes, int64_t row_bytes,
+                      int num_threads) {
+    launch(&gather_rows, {.table = at(table),
+                          .num_rows = num_rows,
+                          .table_stride_bytes = table_stride_bytes,
+                          .ids = at<int32_t>(ids),
+                          .num_ids = num_ids,
+                          .out = at(out),
+                          .out_stride_bytes = out_stride_bytes,
+                          .row_bytes = row_bytes,
+                          .num_threads = num_threads});
+}
+
+void call_take_tokens(Address token_ids, Address slots, Address last_tokens, int64_t num_tokens,
+                      Address out, int num_threads) {
+    launch(&take_tokens, {.token_ids = at<int32_t>(token_ids),
+                          .slots = at<int32_t>(slots),
+                          .last_tokens = at<int32_t>(last_tokens),
+                          .num_tokens = num_tokens,
+                          .out = at<int32_t>(out),
+                          .num_threads = num_threads});
+}
+
+void call_keep_tokens(Address tokens, Address slots, int64_t num_tokens, Address last_tokens,
+                      int num_threads) {
+    launch(&keep_tokens, {.tokens = at<int32_t>(tokens),
+                          .slots = at<int32_t>(slots),
+                          .num_tokens = num_tokens,
+                          .last_tokens = at<int32_t>(last_tokens),
+                          .num_threads = num_threads});
 }
 
 // `call` with its first argument given.
@@ -432,6 +440,15 @@ NB_MODULE(_C, m) {
     m.def("num_scratch_allocations", &num_scratch_allocations);
     m.def("mask_logits", &call_mask_logits);
     m.def("gather_rows", &call_gather_rows);
+    m.def("take_tokens", &call_take_tokens);
+    m.def("keep_tokens", &call_keep_tokens);
+    nb::class_<Recording>(m, "Recording")
+        .def(nb::init<>())
+        .def("begin", &begin_recording)
+        .def_static("end", &end_recording)
+        .def("replay", &replay_recording)
+        .def_prop_ro("num_calls", &Recording::num_calls)
+        .def_prop_ro("num_bytes", &Recording::num_bytes);
     m.def("pack_rows", &call_pack_rows);
     m.def("gather_packed_rows", &call_gather_packed_rows);
     for (const Level& level : levels()) {

@@ -15,6 +15,7 @@ from hal.opset.elementwise import Activation
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=native.needs_avx512_bf16,
     unavailable=native.unavailable,
 )
@@ -29,6 +30,7 @@ def gated_activation_avx512(
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=native.needs_avx512_bf16,
     unavailable=native.unavailable,
 )

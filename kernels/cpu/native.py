@@ -125,6 +125,16 @@ def compiled_part() -> CompiledPart | None:
 
 
 @cache
+def module_unavailable() -> str | None:
+    """Why nothing of the module can be used."""
+    try:
+        module = load()
+    except ImportError as error:
+        return NOT_BUILT.format(error)
+    return None if hasattr(module, "Recording") else OLD_BUILD
+
+
+@cache
 def unavailable() -> str | None:
     """Why the kernels of a present CPU cannot run: not built, not supported, or wrong."""
     try:
@@ -210,10 +220,17 @@ def smoke_failure(products: ModuleType, num_tokens: int = 1) -> str | None:
     return f"smoke run: 3 * 5 + 1 * 0.5 gave {out.flatten().tolist()}"
 
 
-def needs(feature: Feature, caps: Capabilities) -> str | None:
-    """Why a device is no CPU that has it: pure, so it holds for absent CPUs too."""
+def needs_any_cpu(caps: Capabilities, _problem: object) -> str | None:
+    """For kernels that need no instruction set."""
     if caps.vendor == "null" or caps.is_accelerator:
         return f"runs on CPUs only; this is {caps.name} ({caps.arch})"
+    return None
+
+
+def needs(feature: Feature, caps: Capabilities) -> str | None:
+    """Why a device is no CPU that has it: pure, so it holds for absent CPUs too."""
+    if reason := needs_any_cpu(caps, None):
+        return reason
     if feature not in caps.features:
         return f"needs {feature}; {caps.name} has {caps.feature_names()}"
     return None

@@ -17,6 +17,7 @@ from hal.opset.norm import NormProblem
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=native.needs_avx512_bf16,
     unavailable=native.unavailable,
 )
@@ -43,6 +44,7 @@ class NativeRmsNorm:
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=native.needs_avx512_bf16,
     unavailable=native.unavailable,
 )

@@ -87,6 +87,7 @@ def _register(of: Level) -> None:
         of.name,
         preference=of.preference,
         batch_invariant=True,
+        capturable=True,
         rejects=rejects_attention,
         unavailable=of.unavailable,
     )(Attention)

@@ -38,6 +38,7 @@ def _register_on(
         level.name,
         preference=level.preference,
         batch_invariant=True,
+        capturable=True,
         rejects=rejects,
         unavailable=level.unavailable,
     )(implementation)

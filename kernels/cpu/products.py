@@ -38,6 +38,7 @@ class ProductKernel:
             preference=self.preference,
             regimes=regimes or self.regimes,
             batch_invariant=self.batch_invariant,
+            capturable=True,
             rejects=lambda caps, problem: refuses(problem) or self.rejects(caps, problem),
             unavailable=self.unavailable,
         )

@@ -29,6 +29,7 @@ def rejects_rope(caps: Capabilities, problem: RopeProblem) -> str | None:
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=rejects_rope,
     unavailable=native.unavailable,
 )

@@ -16,6 +16,7 @@ from hal.opset.sampling import SamplingInputs
     "avx512_bf16",
     preference=100,
     batch_invariant=True,
+    capturable=True,
     rejects=native.needs_cpu,
     unavailable=native.unavailable,
 )

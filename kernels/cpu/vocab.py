@@ -1,15 +1,20 @@
-"""vocab on a packed matrix: the same bytes serve the look-up and the logits."""
+"""vocab on a packed matrix: the same bytes serve the look-up and the logits; and as it is stored,
+where it is only looked up.
+"""
 
 from __future__ import annotations
 
 from types import ModuleType
 
 from hal.binding import Binder
-from hal.device import Device
+from hal.device import Capabilities, Device
 from hal.kernels.cpu import native
+from hal.kernels.cpu.indexing import look_up_rows
 from hal.kernels.cpu.linear import stored_form, stored_weight
 from hal.kernels.cpu.products import AVX512_BF16, AVX512_DECODED, AVX512_VNNI
 from hal.kernels.reference.tensors import as_torch
+from hal.kernels.reference.vocab import RowMajorVocab
+from hal.kernels.reference.weight_rows import needs_unquantized
 from hal.opset import vocab
 from hal.opset.linear import LinearProblem
 from hal.opset.stored import StoredForm
@@ -66,3 +71,27 @@ class PackedVocab(VocabFamily):
 
     def logits(self, x: Tensor, out: Tensor) -> None:
         self._weight.multiply(x, out)
+
+
+def _only_looks_up(caps: Capabilities, problem: VocabProblem) -> str | None:
+    if problem.makes_logits:
+        return "looks rows up; this matrix makes logits"
+    return native.needs_any_cpu(caps, problem) or needs_unquantized(caps, problem)
+
+
+@vocab.family(
+    "native",
+    preference=100,
+    batch_invariant=True,
+    capturable=True,
+    rejects=_only_looks_up,
+    unavailable=native.module_unavailable,
+)
+class LookedUpVocab(RowMajorVocab):
+    """Copies rows as they are stored."""
+
+    def embed(self, token_ids: Tensor, out: Tensor) -> None:
+        look_up_rows(self.weight, as_torch(token_ids), as_torch(out))
+
+    def logits(self, x: Tensor, out: Tensor) -> None:
+        raise AssertionError(f"{self.problem} makes no logits")

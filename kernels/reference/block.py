@@ -54,7 +54,7 @@ class BlockNorm:
         self.kernel(norm.values, norm.residual, *vectors, norm.eps, out)
 
 
-@attention_block.family("composed", preference=10, batch_invariant=True)
+@attention_block.family("composed", preference=10, batch_invariant=True, capturable=True)
 class ComposedAttentionBlock(AttentionBlock):
     """qkv, rotate, write, attend, project: five calls and two intermediate results."""
 
@@ -130,7 +130,7 @@ class ComposedAttentionBlock(AttentionBlock):
         self.family.attend(qkv, kv, heads)
 
 
-@mlp_block.family("composed", preference=10, batch_invariant=True)
+@mlp_block.family("composed", preference=10, batch_invariant=True, capturable=True)
 class ComposedMlpBlock(MlpBlock):
     """up (with gate), activation, down: three calls and two intermediate results."""
 

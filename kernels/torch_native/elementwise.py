@@ -11,9 +11,10 @@ from hal.kernels.reference.elementwise import activate
 from hal.kernels.torch_native.predicates import needs_float
 from hal.opset import add, gated_activation, plain_activation
 from hal.opset.elementwise import Activation
+from hal.select import on_accelerators
 
 
-@gated_activation.kernel("torch", preference=50, rejects=needs_float)
+@gated_activation.kernel("torch", preference=50, capturable=on_accelerators, rejects=needs_float)
 def gated_activation_torch(
     gate_up: torch.Tensor, activation: Activation, out: torch.Tensor
 ) -> None:
@@ -22,13 +23,15 @@ def gated_activation_torch(
     torch.mul(activate(gate, activation), up, out=out)
 
 
-@plain_activation.kernel("torch", preference=50, rejects=needs_float)
+@plain_activation.kernel("torch", preference=50, capturable=on_accelerators, rejects=needs_float)
 def plain_activation_torch(x: torch.Tensor, activation: Activation, out: torch.Tensor) -> None:
     """torch computes 16-bit activations in float32 and rounds once."""
     out.copy_(activate(x, activation))
 
 
-@add.kernel("torch", preference=50, rejects=needs_float, batch_invariant=True)
+@add.kernel(
+    "torch", preference=50, capturable=on_accelerators, rejects=needs_float, batch_invariant=True
+)
 def add_torch(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
     """One pass, one rounding."""
     torch.add(x, y, out=out)

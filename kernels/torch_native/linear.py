@@ -8,11 +8,17 @@ from hal.kernels.reference.linear import RowMajorLinear
 from hal.kernels.reference.tensors import as_torch
 from hal.kernels.torch_native.predicates import UPCAST_COST, needs_plain_product, product_level
 from hal.opset import linear
+from hal.select import on_accelerators
 from hal.tensor import Tensor
 
 
 @linear.family(
-    "torch", preference=50, level=product_level, cost=UPCAST_COST, rejects=needs_plain_product
+    "torch",
+    preference=50,
+    level=product_level,
+    cost=UPCAST_COST,
+    capturable=on_accelerators,
+    rejects=needs_plain_product,
 )
 class TorchLinear(RowMajorLinear):
     """x and weight in their dtype, sums in float32 inside the library, written straight to out."""

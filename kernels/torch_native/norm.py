@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from hal.kernels.torch_native.predicates import needs_float
 from hal.opset import layer_norm, rms_norm
+from hal.select import on_accelerators
 
 
 def add_residual(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
@@ -14,7 +15,7 @@ def add_residual(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor
     return x if residual is None else torch.add(x, residual, out=residual)
 
 
-@rms_norm.kernel("torch", preference=50, rejects=needs_float)
+@rms_norm.kernel("torch", preference=50, capturable=on_accelerators, rejects=needs_float)
 def rms_norm_torch(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -26,7 +27,7 @@ def rms_norm_torch(
     out.copy_(functional.rms_norm(add_residual(x, residual), weight.shape, weight, eps))
 
 
-@layer_norm.kernel("torch", preference=50, rejects=needs_float)
+@layer_norm.kernel("torch", preference=50, capturable=on_accelerators, rejects=needs_float)
 def layer_norm_torch(
     x: torch.Tensor,
     residual: torch.Tensor | None,

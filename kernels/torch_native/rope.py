@@ -9,9 +9,12 @@ from hal.kernels.reference.tensors import widen
 from hal.kernels.torch_native.predicates import needs_float
 from hal.opset import qk_norm_rope
 from hal.opset.attention import RopeProblem
+from hal.select import on_accelerators
 
 
-@qk_norm_rope.kernel("torch", preference=50, rejects=needs_float, batch_invariant=True)
+@qk_norm_rope.kernel(
+    "torch", preference=50, capturable=on_accelerators, rejects=needs_float, batch_invariant=True
+)
 def qk_norm_rope_torch(
     qkv: torch.Tensor,
     problem: RopeProblem,

@@ -8,6 +8,7 @@ from hal.kernels.reference.tensors import as_torch
 from hal.kernels.reference.vocab import RowMajorVocab, is_lookup
 from hal.kernels.torch_native.predicates import UPCAST_COST, needs_plain_product, product_level
 from hal.opset import vocab
+from hal.select import on_accelerators
 from hal.tensor import Tensor
 
 
@@ -17,6 +18,7 @@ from hal.tensor import Tensor
     level=product_level,
     cost=UPCAST_COST,
     batch_invariant=is_lookup,
+    capturable=on_accelerators,
     rejects=needs_plain_product,
 )
 class TorchVocab(RowMajorVocab):

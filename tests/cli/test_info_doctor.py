@@ -72,10 +72,10 @@ def test_a_driver_that_talks_without_end_does_no_harm() -> None:
 class LossyDevice(NullDevice):
     """Copies go wrong in one byte."""
 
-    def upload(self, host: NDArray[np.generic]) -> Tensor:
+    def upload(self, host: NDArray[np.generic], into: Tensor | None = None) -> Tensor:
         changed = host.copy()
         changed.view(np.uint8).reshape(-1)[7] ^= 1
-        return super().upload(changed)
+        return super().upload(changed, into)
 
 
 def test_a_changed_byte_is_found() -> None:

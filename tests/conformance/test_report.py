@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import pytest
 
-from hal.config import ResolvedConfig, resolve
-from hal.conform import engine_model
 from hal.conform import run as conform_run
 from hal.conform.run import ConformRequest, check_names, conform_device, model_run
 from hal.conformance.case import Case, Check
@@ -19,10 +17,14 @@ from hal.conformance.model_checks import GRAPHS, ModelRecord
 from hal.conformance.report import ModelRun, summarise
 from hal.conformance.run import Record, conform
 from hal.conformance.stage import Stage
+from hal.devices.cpu import CpuDevice
 from hal.devices.null import NullDevice
 from hal.dtypes import DType
-from hal.errors import ConfigError
+from hal.engine.batch import Batch, Int32
+from hal.engine.step_inputs import DecodeInputs
+from hal.errors import ConfigError, UnsupportedError
 from hal.kernels import register_all
+from hal.kernels.cpu import native
 from hal.select import OPS, Kernel, Level, Traits
 
 register_all()
@@ -138,19 +140,42 @@ def test_graphs_are_not_applicable_where_the_engine_replays_none() -> None:
     assert record.skipped.startswith("not applicable: graphs are off: null device")
 
 
-def test_graphs_that_are_replayed_and_not_compared_are_missing(
+needs_native = pytest.mark.skipif(
+    native.unavailable() is not None, reason=f"no native kernels: {native.unavailable()}"
+)
+
+
+@needs_native
+def test_replays_are_compared_with_eager_steps_to_the_bit() -> None:
+    record = graph_record(model_run("llama", DType.BFLOAT16, CpuDevice(), is_quick=True))
+    assert record.has_passed and not record.skipped
+    bits = [check for check in record.checks if "the bits of eager steps" in check.quantity]
+    assert len(bits) == 2
+
+
+@needs_native
+def test_a_replay_with_old_positions_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = DecodeInputs.fill
+
+    def fill_late(self: DecodeInputs, batch: Batch, tables: Int32) -> None:
+        fill(self, replace(batch, positions=np.maximum(batch.positions - 1, 0)), tables)
+
+    monkeypatch.setattr(DecodeInputs, "fill", fill_late)
+    record = graph_record(model_run("llama", DType.BFLOAT16, CpuDevice(), is_quick=True))
+    assert not record.has_passed
+
+
+@needs_native
+def test_a_device_that_promises_graphs_and_captures_none_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def with_graphs(*arguments: Any) -> ResolvedConfig:
-        return replace(resolve(*arguments), use_graphs=True)
+    def refuse(self: CpuDevice, run: object) -> None:
+        raise UnsupportedError("not today")
 
-    monkeypatch.setattr(engine_model, "resolve", with_graphs)
-    found = conform_device(NullDevice(), ConformRequest(is_quick=True))
-    assert found.num_failed == 0
-    (gap,) = found.gaps
-    assert gap.what.startswith("graph against eager (llama float32, ")
-    assert gap.reason == "not supported yet: comparing a replay with eager steps"
-    assert not found.has_passed
+    monkeypatch.setattr(CpuDevice, "capture", refuse)
+    record = graph_record(model_run("llama", DType.BFLOAT16, CpuDevice(), is_quick=True))
+    assert not record.has_passed
+    assert "no step was captured" in record.detail
 
 
 class OneCase(Case):

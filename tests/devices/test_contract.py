@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from recorded_accelerator import H100, MI300X, RecordedAccelerator
 
+import hal.kernels
 from hal.device import DEVICE_INTERFACE_VERSION, Device, Feature
 from hal.devices import cuda, open_device, rocm
 from hal.devices.cpu import CpuDevice
@@ -114,7 +115,20 @@ def test_work_can_be_waited_for(device: Device) -> None:
     np.testing.assert_array_equal(device.download(x), [1, 1, 1])
 
 
+def test_an_upload_into_a_tensor_keeps_its_memory(device: Device) -> None:
+    whole = device.empty((4, 2), DType.INT32)
+    device.upload(np.zeros((4, 2), np.int32), into=whole)
+    host = np.arange(4, dtype=np.int32).reshape(2, 2)
+    rows = whole[1:3]
+    assert device.upload(host, into=rows) is rows
+    device.synchronize()
+    host[:] = -1  # a copy was taken
+    np.testing.assert_array_equal(device.download(whole), [[0, 0], [0, 1], [2, 3], [0, 0]])
+    assert device.allocated_bytes() == 32
+
+
 def test_capture_replays_or_says_why_not(device: Device) -> None:
+    hal.kernels.register_all()  # a host records what its kernels launch
     ran: list[int] = []
     if Feature.GRAPHS in device.capabilities.features:
         device.capture(lambda: ran.append(1))()

@@ -67,6 +67,7 @@ def test_arm(machine: Machine) -> None:
         Feature.INT8_MMA,
         Feature.NEON,
         Feature.DOTPROD,
+        Feature.GRAPHS,
     }
 
 
@@ -82,6 +83,7 @@ def test_every_feature_of_a_big_cpu() -> None:
         Feature.AMX_INT8,
         Feature.BF16_MMA,
         Feature.INT8_MMA,
+        Feature.GRAPHS,
     }
 
 

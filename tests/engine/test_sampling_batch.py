@@ -57,21 +57,40 @@ def test_every_setting_stands_in_its_row() -> None:
     )
     limited = running(7, state, temperature=1.0, top_k=9, logprobs=0)
     batch = build(state, [plain, rich, limited])
-    assert batch.temperature.tolist() == [0.0, 0.5, 1.0]
-    assert batch.top_k.tolist() == [0, 0, 9]
-    assert batch.top_p.tolist() == [1.0, 0.25, 1.0]
-    assert batch.min_p.tolist() == [0.0, 0.125, 0.0]
-    assert batch.presence.tolist() == [0.0, 1.5, 0.0]
-    assert batch.frequency.tolist() == [0.0, -0.5, 0.0]
-    assert batch.repetition.tolist() == [1.0, 2.0, 1.0]
-    assert batch.num_logprobs.tolist() == [NO_LOGPROBS, 4, 0]
-    assert batch.seeds.tolist() == [105, 102, 107]
+    assert batch.settings.temperature.tolist() == [0.0, 0.5, 1.0]
+    assert batch.settings.top_k.tolist() == [0, 0, 9]
+    assert batch.settings.top_p.tolist() == [1.0, 0.25, 1.0]
+    assert batch.settings.min_p.tolist() == [0.0, 0.125, 0.0]
+    assert batch.settings.presence.tolist() == [0.0, 1.5, 0.0]
+    assert batch.settings.frequency.tolist() == [0.0, -0.5, 0.0]
+    assert batch.settings.repetition.tolist() == [1.0, 2.0, 1.0]
+    assert batch.settings.num_logprobs.tolist() == [NO_LOGPROBS, 4, 0]
+    assert batch.settings.seeds.tolist() == [105, 102, 107]
     types: dict[str, tuple[NDArray[Any], ...]] = {
-        "float32": (batch.temperature, batch.top_p, batch.min_p, batch.bias_values),
-        "int32": (batch.top_k, batch.token_index, batch.bias_ids, batch.penalty_counts),
-        "uint64": (batch.seeds,),
+        "float32": (
+            batch.settings.temperature,
+            batch.settings.top_p,
+            batch.settings.min_p,
+            batch.bias_values,
+        ),
+        "int32": (batch.settings.top_k, batch.token_index, batch.bias_ids, batch.penalty_counts),
+        "uint64": (batch.settings.seeds,),
     }
     assert all(array.dtype == name for name, arrays in types.items() for array in arrays)
+
+
+def test_settings_are_one_object_until_rows_change() -> None:
+    state = SamplingState(4)
+    seqs = [running(0, state, temperature=1.0), running(1, state)]
+    slots = slots_of(seqs)
+    first = state.build(slots, seqs)
+    state.record(slots, np.array([7, 8], np.int32))
+    second = state.build(slots, seqs)
+    assert second.settings is first.settings
+    assert (second.token_index - first.token_index).tolist() == [1, 1]
+    running(3, state)  # whoever comes may stand in a slot of these rows
+    assert state.build(slots, seqs).settings is not first.settings
+    assert state.build(slots_of(seqs), seqs).settings is not first.settings
 
 
 def test_a_reused_slot_keeps_nothing_of_its_last_sequence() -> None:
@@ -82,7 +101,7 @@ def test_a_reused_slot_keeps_nothing_of_its_last_sequence() -> None:
     batch = build(state, [new])
     assert batch.token_index.tolist() == [0]
     assert len(batch.bias_ids) == len(batch.penalty_ids) == 0
-    assert batch.presence.tolist() == [0.0]
+    assert batch.settings.presence.tolist() == [0.0]
 
 
 def test_token_index_counts_output_tokens_also_after_a_preemption() -> None:

@@ -257,7 +257,7 @@ def test_n_choices_share_one_prefill_and_copy_only_what_they_write() -> None:
     prefill, decode = executor.batches
     assert prefill.q_lens.tolist() == [6]
     assert prefill.sample_index.tolist() == [5, 5, 5]
-    assert len(set(prefill.sampling.seeds.tolist())) == 3
+    assert len(set(prefill.sampling.settings.seeds.tolist())) == 3
     assert len(decode.block_copies) == 2, "the last of three writes in place"
 
 

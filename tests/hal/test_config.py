@@ -163,8 +163,18 @@ def test_a_step_budget_that_cannot_work_is_refused() -> None:
 def test_graphs_are_off_with_a_reason() -> None:
     assert "no graph capture" in reason(resolved(), "graphs")
     assert reason(resolved(CARD, enforce_eager=True), "graphs") == "enforce_eager is set"
-    assert not resolved(CARD).use_graphs
-    assert "not supported yet" in reason(resolved(CARD), "graphs")
+
+
+def test_graphs_are_on_where_the_device_has_them_until_a_kernel_disagrees() -> None:
+    config = resolved(CARD)
+    assert config.use_graphs
+    assert "recorded once" in reason(config, "graphs")
+    off = config.without_graphs("attention runs sdpa, which cannot be captured")
+    assert not off.use_graphs
+    assert reason(off, "graphs") == "attention runs sdpa, which cannot be captured"
+    assert [c for c in off.choices if c.name != "graphs"] == [
+        c for c in config.choices if c.name != "graphs"
+    ]
 
 
 def test_every_choice_shows_the_value_that_is_used() -> None:

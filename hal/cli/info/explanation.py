@@ -70,7 +70,7 @@ def explain(config: EngineConfig) -> Explanation:
     )
     error: SelectionError | None = None
     try:
-        assemble(model, resolved, selector, SingleRank(), None)
+        resolved = assemble(model, resolved, selector, SingleRank(), None).resolved
     except SelectionError as raised:
         error = raised
     return Explanation(

@@ -1,8 +1,7 @@
 // The part of bind.cpp that calls the products of experts.
 #pragma once
 
-#include <nanobind/nanobind.h>
-
+#include "bind_launch.h"
 #include "bind_types.h"
 #include "experts.h"
 
@@ -23,25 +22,24 @@ void call_grouped_linear(Products products, Address x, int dtype, int64_t x_stri
                          int64_t num_experts, Address weight, int64_t expert_bytes, int64_t n,
                          int64_t k, int64_t group, bool has_zeros, int codes, Address out,
                          int64_t out_stride, int num_threads) {
-    nanobind::gil_scoped_release release;
-    grouped_linear({.x = at(x),
-                    .dtype = dtype_of(dtype),
-                    .x_stride = x_stride,
-                    .rows = nullptr,
-                    .offsets = at<int32_t>(offsets),
-                    .num_experts = num_experts,
-                    .weights = expert_weights(weight, expert_bytes, n, k, dtype, group, has_zeros,
-                                              codes),
-                    .output = {.n = n,
-                               .bias = nullptr,
-                               .bias_dtype = dtype_of(dtype),
-                               .out = at(out),
-                               .dtype = dtype_of(dtype),
-                               .stride = out_stride,
-                               .activation = Activation::kNone,
-                               .gated = false},
-                    .products = products,
-                    .num_threads = num_threads});
+    launch(&grouped_linear, {.x = at(x),
+                             .dtype = dtype_of(dtype),
+                             .x_stride = x_stride,
+                             .rows = nullptr,
+                             .offsets = at<int32_t>(offsets),
+                             .num_experts = num_experts,
+                             .weights = expert_weights(weight, expert_bytes, n, k, dtype, group,
+                                                       has_zeros, codes),
+                             .output = {.n = n,
+                                        .bias = nullptr,
+                                        .bias_dtype = dtype_of(dtype),
+                                        .out = at(out),
+                                        .dtype = dtype_of(dtype),
+                                        .stride = out_stride,
+                                        .activation = Activation::kNone,
+                                        .gated = false},
+                             .products = products,
+                             .num_threads = num_threads});
 }
 
 void call_moe(Products products, Address x, int dtype, int64_t x_stride, int64_t num_tokens,
@@ -50,32 +48,31 @@ void call_moe(Products products, Address x, int dtype, int64_t x_stride, int64_t
               int64_t down_bytes, int64_t group, bool has_zeros, int codes, int activation,
               Address logits, Address weights, Address slots, Address rows, Address offsets,
               Address activated, Address y, Address out, int64_t out_stride, int num_threads) {
-    nanobind::gil_scoped_release release;
     const auto experts = [&](Address first, int64_t expert_bytes, int64_t n, int64_t k) {
         return expert_weights(first, expert_bytes, n, k, dtype, group, has_zeros, codes);
     };
-    moe({.x = at(x),
-         .dtype = dtype_of(dtype),
-         .x_stride = x_stride,
-         .num_tokens = num_tokens,
-         .router = at(router),
-         .num_experts = num_experts,
-         .top_k = top_k,
-         .norm_topk_prob = norm_topk_prob,
-         .up = experts(up, up_bytes, 2 * intermediate, hidden),
-         .down = experts(down, down_bytes, hidden, intermediate),
-         .activation = static_cast<Activation>(activation),
-         .logits = at<float>(logits),
-         .weights = at<float>(weights),
-         .slots = at<int32_t>(slots),
-         .rows = at<int32_t>(rows),
-         .offsets = at<int32_t>(offsets),
-         .activated = at(activated),
-         .y = at(y),
-         .out = at(out),
-         .out_stride = out_stride,
-         .products = products,
-         .num_threads = num_threads});
+    launch(&moe, {.x = at(x),
+                  .dtype = dtype_of(dtype),
+                  .x_stride = x_stride,
+                  .num_tokens = num_tokens,
+                  .router = at(router),
+                  .num_experts = num_experts,
+                  .top_k = top_k,
+                  .norm_topk_prob = norm_topk_prob,
+                  .up = experts(up, up_bytes, 2 * intermediate, hidden),
+                  .down = experts(down, down_bytes, hidden, intermediate),
+                  .activation = static_cast<Activation>(activation),
+                  .logits = at<float>(logits),
+                  .weights = at<float>(weights),
+                  .slots = at<int32_t>(slots),
+                  .rows = at<int32_t>(rows),
+                  .offsets = at<int32_t>(offsets),
+                  .activated = at(activated),
+                  .y = at(y),
+                  .out = at(out),
+                  .out_stride = out_stride,
+                  .products = products,
+                  .num_threads = num_threads});
 }
 
 }  // namespace

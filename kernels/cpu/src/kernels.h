@@ -371,9 +371,10 @@ struct MaskArgs {
 };
 void mask_logits(const MaskArgs& args);
 
-// out[i] = table[ids[i]], rows of row_bytes bytes.
+// out[i] = table[ids[i]], rows of row_bytes bytes; all bits set, which is NaN, where there is none.
 struct GatherArgs {
     const void* table;
+    int64_t num_rows;
     int64_t table_stride_bytes;
     const int32_t* ids;
     int64_t num_ids;
@@ -383,5 +384,26 @@ struct GatherArgs {
     int num_threads;
 };
 void gather_rows(const GatherArgs& args);
+
+// out[t] = token_ids[t], or last_tokens[slots[t]] where that is negative.
+struct TakeTokensArgs {
+    const int32_t* token_ids;
+    const int32_t* slots;
+    const int32_t* last_tokens;
+    int64_t num_tokens;
+    int32_t* out;
+    int num_threads;
+};
+void take_tokens(const TakeTokensArgs& args);
+
+// last_tokens[slots[i]] = tokens[i].
+struct KeepTokensArgs {
+    const int32_t* tokens;
+    const int32_t* slots;
+    int64_t num_tokens;
+    int32_t* last_tokens;
+    int num_threads;
+};
+void keep_tokens(const KeepTokensArgs& args);
 
 }  // namespace hal::cpu

@@ -24,7 +24,7 @@ def gathers():
     table = torch.arange(64.0).reshape(32, 2)
     ids = torch.arange(32, dtype=torch.int32).flip(0)
     out = torch.empty(32, 2)
-    native.load().gather_rows(table.data_ptr(), 8, ids.data_ptr(), 32, out.data_ptr(), 8, 8, 2)
+    native.load().gather_rows(table.data_ptr(), 32, 8, ids.data_ptr(), 32, out.data_ptr(), 8, 8, 2)
     return torch.equal(out, table.flip(0))
 
 signal.alarm(60)
@@ -46,7 +46,7 @@ def _needs_native_module() -> None:
 def gathered(table: torch.Tensor, ids: torch.Tensor, num_threads: int) -> torch.Tensor:
     out = torch.full((len(ids), WIDTH), float("nan"))
     native.load().gather_rows(
-        *(table.data_ptr(), 4 * WIDTH, ids.data_ptr(), len(ids)),
+        *(table.data_ptr(), ROWS, 4 * WIDTH, ids.data_ptr(), len(ids)),
         *(out.data_ptr(), 4 * WIDTH, 4 * WIDTH, num_threads),
     )
     return out

@@ -41,8 +41,8 @@ class SampleDevice(TorchDevice):
             raise self._out_of_memory(wanted, f"a tensor {list(shape)} of {dtype}")
         return super().empty(shape, dtype)
 
-    def upload(self, host: NDArray[Any]) -> Tensor:
-        return host_tensor(host).clone()
+    def upload(self, host: NDArray[Any], into: Tensor | None = None) -> Tensor:
+        return host_tensor(host).clone() if into is None else self.copy(host, into)
 
     def record(self) -> Event:
         return DoneEvent()
