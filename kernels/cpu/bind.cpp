@@ -428,6 +428,8 @@ void define_rows(nb::module_& m, const LevelKernels& kernels) {
 
 NB_MODULE(_C, m) {
     using namespace hal::cpu;
+    // A recording that is still held when the interpreter ends is no leak, and stderr is the user's.
+    nb::set_leak_warnings(false);
     m.attr("source_hash") = HAL_SOURCE_HASH;
     m.attr("compiler") = HAL_COMPILER;
     m.def("features", &features, "Instruction sets this CPU and its operating system support.");

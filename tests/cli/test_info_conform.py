@@ -77,7 +77,7 @@ def test_one_op_passes_and_is_reported(tmp_path: Path, capsys: pytest.CaptureFix
     assert reference["worst"]["ratio"] == 0 and reference["worst"]["case"]
     assert len(reference["source_hash"]) == 16
     assert torch_kernel["num_passed"] == 0 and torch_kernel["reasons"]
-    assert report["not_run"] == ["add torch", "store torch"]
+    assert report["not_run"] == ["add torch", "add triton", "store torch"]
     assert names_in(tmp_path) == ["report.json"]
 
 
