@@ -205,7 +205,13 @@ def built_for_it_alone(level: Level, monkeypatch: pytest.MonkeyPatch) -> Iterato
     names = (*_BASELINE, level.name)
     module = SimpleNamespace(**{name: getattr(whole, name) for name in names})
     module.has_avx512_bf16_kernels = lambda: False
-    remembered = (native.unavailable, native.quantized_unavailable, portable._unavailable)
+    remembered = (
+        native.module_unavailable,
+        native.unavailable,
+        native.quantized_unavailable,
+        native.decoded_unavailable,
+        portable._unavailable,
+    )
     monkeypatch.setattr(native, "load", lambda: module)
     for function in remembered:
         function.cache_clear()
