@@ -177,8 +177,9 @@ def main() -> None:
     for name, spread in host.items():
         sys.stdout.write(f"{name}: host {spread.median:.0f} us a step ")
         sys.stdout.write(f"(least {spread.lowest:.0f}), {barriers:.0f} waits\n")
-        for part, least in shares[name].items():
-            sys.stdout.write(f"  {part:32} {least:6.1f} us\n")
+        for _, _, part in PARTS:
+            if part in shares[name]:
+                sys.stdout.write(f"  {part:32} {shares[name][part]:6.1f} us\n")
 
 
 if __name__ == "__main__":

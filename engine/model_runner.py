@@ -77,7 +77,7 @@ class ModelRunner:
         if not self.uses_graphs:
             return 0
         num_layers = len(self._decoder.layers)
-        return graphs_bytes(self._binder.selector.caps, self._decode_shape, num_layers)
+        return graphs_bytes(self._binder.selector.caps, self.decode_shape, num_layers)
 
     @property
     def graphs(self) -> DecodeGraphs | None:
@@ -85,7 +85,8 @@ class ModelRunner:
         return self._graphs
 
     @property
-    def _decode_shape(self) -> DecodeShape:
+    def decode_shape(self) -> DecodeShape:
+        """Of the largest step that could be captured."""
         config = self._config
         return DecodeShape(
             num_rows=config.max_num_seqs,
@@ -98,7 +99,7 @@ class ModelRunner:
 
         Forgets all graphs: call it again after weights or buffers were allocated anew.
         """
-        device, shape = self._binder.device, self._decode_shape
+        device, shape = self._binder.device, self.decode_shape
         self._block_table = np.zeros((shape.num_rows, shape.max_blocks), dtype=np.int32)
         self._num_blocks = num_blocks
         self._kv_caches = tuple(

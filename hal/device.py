@@ -15,7 +15,7 @@ from hal.tensor import Tensor
 if TYPE_CHECKING:  # numpy would double the time of every --help
     from numpy.typing import NDArray
 
-DEVICE_INTERFACE_VERSION = 1
+DEVICE_INTERFACE_VERSION = 2
 
 
 class Feature(StrEnum):

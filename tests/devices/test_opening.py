@@ -227,8 +227,8 @@ def test_a_vendor_of_another_package_opens_like_ours() -> None:
 @pytest.mark.parametrize(
     ("vendor", "version", "remedy"),
     [
-        ("OldVendor", 0, "Install a release of the package behind 'other' for version 1"),
-        ("NewVendor", 2, "Upgrade hal to a release that has version 2"),
+        ("OldVendor", 1, "Install a release of the package behind 'other' for version 2"),
+        ("NewVendor", 3, "Upgrade hal to a release that has version 3"),
     ],
 )
 def test_a_device_of_another_interface_version_is_refused(
@@ -239,7 +239,7 @@ def test_a_device_of_another_interface_version_is_refused(
         open_device("other", {**vendors(), **plugged})
     assert caught.value.message == (
         f"--device other:0: its package was written for version {version} of hal's device "
-        f"interface, this hal has version 1. {remedy}"
+        f"interface, this hal has version 2. {remedy}"
     )
 
 

@@ -82,7 +82,7 @@ def test_memory_that_cannot_hold_one_sequence_computes_the_remedy(
     plan = build(folder, device_name).plan
     fixed = plan.weights_bytes + plan.activation_bytes + plan.logits_bytes + plan.graphs_bytes
     with pytest.raises(MemoryPlanError, match="Lower --max-model-len to 32 or raise --memory"):
-        build(folder, device_name, memory=f"{(fixed + 3 * 16 * 512) / 1024:.2f}KiB")
+        build(folder, device_name, memory=f"{fixed + 3 * 16 * 512}B")
 
 
 def test_pool_too_small_for_a_request_refuses_it_and_serves_the_rest(

@@ -48,6 +48,12 @@ def build(folder: Path, **settings: object) -> BuiltEngine:
     return build_engine(EngineConfig(**{**base, **settings}))  # type: ignore[arg-type]
 
 
+def stand_on(feature: Feature, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this CPU had no other instructions to multiply with."""
+    old = replace(host.cpu_capabilities(), features=frozenset({Feature.GRAPHS, feature}))
+    monkeypatch.setattr(host, "cpu_capabilities", lambda: old)
+
+
 def request(name: str, prompt: tuple[int, ...], params: SamplingParams) -> Request:
     return Request(request_id=name, prompt_token_ids=prompt, params=params)
 
@@ -136,9 +142,7 @@ def test_replays_are_eager_steps_to_the_bit(
 def test_replays_of_portable_kernels_are_eager_steps_to_the_bit(
     tiny_checkpoint: Maker, level: Level, arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU that has nothing else."""
-    old = replace(host.cpu_capabilities(), features=frozenset({Feature.GRAPHS, level.feature}))
-    monkeypatch.setattr(host, "cpu_capabilities", lambda: old)
+    stand_on(level.feature, monkeypatch)
     folder = tiny_checkpoint(arch)
     replayed, eager = build(folder), build(folder, enforce_eager=True)
     kernels = {s.op: s.kernel.name for s in replayed.selections}
@@ -260,9 +264,13 @@ def _claiming(op: str, name: str) -> object:
     return replace(kernel, traits=replace(kernel.traits, capturable=True))
 
 
+@pytest.mark.parametrize("arch", ["llama", "mixtral"])
+@pytest.mark.parametrize("is_old", [False, True])
 def test_planned_bytes_hold_every_size(
-    tiny_checkpoint: Maker, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Maker, monkeypatch: pytest.MonkeyPatch, arch: str, is_old: bool
 ) -> None:
+    if is_old:
+        stand_on(Feature.AVX2, monkeypatch)
     module, recordings = native.load(), []
     make = module.Recording
 
@@ -271,7 +279,7 @@ def test_planned_bytes_hold_every_size(
         return recordings[-1]
 
     monkeypatch.setattr(module, "Recording", made)
-    built = build(tiny_checkpoint("llama"))
+    built = build(tiny_checkpoint(arch))
     run_all(engine_with_few_blocks(built))
     assert len(recordings) == 6
     used = sum(recording.num_bytes for recording in recordings)

@@ -34,6 +34,7 @@ def test_every_layer_reduces_its_two_partial_sums(
     monkeypatch.setattr(SingleRank, "all_reduce", lambda self, x: reduced.append(tuple(x.shape)))
     folder = make_checkpoint(tmp_path / "model", "llama")
     built = build_engine(EngineConfig(model=str(folder), device=device_name, max_num_seqs=2))
+    reduced.clear()  # of what was captured at start
     params = SamplingParams(max_tokens=1, temperature=0.0)
     built.engine.add(Request(request_id="0", prompt_token_ids=(5, 6, 7), params=params))
     built.engine.step()

@@ -228,6 +228,7 @@ def built_for_it_alone(level: Level, monkeypatch: pytest.MonkeyPatch) -> Iterato
     module = SimpleNamespace(**{name: getattr(whole, name) for name in names})
     module.has_avx512_bf16_kernels = lambda: False
     remembered = (
+        native.module_unavailable,
         native.unavailable,
         native.quantized_unavailable,
         native.decoded_unavailable,
