@@ -45,6 +45,6 @@ run_tests() {
 }
 start=$SECONDS
 # AMX's machine code does what its source does, a signal for each instruction.
-run_tests tests/kernels -k "not machine"
+run_tests tests/kernels/cpu tests/kernels/native -k "not machine"
 run_tests tests/conformance/test_conformance.py -m native
 echo "sanitize: nothing was reported, in $((SECONDS - start)) s"

@@ -31,6 +31,10 @@ from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 Int32 = NDArray[np.int32]
 
+_LEAST_MARGIN = 0.15
+"""Between the logits of the last expert chosen and the next; those of a product that is rounded to
+bfloat16 are off by up to 0.03 (logits are below 8)."""
+
 
 class Load(StrEnum):
     """How many tokens each expert gets."""
@@ -216,7 +220,7 @@ class MoeBlockCase(Case):
         router = self._router(stage)
         block.router.load(0, logical(router.to(host_dtype(p.dtype)), p.dtype))
         up, down = load_experts(block.up, stage), load_experts(block.down, stage)
-        x = self._tokens(stage)
+        x = self._tokens(stage, router.numpy())
         logits = x.host @ router.numpy().T
         routed = oracle.top_experts(logits, p.top_k, norms=p.norm_topk_prob)
         expected = self._expected(x.host, routed, up, down)
@@ -255,13 +259,19 @@ class MoeBlockCase(Case):
             values[::2, 0] = -4.0
         return torch.from_numpy(values).to(host_dtype(p.dtype)).double()
 
-    def _tokens(self, stage: Stage) -> Value:
-        shape = (33, self.problem.hidden_size)
+    def _tokens(self, stage: Stage, router: Float64) -> Value:
+        """Tokens that no rounding of their logits sends to another expert."""
+        p, num_tokens = self.problem, 33
         if self.load is Load.TIES:
+            shape = (num_tokens, p.hidden_size)
             return stage.place(stage.rng.integers(-2, 3, shape).astype(np.float64), self.dtype)
-        values = stage.rng.standard_normal(shape)
+        values = stage.rng.standard_normal((16 * num_tokens, p.hidden_size))
         values[:, 0] = 2.0
-        return stage.place(values, self.dtype)
+        if p.top_k < p.num_experts:
+            logits = np.sort(values @ router.T)[:, ::-1]
+            values = values[logits[:, p.top_k - 1] - logits[:, p.top_k] > _LEAST_MARGIN]
+        assert len(values) >= num_tokens, f"{len(values)} tokens are sure of their experts"
+        return stage.place(values[:num_tokens], self.dtype)
 
     def _expected(
         self, x: Float64, routed: oracle.Routed, up: ExpertProduct, down: ExpertProduct
@@ -338,7 +348,7 @@ def _block(
     num_experts: int = 8,
     top_k: int = 2,
     hidden_size: int = 64,
-    width: int = 48,
+    width: int = 144,
     activation: Activation = Activation.SILU,
     norms: bool = True,
 ) -> MoeBlockCase:
