@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from importlib.util import module_from_spec, spec_from_file_location
@@ -35,8 +36,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    heed_signals()
     if path := config.getoption("--native-module"):
         load_native_module(path)
+
+
+def heed_signals() -> None:
+    """What a shell's background job or nohup has ignored, all children of tests would ignore."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, None)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def load_native_module(path: Path) -> None:
