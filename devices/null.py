@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -89,7 +89,7 @@ class NullDevice(CpuDevice):
             case Fault.NAN:
                 self._poison.apply(fault)
             case Fault.HANG:
-                _hang()
+                threading.Event().wait()
             case Fault.CRASH:
                 print(f"null device: aborting, injected by {fault}", file=sys.stderr, flush=True)
                 os.abort()
@@ -148,9 +148,3 @@ def _smaller(host_memory: Memory, posed: Memory) -> Memory:
         total_bytes=min(host_memory.total_bytes, posed.total_bytes),
         available_bytes=min(host_memory.available_bytes, posed.available_bytes),
     )
-
-
-def _hang() -> NoReturn:
-    """In naps: a signal that comes right before one endless wait would be seen only behind it."""
-    while True:
-        time.sleep(0.05)
