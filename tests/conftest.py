@@ -43,9 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def heed_signals() -> None:
     """What a shell's background job or nohup has ignored, all children of tests would ignore."""
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, None)):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, handler or signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def load_native_module(path: Path) -> None:
