@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
 from hal.engine.output import StopMatcher
@@ -30,7 +31,7 @@ Schemas = Mapping[str, Mapping[str, object]]
 """The JSON schema of each tool's parameters, by name."""
 
 
-class _CharParser:
+class _CharParser(ABC):
     """Feeds characters to a state and counts calls; whitespace around calls is dropped."""
 
     def __init__(self) -> None:
@@ -45,11 +46,13 @@ class _CharParser:
     def finish(self) -> list[Event]:
         return merged([*self._end(), *self._flushed_blank()])
 
+    @abstractmethod
     def _content(self, char: str) -> list[Event]:
-        raise NotImplementedError
+        """The events of a character outside of calls."""
 
+    @abstractmethod
     def _end(self) -> list[Event]:
-        raise NotImplementedError
+        """What was held back when the text ends."""
 
     def _say(self, text: str) -> list[Event]:
         """Content, its trailing whitespace held back."""
