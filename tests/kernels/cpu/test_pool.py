@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from own_process import run_alone
 
 from hal.kernels.cpu import native
 
@@ -74,5 +73,4 @@ def test_callers_from_several_threads_take_turns() -> None:
 
 
 def test_a_fork_has_threads_of_its_own() -> None:
-    done = subprocess.run([sys.executable, "-P", "-c", FORK], timeout=120, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    run_alone(FORK)

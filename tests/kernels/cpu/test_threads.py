@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from own_process import run_alone
 
 from hal.kernels.cpu import native
 from hal.kernels.cpu.threads import ThreadPlacement
@@ -68,23 +67,14 @@ def _needs_native_module() -> None:
         pytest.skip(reason)
 
 
-def run(source: str, *arguments: str) -> None:
-    command = [sys.executable, "-P", "-c", source, *arguments]
-    # Without AddressSanitizer: GCC's keeps its locks through a fork, so that a child of a process
-    # whose threads are just starting may wait for ever.
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    done = subprocess.run(command, env=environment, timeout=120, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps threads on CPUs")
 def test_threads_run_where_they_are_bound_in_forks_too() -> None:
-    run(BOUND)
+    run_alone(BOUND)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps threads on CPUs")
 def test_a_second_engine_keeps_the_binding_or_is_refused() -> None:
-    run(ENGINES)
+    run_alone(ENGINES)
 
 
 @pytest.mark.parametrize("num_bytes", [1, 4095, 4096, 4097, 1 << 20])
