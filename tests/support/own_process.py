@@ -1,4 +1,4 @@
-"""Source run by a Python process of its own: binding threads and forking last until a process ends."""
+"""Source run in a Python process of its own: binding threads and forking last until one ends."""
 
 from __future__ import annotations
 
