@@ -1,0 +1,42 @@
+"""linear: a weight of codes, multiplied by matrix instructions of its codes or of floats."""
+
+from __future__ import annotations
+
+from hal.binding import Binder
+from hal.device import Capabilities
+from hal.kernels.reference.linear import QuantizedLinear
+from hal.kernels.reference.tensors import as_torch
+from hal.kernels.triton import quantized
+from hal.kernels.triton.predicates import PREFERENCE, unavailable
+from hal.opset import linear
+from hal.opset.linear import LinearProblem
+from hal.tensor import Tensor
+
+
+def _rejects(caps: Capabilities, problem: LinearProblem) -> str | None:
+    return quantized.rejects_columns(problem, problem.in_features) or quantized.rejects(
+        caps, problem
+    )
+
+
+@linear.family(
+    "triton",
+    preference=PREFERENCE,
+    batch_invariant=quantized.sums_integers,
+    rejects=_rejects,
+    unavailable=unavailable,
+    regimes=quantized.regimes,
+)
+class TritonLinear(QuantizedLinear):
+    """x and out are contiguous. Products of codes are exact; those of floats sum in float32."""
+
+    matrix: quantized.RowScaledMatrix
+
+    def __init__(self, problem: LinearProblem, binder: Binder) -> None:
+        super().__init__(problem, binder)
+        assert problem.weights is not None
+        shape = (problem.out_features, problem.in_features)
+        self.matrix = quantized.RowScaledMatrix(*shape, problem.weights, binder)
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        self.matrix.multiply(as_torch(x), self.bias, as_torch(out))

@@ -1,0 +1,70 @@
+"""Products with a weight of codes: one program makes a tile of tokens by outputs.
+
+Weights lie row by row, an output's codes side by side, so that both tiles are read along the sum.
+Rows of a tile that are none repeat the last one: reads stay inside and need no mask.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _decoded(codes, dtype: tl.constexpr, IS_FP8: tl.constexpr):
+    """Codes as numbers of dtype, in which each is exact."""
+    if IS_FP8:
+        # e4m3 in float16's bits is its value / 256, subnormals included; no arch need know e4m3.
+        bits = codes.to(tl.int16)
+        half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+        return (half * 256.0).to(dtype)
+    return codes.to(tl.float32).to(dtype)
+
+
+@triton.jit
+def _store(out, total, bias, row, column, is_out, OUT: tl.constexpr):
+    if bias is not None:
+        total += tl.load(bias + tl.minimum(column, OUT - 1)).to(tl.float32)[None, :]
+    index = row.to(tl.int64)[:, None] * OUT + column[None, :]
+    tl.store(out + index, total.to(out.dtype.element_ty), mask=is_out)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def multiply_rows(
+    x,  # [num_tokens, IN] int8, or floats of 16 bits
+    x_scales,  # [num_tokens] float32; None with floats
+    weight,  # [OUT, IN] int8, or e4m3 as uint8
+    scales,  # [OUT] float32
+    bias,  # [OUT] or None
+    out,  # [num_tokens, OUT]
+    num_tokens,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    IS_FP8: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """A scale for each output: sums of codes are scaled once, at the end."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    read_row = tl.minimum(row, num_tokens - 1)
+    read_column = tl.minimum(column, OUT - 1)
+    x_at = x + read_row.to(tl.int64)[:, None] * IN + depth[None, :]
+    weight_at = weight + read_column.to(tl.int64)[:, None] * IN + depth[None, :]
+    total = tl.zeros([ROWS, COLUMNS], tl.float32 if x_scales is None else tl.int32)
+    for first in range(0, IN, DEPTH):
+        if IN % DEPTH == 0:
+            a, b = tl.load(x_at + first), tl.load(weight_at + first)
+        else:
+            is_in = (first + depth < IN)[None, :]
+            a = tl.load(x_at + first, mask=is_in, other=0)
+            b = tl.load(weight_at + first, mask=is_in, other=0)
+        if x_scales is None:
+            b = _decoded(b, x.dtype.element_ty, IS_FP8)
+        total = tl.dot(a, tl.trans(b), total, out_dtype=total.dtype)
+    result = total.to(tl.float32)
+    scale = tl.load(scales + read_column)[None, :]
+    if x_scales is not None:
+        scale = tl.load(x_scales + read_row)[:, None] * scale
+    is_out = (row < num_tokens)[:, None] & (column < OUT)[None, :]
+    _store(out, result * scale, bias, row, column, is_out, OUT)

@@ -1,0 +1,45 @@
+"""A layer in every format of codes: a few tokens, and a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from hal.dtypes import DType
+from hal.kernels.triton.verify.site import Site
+from hal.opset.linear import LinearFamily, LinearProblem
+from hal.weights import WEIGHT_FORMATS
+
+_WIDTH = 4096
+# Those that are compiled to programs of their own.
+_FORMATS = ("int8", "int8-a16", "fp8")
+_NUM_TOKENS = {"small": 8, "large": 512}
+
+
+def linear_sites() -> Iterator[Site]:
+    """Of equal width and height: only the former is a constant of the code."""
+    for name in _FORMATS:
+        weights = WEIGHT_FORMATS[name]
+        problem = LinearProblem(
+            in_features=_WIDTH,
+            out_features=_WIDTH,
+            dtype=DType.BFLOAT16,
+            has_bias=True,
+            weights=weights,
+        )
+        for shape_class, num_tokens in _NUM_TOKENS.items():
+            kind = "int8_" if not weights.keeps_activations else ""
+            yield Site(
+                op="linear",
+                name=f"{name}-{shape_class}",
+                problem=problem,
+                call=partial(_multiply, num_tokens),
+                multiplies=f"{kind}{'any' if shape_class == 'small' else 'large'}",
+            )
+
+
+def _multiply(num_tokens: int, family: LinearFamily) -> None:
+    x = torch.empty((num_tokens, _WIDTH), dtype=torch.bfloat16)
+    family(x, torch.empty_like(x))
