@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,18 @@ def quantize_weight(values: torch.Tensor, format: WeightFormat) -> QuantizedRows
     return QuantizedRows(
         codes.flatten(1)[:, : rows.shape[1]].to(torch.int8), scales, groups.shape[-1]
     )
+
+
+def quantized_parts(
+    weight: LogicalWeight, format: WeightFormat
+) -> Iterator[tuple[int, QuantizedRows]]:
+    """A weight in pieces of a bounded size, each with its first row; raises UnsupportedError for
+    one that has scales."""
+    refuse_scales(weight)
+    first = 0
+    for values in as_torch(weight.values).split(_ROWS_AT_ONCE):
+        yield first, quantize_weight(values, format)
+        first += len(values)
 
 
 def _to_fp8(rows: torch.Tensor) -> QuantizedRows:
@@ -121,12 +134,10 @@ class QuantizedMatrix:
 
     def load(self, first_row: int, weight: LogicalWeight) -> None:
         """Quantise rows first_row.. ; raises UnsupportedError for weights that have scales."""
-        refuse_scales(weight)
-        for start, values in enumerate(as_torch(weight.values).split(_ROWS_AT_ONCE)):
-            part = quantize_weight(values, self._format)
-            first = first_row + start * _ROWS_AT_ONCE
-            self.stored.codes[first : first + len(values)] = part.codes
-            self.stored.scales[first : first + len(values)] = part.scales
+        for start, part in quantized_parts(weight, self._format):
+            first = first_row + start
+            self.stored.codes[first : first + len(part.codes)] = part.codes
+            self.stored.scales[first : first + len(part.codes)] = part.scales
 
     def look_up(self, ids: torch.Tensor) -> torch.Tensor:
         """[ids, columns] in float32."""

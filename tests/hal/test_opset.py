@@ -249,7 +249,7 @@ CARD = dataclasses.replace(
 OLD_CARD = dataclasses.replace(CARD, arch="sm_75")
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-a16", "fp8"])
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
 def test_codes_run_natively_on_a_card(name: str) -> None:
     problem = dataclasses.replace(FP8, weights=WEIGHT_FORMATS[name])
     selection = Selector(CARD, is_present=False).select(OPS["linear"], problem)

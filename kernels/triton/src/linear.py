@@ -68,3 +68,72 @@ def multiply_rows(
         scale = tl.load(x_scales + read_row)[:, None] * scale
     is_out = (row < num_tokens)[:, None] & (column < OUT)[None, :]
     _store(out, result * scale, bias, row, column, is_out, OUT)
+
+
+@triton.jit
+def _half_tile(x_at, zeros_at, codes, first, IN: tl.constexpr, IS_ROUNDED: tl.constexpr):
+    """x [ROWS, 32] from column `first`, and the weight's 32 columns in x's dtype."""
+    if zeros_at is None:
+        codes -= 8
+    else:
+        codes -= tl.load(zeros_at).to(tl.int8)[:, None]
+    if IS_ROUNDED or IN % 64 == 0:
+        x = tl.load(x_at + first)
+    else:
+        is_in = (first + tl.arange(0, 32) < IN)[None, :]
+        x = tl.load(x_at + first, mask=is_in, other=0)
+    if not IS_ROUNDED:
+        codes = codes.to(tl.float32).to(x.dtype)
+    return x, tl.trans(codes)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def multiply_groups(
+    x,  # [num_tokens, PADDED] int8, or [num_tokens, IN] floats of 16 bits
+    x_scales,  # [num_tokens, PADDED // 32] float32; None with floats
+    weight,  # [OUT, PADDED // 2] uint8: of 64 columns, 32 in the low halves, 32 in the high ones
+    scales,  # [OUT, NUM_GROUPS] bfloat16
+    zeros,  # [OUT, NUM_GROUPS] uint8; None: 8
+    bias,  # [OUT] or None
+    out,  # [num_tokens, OUT]
+    num_tokens,
+    IN: tl.constexpr,
+    PADDED: tl.constexpr,
+    OUT: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """A scale for each GROUP columns of an output; codes are unpacked in registers.
+
+    Products of 32 columns are exact in whole numbers; scaled, they are summed in float32.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, 32)
+    is_rounded: tl.constexpr = x_scales is not None
+    width: tl.constexpr = PADDED if is_rounded else IN
+    read_row = tl.minimum(row, num_tokens - 1).to(tl.int64)
+    read_column = tl.minimum(column, OUT - 1).to(tl.int64)
+    x_at = x + read_row[:, None] * width + depth[None, :]
+    weight_at = weight + read_column[:, None] * (PADDED // 2) + depth[None, :]
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for chunk in range(PADDED // 64):
+        packed = tl.load(weight_at + chunk * 32)
+        for half in tl.static_range(2):
+            first = chunk * 64 + half * 32
+            group = read_column * NUM_GROUPS + first // GROUP
+            codes = ((packed >> (4 * half)) & 15).to(tl.int8)
+            zeros_at = None if zeros is None else zeros + group
+            a, b = _half_tile(x_at, zeros_at, codes, first, IN, is_rounded)
+            scale = tl.load(scales + group).to(tl.float32)[None, :]
+            if is_rounded:
+                x_scale = tl.load(x_scales + read_row * (PADDED // 32) + first // 32)
+                scale = x_scale[:, None] * scale
+                product = tl.dot(a, b, out_dtype=tl.int32).to(tl.float32)
+            else:
+                product = tl.dot(a, b)
+            total += product * scale
+    is_out = (row < num_tokens)[:, None] & (column < OUT)[None, :]
+    _store(out, total, bias, row, column, is_out, OUT)

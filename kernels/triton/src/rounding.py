@@ -54,3 +54,24 @@ def round_tokens(x, codes, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
         values = tl.load(row + column, mask=column < WIDTH, other=0.0)
         result = _codes(values.to(tl.float32), inverse)
         tl.store(codes + token * WIDTH + column, result, mask=column < WIDTH)
+
+
+@triton.jit
+def round_groups(
+    x,  # [num_tokens, WIDTH]
+    codes,  # [num_tokens, PADDED]
+    scales,  # [num_tokens, PADDED // GROUP]
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program rounds a piece of a row, a scale for GROUP columns each; zeros behind the last."""
+    token = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
+    column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    values = tl.load(x + token * WIDTH + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    scale, inverse = _scale_and_inverse(tl.max(_magnitude(values), axis=1))
+    tl.store(scales + token * (PADDED // GROUP) + group, scale, mask=group < PADDED // GROUP)
+    result = _codes(values, inverse[:, None])
+    tl.store(codes + token * PADDED + column, result, mask=column < PADDED)

@@ -14,7 +14,7 @@ from hal.weights import WEIGHT_FORMATS
 
 _WIDTH = 4096
 # Those that are compiled to programs of their own.
-_FORMATS = ("int8", "int8-a16", "fp8")
+_FORMATS = ("int8", "int8-a16", "fp8", "int4", "int4-g128-asym-a16")
 _NUM_TOKENS = {"small": 8, "large": 512}
 
 
