@@ -9,6 +9,7 @@ from hal.kernels.triton import (
     norm,
     rope,
     sampling,
+    vocab,
 )
 from hal.kernels.triton.source import compiled_part
 
@@ -22,4 +23,5 @@ __all__ = [
     "norm",
     "rope",
     "sampling",
+    "vocab",
 ]

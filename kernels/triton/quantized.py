@@ -125,6 +125,7 @@ class _Launches:
 
     def __call__(self, program: Program, x: torch.Tensor, *arguments: Any) -> None:
         """arguments: all others of the program but the number of tokens."""
+        assert x.is_contiguous(), f"x has strides {x.stride()}"
         options = self._options["small" if len(x) <= _FEW_TOKENS else "large"]
         grid = (-(-len(x) // options["ROWS"]), -(-self._out // options["COLUMNS"]))
         program.launch(grid, x, *arguments, len(x), **options)
@@ -186,6 +187,10 @@ class RowScaledMatrix:
 
     def load(self, first_row: int, weight: LogicalWeight) -> None:
         self._matrix.load(first_row, weight)
+
+    def look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        """[ids, columns] in float32."""
+        return self._matrix.look_up(ids)
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
         """x, out: contiguous."""

@@ -10,6 +10,7 @@ import torch
 from hal.dtypes import DType
 from hal.kernels.triton.verify.site import Site
 from hal.opset.linear import LinearFamily, LinearProblem
+from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.weights import WEIGHT_FORMATS
 
 _WIDTH = 4096
@@ -19,7 +20,7 @@ _NUM_TOKENS = {"small": 8, "large": 512}
 
 
 def linear_sites() -> Iterator[Site]:
-    """Of equal width and height: only the former is a constant of the code."""
+    """As wide as high. The matrix that makes logits is the same program, written in float32."""
     for name in _FORMATS:
         weights = WEIGHT_FORMATS[name]
         problem = LinearProblem(
@@ -38,6 +39,26 @@ def linear_sites() -> Iterator[Site]:
                 call=partial(_multiply, num_tokens),
                 multiplies=f"{kind}{'any' if shape_class == 'small' else 'large'}",
             )
+    yield Site(
+        op="vocab",
+        name="int8-logits",
+        problem=VocabProblem(
+            vocab_size=_WIDTH,
+            hidden_size=_WIDTH,
+            dtype=DType.BFLOAT16,
+            embeds=True,
+            makes_logits=True,
+            weights=WEIGHT_FORMATS["int8"],
+        ),
+        call=_make_logits,
+        multiplies="int8_any",
+    )
+
+
+def _make_logits(family: VocabFamily) -> None:
+    num_tokens = _NUM_TOKENS["small"]
+    x = torch.empty((num_tokens, _WIDTH), dtype=torch.bfloat16)
+    family.logits(x, torch.empty((num_tokens, _WIDTH)))
 
 
 def _multiply(num_tokens: int, family: LinearFamily) -> None:
