@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from hal.binding import Binder
@@ -71,6 +73,42 @@ class ReferenceLinear(RowMajorLinear):
         as_torch(out).copy_(result)
 
 
+class StoredMatrix(Protocol):
+    """A weight of codes in some layout."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def allocate(self, device: Device) -> None: ...
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None: ...
+
+
+class QuantizedLinear(LinearFamily):
+    """Holds `matrix` and bias [out_features]; subclasses make the matrix, and multiply."""
+
+    matrix: StoredMatrix
+    bias: torch.Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        bias = self.problem.out_features if self.problem.has_bias else 0
+        return self.matrix.num_bytes + self.problem.dtype.num_bytes(bias)
+
+    def allocate(self, device: Device) -> None:
+        self.matrix.allocate(device)
+        if self.problem.has_bias:
+            shape = (self.problem.out_features,)
+            self.bias = as_torch(device.empty(shape, self.problem.dtype))
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None:
+        self.matrix.load(first_row, weight)
+
+    def load_bias(self, first_row: int, values: Tensor) -> None:
+        assert self.bias is not None, f"{self.problem} has no bias"
+        store_values(self.bias, first_row, values)
+
+
 @linear.family(
     "reference_quantized",
     preference=0,
@@ -79,40 +117,22 @@ class ReferenceLinear(RowMajorLinear):
     rejects=needs_quantized,
     cost=QUANTIZED_COST,
 )
-class ReferenceQuantizedLinear(LinearFamily):
+class ReferenceQuantizedLinear(QuantizedLinear):
     """Defines the numbers of every format: codes as hal.weights says, products exact.
 
     Where x stays in floats it is not batch-invariant: the matrix library chooses another order of
     summation for other M.
     """
 
-    bias: torch.Tensor | None = None
+    matrix: QuantizedMatrix
 
     def __init__(self, problem: LinearProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
         assert problem.weights is not None
-        self._matrix = QuantizedMatrix(problem.out_features, problem.in_features, problem.weights)
-
-    @property
-    def num_bytes(self) -> int:
-        bias = self.problem.out_features if self.problem.has_bias else 0
-        return self._matrix.num_bytes + self.problem.dtype.num_bytes(bias)
-
-    def allocate(self, device: Device) -> None:
-        self._matrix.allocate(device)
-        if self.problem.has_bias:
-            shape = (self.problem.out_features,)
-            self.bias = as_torch(device.empty(shape, self.problem.dtype))
-
-    def load(self, first_row: int, weight: LogicalWeight) -> None:
-        self._matrix.load(first_row, weight)
-
-    def load_bias(self, first_row: int, values: Tensor) -> None:
-        assert self.bias is not None, f"{self.problem} has no bias"
-        store_values(self.bias, first_row, values)
+        self.matrix = QuantizedMatrix(problem.out_features, problem.in_features, problem.weights)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        result = self._matrix.multiply(as_torch(x))
+        result = self.matrix.multiply(as_torch(x))
         if self.bias is not None:
             result += self.bias
         as_torch(out).copy_(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,18 @@ def quantize_weight(values: torch.Tensor, format: WeightFormat) -> QuantizedRows
     return QuantizedRows(
         codes.flatten(1)[:, : rows.shape[1]].to(torch.int8), scales, groups.shape[-1]
     )
+
+
+def quantized_parts(
+    weight: LogicalWeight, format: WeightFormat
+) -> Iterator[tuple[int, QuantizedRows]]:
+    """A weight in pieces of a bounded size, each with its first row; raises UnsupportedError for
+    one that has scales."""
+    refuse_scales(weight)
+    first = 0
+    for values in as_torch(weight.values).split(_ROWS_AT_ONCE):
+        yield first, quantize_weight(values, format)
+        first += len(values)
 
 
 def _to_fp8(rows: torch.Tensor) -> QuantizedRows:
@@ -117,21 +130,19 @@ class QuantizedMatrix:
         stored = DType.INT8 if self._format.codes is DType.INT4 else self._format.codes
         codes = as_torch(device.empty(self._shape, stored))
         scales = as_torch(device.empty(self._scales_shape, DType.FLOAT32))
-        self._rows = QuantizedRows(codes, scales, self._group_size)
+        self.stored = QuantizedRows(codes, scales, self._group_size)
 
     def load(self, first_row: int, weight: LogicalWeight) -> None:
         """Quantise rows first_row.. ; raises UnsupportedError for weights that have scales."""
-        refuse_scales(weight)
-        for start, values in enumerate(as_torch(weight.values).split(_ROWS_AT_ONCE)):
-            part = quantize_weight(values, self._format)
-            first = first_row + start * _ROWS_AT_ONCE
-            self._rows.codes[first : first + len(values)] = part.codes
-            self._rows.scales[first : first + len(values)] = part.scales
+        for start, part in quantized_parts(weight, self._format):
+            first = first_row + start
+            self.stored.codes[first : first + len(part.codes)] = part.codes
+            self.stored.scales[first : first + len(part.codes)] = part.scales
 
     def look_up(self, ids: torch.Tensor) -> torch.Tensor:
         """[ids, columns] in float32."""
-        codes = self._rows.codes.index_select(0, ids).float()
-        scales = self._rows.scales.index_select(0, ids)
+        codes = self.stored.codes.index_select(0, ids).float()
+        scales = self.stored.scales.index_select(0, ids)
         return codes * scales.repeat_interleave(self._group_size, dim=1)[:, : codes.shape[1]]
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
@@ -141,7 +152,7 @@ class QuantizedMatrix:
         """
         if self._format.keeps_activations:
             return self._multiply_floats(x)
-        a, b = quantize_activations(x, self._format), self._rows
+        a, b = quantize_activations(x, self._format), self.stored
         step = min(_EXACT_COLUMNS, a.group_size, b.group_size)
         total = torch.zeros(len(x), self._shape[0], dtype=torch.float64, device=x.device)
         for first in range(0, self._shape[1], step):
@@ -155,6 +166,6 @@ class QuantizedMatrix:
         total = torch.zeros(len(x), self._shape[0], dtype=torch.float64, device=x.device)
         for group in range(self._scales_shape[1]):
             columns = slice(group * self._group_size, (group + 1) * self._group_size)
-            dots = x[:, columns].double() @ self._rows.codes[:, columns].double().T
-            total += dots * self._rows.scales[:, group].double()
+            dots = x[:, columns].double() @ self.stored.codes[:, columns].double().T
+            total += dots * self.stored.scales[:, group].double()
         return total.float()

@@ -1,6 +1,16 @@
 """Triton kernels shared by every vendor that Triton compiles for."""
 
-from hal.kernels.triton import attention, elementwise, indexing, logits, norm, rope, sampling
+from hal.kernels.triton import (
+    attention,
+    elementwise,
+    indexing,
+    linear,
+    logits,
+    norm,
+    rope,
+    sampling,
+    vocab,
+)
 from hal.kernels.triton.source import compiled_part
 
 __all__ = [
@@ -8,8 +18,10 @@ __all__ = [
     "compiled_part",
     "elementwise",
     "indexing",
+    "linear",
     "logits",
     "norm",
     "rope",
     "sampling",
+    "vocab",
 ]

@@ -92,6 +92,7 @@ def test_the_text_has_every_kernel_rule_observed_value_and_flag() -> None:
                 *("avx512f_vnni", "avx512", "neon_dotprod", "avx2_vnni", "avx2", "neon"),
             )
         ),
+        "  not triton (cannot run): stores quantized weights; the problem keeps them in bfloat16",
         "  not reference (less preferred): could run; torch is preferred (50 over 0) "
         "-> --kernel linear=reference",
         "  not reference_quantized (cannot run): stores quantized weights; the problem keeps them "

@@ -245,6 +245,30 @@ CARD = dataclasses.replace(
     features=frozenset({Feature.BF16_MMA}),
     is_accelerator=True,
 )
+# None that Triton's kernels are checked for.
+OLD_CARD = dataclasses.replace(CARD, arch="sm_75")
+
+
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+def test_codes_run_natively_on_a_card(name: str) -> None:
+    problem = dataclasses.replace(FP8, weights=WEIGHT_FORMATS[name])
+    selection = Selector(CARD, is_present=False).select(OPS["linear"], problem)
+    assert (selection.kernel.name, selection.level) == ("triton", Level.NATIVE)
+
+
+def test_only_16_bit_activations_meet_decoded_codes_on_a_card() -> None:
+    problem = dataclasses.replace(FP8, dtype=DType.FLOAT32)
+    selection = Selector(CARD, is_present=False).select(OPS["linear"], problem)
+    reasons = {r.kernel: r.reason for r in selection.rejected}
+    assert selection.level is Level.REFERENCE
+    assert "activations of fp8 are in float32" in reasons["triton"]
+
+
+def test_sums_of_codes_that_32_bits_do_not_hold_are_refused() -> None:
+    problem = dataclasses.replace(FP8, weights=WEIGHT_FORMATS["int8"], in_features=133_145)
+    selection = Selector(CARD, is_present=False).select(OPS["linear"], problem)
+    reasons = {r.kernel: r.reason for r in selection.rejected}
+    assert "in 32 bits; the weight has 133145" in reasons["triton"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +287,7 @@ CARD = dataclasses.replace(
             "int8, int4, int4-g64, int4-g128, int4-asym, int4-g64-asym, int4-g128-asym",
         ),
         (
-            CARD,
+            OLD_CARD,
             SelectionPolicy(strict=True),
             "reference_quantized: --strict refuses reference kernels on an accelerator",
             "none",

@@ -15,6 +15,8 @@ from hal.kernels.triton.program import Program, observed_by
 from hal.kernels.triton.verify import machine_code
 from hal.kernels.triton.verify.machine_code import MachineCode
 from hal.kernels.triton.verify.site import Site
+from hal.opset.linear import LinearFamily
+from hal.opset.vocab import VocabFamily
 from hal.select import OPS, Kernel, Selector
 
 KERNEL = "triton"
@@ -22,14 +24,20 @@ FLOORS_FILE = Path(__file__).with_name("floors.json")
 MAX_TOKENS = 512
 Floors = Mapping[str, Mapping[str, int]]
 
-# Prefixes of matrix instructions, by prefix of the arch; for many rows first where an arch has
-# others for those.
+# Prefixes of matrix instructions, by prefix of the arch: of floats, and of int8 codes; `large`
+# where an arch has others for many rows. What is not listed is as its `any`.
 _MATRIX_INSTRUCTIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "gfx9": {"any": ("v_mfma_",)},
-    "gfx1": {"any": ("v_wmma_",)},
-    "sm_": {"any": ("HMMA", "IMMA", "QMMA")},
-    "sm_90": {"any": ("HMMA", "IMMA", "HGMMA"), "large": ("HGMMA", "IGMMA", "QGMMA")},
-    "sm_10": {"any": ("HMMA", "IMMA", "UTC"), "large": ("UTC",)},
+    "gfx9": {"any": ("v_mfma_f32",), "int8_any": ("v_mfma_i32",)},
+    "gfx1": {"any": ("v_wmma_f32",), "int8_any": ("v_wmma_i32",)},
+    "sm_": {"any": ("HMMA", "QMMA"), "int8_any": ("IMMA",)},
+    "sm_90": {
+        "any": ("HMMA", "HGMMA"),
+        "large": ("HGMMA", "QGMMA"),
+        "int8_any": ("IMMA", "IGMMA"),
+        "int8_large": ("IGMMA",),
+    },
+    # Triton 3.6 makes no other instruction of int8 there.
+    "sm_10": {"any": ("HMMA", "UTC"), "large": ("UTC",), "int8_any": ("IMMA", "UTCIMMA")},
 }
 _WIDE_LOADS = (
     *("global_load_dwordx4", "buffer_load_dwordx4", "global_load_b128", "buffer_load_b128"),
@@ -97,6 +105,8 @@ def _compiled(site: Site, kernel: Kernel, device: Device) -> Found:
     binder = Binder(Selector(device.capabilities, is_present=False), Arena(MAX_TOKENS), device)
     bound = kernel.bind(site.problem, binder)
     binder.arena.allocate(device)
+    if isinstance(bound, LinearFamily | VocabFamily):
+        bound.allocate(device)
     with observed_by(compile_launch):
         site.call(bound)
     return found
@@ -136,7 +146,7 @@ def faults_of(site: Site, caps: Capabilities, found: Found, floor: int | None) -
 def _matrix_instructions(arch: str, rows: str) -> tuple[str, ...]:
     prefix = max((p for p in _MATRIX_INSTRUCTIONS if arch.startswith(p)), key=len)
     by_rows = _MATRIX_INSTRUCTIONS[prefix]
-    return by_rows.get(rows, by_rows["any"])
+    return by_rows.get(rows, by_rows[rows.replace("large", "any")])
 
 
 def _loads(codes: list[MachineCode]) -> set[str]:

@@ -12,8 +12,9 @@ Call = Callable[[Any], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One problem of one op. multiplies: by matrix instructions, `large` ones where an arch has
-    others for many rows. reads_wide: 16 bytes at a time."""
+    """One problem of one op. multiplies: by matrix instructions, of `any` number of rows or `large`
+    where an arch has others for many; `int8_any`, `int8_large`: of codes. reads_wide: 16 bytes at a
+    time."""
 
     op: str
     name: str

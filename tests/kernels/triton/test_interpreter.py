@@ -13,11 +13,15 @@ from concurrent.futures import Future
 import pytest
 from triton_interpreter import interpreters, submit_case
 
+from hal.conformance.case import Case
 from hal.conformance.cases import cases_by_op
+from hal.conformance.limits import LIMITS
+from hal.conformance.quantized_cases import QuantizedLinearCase
 from hal.conformance.run import Record
 from hal.kernels import register_all
 from hal.kernels.triton.program import is_installed
 from hal.select import OPS
+from hal.weights import WEIGHT_FORMATS
 
 register_all()
 
@@ -27,12 +31,32 @@ pytestmark = pytest.mark.skipif(not is_installed(), reason="triton is not instal
 PROFILES = ("h100", "mi300x")
 # 8,000 programs. It shows what noise is like, and its bits are those of the other rows.
 TOO_LONG = {("sample", "distribution-float32")}
+FORMATS = list(WEIGHT_FORMATS.values())
+SHAPES_OF_CODES = list(
+    dict.fromkeys(
+        (case.problem.in_features, case.problem.out_features)
+        for case in cases_by_op()["linear"]
+        if isinstance(case, QuantizedLinearCase)
+    )
+)
+
+
+def is_chosen(case: Case) -> bool:
+    """Of a weight of codes each format and dtype meets one shape, and every shape several."""
+    if isinstance(case, QuantizedLinearCase):
+        assert case.problem.weights is not None
+        number = FORMATS.index(case.problem.weights) + list(LIMITS).index(case.dtype)
+        shape = (case.problem.in_features, case.problem.out_features)
+        return shape == SHAPES_OF_CODES[number % len(SHAPES_OF_CODES)]
+    return (case.op, case.label) not in TOO_LONG
+
+
 ROWS = [
     (op.name, case.label, PROFILES[number // 2 % 2])
     for op in OPS.values()
     if "triton" in op.kernels
     for number, case in enumerate(cases_by_op()[op.name])
-    if (op.name, case.label) not in TOO_LONG
+    if is_chosen(case)
 ]
 Records = dict[tuple[str, str], Future[Record]]
 
