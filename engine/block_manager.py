@@ -110,15 +110,14 @@ class BlockManager:
 
     def prefix_keys(self, tokens: Int32, salt: bytes) -> PrefixKeys:
         """What stands for each full block of `tokens`, but for the last token's: it must run."""
-        if self._cache is None:
-            tokens = tokens[:0]
-        return self._hasher.prefix(tokens[: max(len(tokens) - 1, 0)], salt)
+        return self._hasher.prefix(tokens[:0] if self._cache is None else tokens[:-1], salt)
 
     def match(self, prefix: PrefixKeys) -> list[int]:
         """Cached blocks that hold the start of a prompt."""
         if self._cache is None:
             return []
-        self._push_free(self._cache.expire())
+        if expired := self._cache.expire():
+            self._push_free(expired)
         return self._cache.find(prefix.keys)
 
     def num_needed(self, matched: list[int], num_tokens: int) -> int:
@@ -203,7 +202,10 @@ class BlockManager:
         self._states[rows] = states[ends - 1]
         self._set_committed(rows, first + counts)
         blocks, priorities = self.tables[owners, indices], self._priorities[owners]
-        inserted = self._cache.insert(keys_of(states), blocks.tolist(), priorities.tolist())
+        before = np.where(indices > 0, self.tables[owners, indices - 1], NULL_BLOCK)
+        inserted = self._cache.insert(
+            keys_of(states), blocks.tolist(), priorities.tolist(), before.tolist()
+        )
         self._is_findable[inserted] = True
 
     def fork(self, parent: int, children: Index) -> None:
