@@ -99,7 +99,7 @@ def eviction_ns(num_blocks: int, policy_name: str, num_victims: int) -> float:
     cache = PrefixCache(num_blocks, parse_policy(policy_name, 3600.0))
     keys = [number.to_bytes(16, "little") for number in range(num_blocks)]
     blocks = list(range(num_blocks))
-    cache.insert(keys, blocks, [number % 4 for number in blocks])
+    cache.insert(keys, blocks, [number % 4 for number in blocks], [0] * num_blocks)
     rng = np.random.default_rng(0)
     for _ in range(3):
         cache.count_hits(rng.integers(0, num_blocks, num_blocks // 2).tolist(), 5)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hal.cache_policy import CachePolicy
 from hal.engine.batch import Index, Int32
+from hal.engine.pins import PinOutcome, Pins
 from hal.engine.prefix_cache import Clock, EvictionReason, PrefixCache
 from hal.engine.prefix_hash import KEY_BYTES, NUM_LANES, Lanes, PrefixHasher, PrefixKeys, keys_of
 from hal.errors import EngineError
@@ -70,6 +71,8 @@ class BlockManager:
         self._next_commit = np.full(num_rows, block_size, np.int32)
         self._priorities = np.zeros(num_rows, np.int32)  # of the request, for the cache's tiers
         self._states = np.zeros((num_rows, NUM_LANES), np.uint64)  # after the committed blocks
+        self._num_matched = np.zeros(num_rows, np.int32)  # leading blocks that others computed
+        self._pins = Pins(num_blocks)
         self._updates: list[Int32] = []
         self._copies: dict[int, int] = {}  # destination -> source
         # A copy reads its source when the step starts: until then it must not get a new owner.
@@ -86,7 +89,25 @@ class BlockManager:
 
     @property
     def num_used(self) -> int:
-        return self.num_usable - self.num_available
+        """Blocks that rows hold, and copies that are not made yet."""
+        return self.num_usable - self.num_available - self.num_only_pinned
+
+    @property
+    def num_pins(self) -> int:
+        return len(self._pins)
+
+    @property
+    def num_pinned(self) -> int:
+        """Blocks that no row but unpin() can make available."""
+        return self._pins.num_blocks
+
+    @property
+    def num_only_pinned(self) -> int:
+        """Pinned blocks that no row holds."""
+        counts = self._pins.counts
+        return (
+            int(np.count_nonzero((counts > 0) & (counts == self._ref_counts))) if self._pins else 0
+        )
 
     @property
     def has_prefix_cache(self) -> bool:
@@ -110,15 +131,14 @@ class BlockManager:
 
     def prefix_keys(self, tokens: Int32, salt: bytes) -> PrefixKeys:
         """What stands for each full block of `tokens`, but for the last token's: it must run."""
-        if self._cache is None:
-            tokens = tokens[:0]
-        return self._hasher.prefix(tokens[: max(len(tokens) - 1, 0)], salt)
+        return self._hasher.prefix(tokens[:0] if self._cache is None else tokens[:-1], salt)
 
     def match(self, prefix: PrefixKeys) -> list[int]:
         """Cached blocks that hold the start of a prompt."""
         if self._cache is None:
             return []
-        self._push_free(self._cache.expire())
+        if expired := self._cache.expire():
+            self._push_free(expired)
         return self._cache.find(prefix.keys)
 
     def num_needed(self, matched: list[int], num_tokens: int) -> int:
@@ -203,8 +223,32 @@ class BlockManager:
         self._states[rows] = states[ends - 1]
         self._set_committed(rows, first + counts)
         blocks, priorities = self.tables[owners, indices], self._priorities[owners]
-        inserted = self._cache.insert(keys_of(states), blocks.tolist(), priorities.tolist())
+        before = np.where(indices > 0, self.tables[owners, indices - 1], NULL_BLOCK)
+        inserted = self._cache.insert(
+            keys_of(states), blocks.tolist(), priorities.tolist(), before.tolist()
+        )
         self._is_findable[inserted] = True
+
+    def pin(self, name: str, tokens: Int32, salt: bytes, limit: int) -> PinOutcome:
+        """Hold the full blocks of `tokens` until unpin(), if all are here and at most `limit`
+        blocks are pinned then. Otherwise nothing changes, and the outcome says what is short."""
+        if self._cache is None:
+            return PinOutcome(0, 0, 0)
+        keys = self._hasher.prefix(tokens, salt).keys
+        self._push_free(self._cache.expire())
+        blocks = np.array(self._cache.find(keys), np.int32)
+        outcome = PinOutcome(len(keys), len(blocks), self._pins.num_new(blocks))
+        if keys and outcome.is_whole and self.num_pinned + outcome.num_new <= limit:
+            self._share(blocks)
+            self._pins.add(name, blocks)
+        return outcome
+
+    def is_pinned(self, name: str) -> bool:
+        return name in self._pins
+
+    def unpin(self, name: str) -> None:
+        """The blocks of a pin are cached like any other again, and the end of it goes first."""
+        self._release(self._pins.remove(name)[::-1])
 
     def fork(self, parent: int, children: Index) -> None:
         """Start rows that share all blocks of `parent`; the first to write a block copies it."""
@@ -213,19 +257,22 @@ class BlockManager:
         for child in children.tolist():
             self._share(self.tables[parent, num_trimmed:num_blocks])
             self._start(child, int(num_blocks), int(num_trimmed), self._states[parent])
+            self._num_matched[child] = self._num_matched[parent]
             self._set_committed(child, self._num_committed[parent])
             self._priorities[child] = self._priorities[parent]
             self._set(child, 0, self.tables[parent, :num_blocks])
 
     def free(self, rows: Index, *, retract: bool = False) -> None:
-        """Give all blocks back; committed ones stay findable unless `retract` (wrong contents)."""
+        """Give all blocks back; committed ones stay findable unless `retract` (wrong contents).
+
+        A pin outlives that of a row that only shared its blocks, but not of one that computed them.
+        """
         if not self._is_started[rows].all():
             raise EngineError("a block table was freed that holds nothing; please report this")
         # Last block first: the cache evicts the end of a prefix before its start.
         blocks = self._held_by(rows)[::-1]
         if retract and self._cache is not None:
-            self._cache.forget(blocks.tolist())
-            self._is_findable[blocks] = False
+            self._retract(self._suspect(rows))
         self._is_started[rows] = False
         self._set_num_blocks(rows, 0)
         self._release(blocks)
@@ -254,7 +301,7 @@ class BlockManager:
     def check(self) -> None:
         """Raise AssertionError unless every block is in exactly one state and counted right."""
         rows = np.flatnonzero(self._is_started)
-        uses = np.bincount(self._held_by(rows), minlength=self.num_usable + 1)
+        uses = np.bincount(self._held_by(rows), minlength=self.num_usable + 1) + self._pins.counts
         assert np.array_equal(uses, self._ref_counts), "reference counts"
         idle = [] if self._cache is None else self._cache.check()
         free = self._free[: self._num_free]
@@ -266,6 +313,8 @@ class BlockManager:
         assert not self._is_findable[free].any()
         held = [self._cache is not None and self._cache.holds(block) for block in range(len(uses))]
         assert np.array_equal(self._is_findable, held), "what can be found"
+        self._pins.check()
+        assert self._is_findable[self._pins.counts > 0].all(), "a pinned block that nobody finds"
         self._check_tables(rows)
 
     def _check_tables(self, rows: Index) -> None:
@@ -296,6 +345,7 @@ class BlockManager:
         self._is_started[row] = True
         self._set_num_blocks(row, num_blocks)
         self._set_committed(row, num_blocks)
+        self._num_matched[row] = num_blocks
         self._num_trimmed[row] = num_trimmed
         self._states[row] = state
 
@@ -319,6 +369,23 @@ class BlockManager:
         spans = zip(rows.tolist(), starts, ends, strict=True)
         parts = [self.tables[row, start:end] for row, start, end in spans]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+    def _suspect(self, rows: Index) -> Int32:
+        """What these rows hold, but for pinned blocks that they found computed."""
+        parts = [np.empty(0, np.int32)]
+        for row in rows.tolist():
+            start, end = self._num_trimmed[row], self.num_table_blocks[row]
+            blocks = self.tables[row, start:end]
+            is_own = np.arange(start, end) >= self._num_matched[row]
+            parts.append(blocks[is_own | (self._pins.counts[blocks] == 0)])
+        return np.concatenate(parts)
+
+    def _retract(self, blocks: Int32) -> None:
+        assert self._cache is not None
+        for name in self._pins.touching(blocks):
+            self.unpin(name)
+        self._cache.forget(blocks.tolist())
+        self._is_findable[blocks] = False
 
     def _trim(self, row: int, end: int) -> None:
         start = int(self._num_trimmed[row])

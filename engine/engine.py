@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from hal.engine.batch import Batch
 from hal.engine.executor import Executor
@@ -61,6 +62,14 @@ class Engine:
         """
         return self.scheduler.abort(request_id, index)
 
+    def pin(self, name: str, token_ids: Sequence[int], tenant: str = "") -> int:
+        """Keep the blocks of a prompt that ran; returns the tokens kept. See Scheduler.pin."""
+        return self.scheduler.pin(name, token_ids, tenant)
+
+    def unpin(self, name: str) -> None:
+        """Raises RequestError if there is no such pin."""
+        self.scheduler.unpin(name)
+
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._undelivered)
@@ -116,6 +125,8 @@ class Engine:
             num_waiting=scheduler.num_waiting,
             num_blocks_total=scheduler.blocks.num_usable,
             num_blocks_used=scheduler.blocks.num_used,
+            num_blocks_pinned=scheduler.blocks.num_only_pinned,
+            num_pins=scheduler.blocks.num_pins,
             num_blocks_cached=scheduler.blocks.num_cached,
             num_evicted=scheduler.blocks.evictions[EvictionReason.CAPACITY],
             num_expired=scheduler.blocks.evictions[EvictionReason.EXPIRED],

@@ -9,8 +9,9 @@ Source: Lemire and Kaser, Strongly universal string hashing is fast (2014), sect
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from hashlib import blake2b, shake_256
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,14 @@ Lanes = NDArray[np.uint64]
 NUM_LANES = 4
 KEY_BYTES = 32
 
+_STATE = np.dtype("<u8")
+_HALF = np.dtype("<u4")
+_KEY = np.dtype("V16")
+_UINT64 = np.dtype(np.uint64)
+_ONE = np.array(1, np.uint64)  # a scalar is converted anew in every sum
 
-@dataclass(frozen=True, slots=True)
-class PrefixKeys:
+
+class PrefixKeys(NamedTuple):
     """One prompt's full blocks: keys[i] stands for blocks 0..i, states[i] [NUM_LANES] chains on.
 
     root: the state before the first block, [NUM_LANES]
@@ -41,32 +47,39 @@ class PrefixKeys:
 
 def keys_of(states: Lanes) -> list[bytes]:
     """The 16 bytes of each state, [N, NUM_LANES]."""
-    upper = np.ascontiguousarray(states).astype("<u8", copy=False).view("<u4")[:, 1::2].copy()
-    keys: list[bytes] = upper.view("V16").ravel().tolist()
+    upper = np.ascontiguousarray(states, _STATE).view(_HALF)[:, 1::2].tobytes()
+    keys: list[bytes] = np.frombuffer(upper, _KEY).tolist()
     return keys
 
 
 class PrefixHasher:
-    """Multipliers by position, drawn from a secret key: who does not have it finds no collision."""
+    """Multipliers by position, drawn from a secret key: who does not have it finds no collision.
+
+    A prompt is short and is looked up alone, so what counts is the number of array operations.
+    """
 
     def __init__(self, secret: bytes, block_size: int) -> None:
         self._secret = secret
         self._block_size = block_size
         self._multipliers: Lanes = np.empty((NUM_LANES, 0), np.uint64)
+        self._root = lru_cache(maxsize=1024)(partial(_root, secret))
 
     def root(self, salt: bytes) -> Lanes:
         """The state of an empty prefix; another salt (adapter, tenant) never shares with this."""
-        digest = blake2b(salt, digest_size=8 * NUM_LANES, key=self._secret).digest()
-        return np.frombuffer(digest, np.uint64)
+        return self._root(salt)
 
     def prefix(self, tokens: Int32, salt: bytes) -> PrefixKeys:
         """Keys of all full blocks of a prompt."""
-        num_blocks = len(tokens) // self._block_size
-        num_tokens = num_blocks * self._block_size
+        num_blocks, root = len(tokens) // self._block_size, self._root(salt)
+        if not num_blocks:
+            return PrefixKeys(root, np.empty((0, NUM_LANES), np.uint64), [])
         self._reserve(num_blocks)
-        sums = (_terms(tokens[:num_tokens]) * self._multipliers[:, :num_tokens]).cumsum(1)
-        root, states = self.root(salt), np.empty((num_blocks, NUM_LANES), np.uint64)
-        np.add(sums[:, self._block_size - 1 :: self._block_size].T, root, out=states)
+        num_tokens = num_blocks * self._block_size
+        running = _terms(tokens[:num_tokens]) * self._multipliers[:, :num_tokens]
+        first = running[:, 0]
+        first += root
+        np.add.accumulate(running, 1, out=running)
+        states = np.ascontiguousarray(running[:, self._block_size - 1 :: self._block_size].T)
         return PrefixKeys(root, states, keys_of(states))
 
     def sums(self, blocks: Int32, indices: Index) -> Lanes:
@@ -86,8 +99,14 @@ class PrefixHasher:
         self._multipliers = np.ascontiguousarray(by_token.T)
 
 
+def _root(secret: bytes, salt: bytes) -> Lanes:
+    digest = blake2b(salt, digest_size=8 * NUM_LANES, key=secret).digest()
+    return np.frombuffer(digest, np.uint64)
+
+
 def _terms(tokens: Int32) -> Lanes:
     """What is multiplied: a token 0 must count, or a prefix would equal itself with zeros behind
     it."""
-    terms: Lanes = np.add(tokens, 1, dtype=np.uint64, casting="unsafe")
+    terms: Lanes = tokens.astype(_UINT64)
+    terms += _ONE
     return terms

@@ -73,6 +73,7 @@ class EngineStats:
     """A snapshot for /metrics and the status line.
 
     num_late: sequences that left the queue because of their timeout_s
+    num_blocks_pinned: blocks that only pins hold; num_pins: prefixes that are pinned
     num_evicted, num_expired: cached blocks given up for room, and because nobody asked for them
     """
 
@@ -82,6 +83,8 @@ class EngineStats:
     num_blocks_total: int
     num_blocks_used: int
     num_blocks_cached: int
+    num_blocks_pinned: int
+    num_pins: int
     num_evicted: int
     num_expired: int
     num_preemptions: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from hal.engine.executor import check_result
 from hal.engine.grammar import Grammar
 from hal.engine.prefix_cache import Clock
 from hal.engine.request import FinishReason, Output, Request
-from hal.engine.request_check import check_request
+from hal.engine.request_check import check_pin, check_request, pin_limit
 from hal.engine.sampler import SamplingState
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import Sequence, Status, make_sequences, urgency
@@ -126,6 +127,29 @@ class Scheduler:
             self._end([seq])
             outputs.append(seq.last_output(FinishReason.ABORT))
         return outputs
+
+    def pin(self, name: str, token_ids: Iterable[int], tenant: str = "") -> int:
+        """Keep the full blocks of a prompt that ran until `unpin`; returns how many tokens those
+        hold. Raises RequestError, with PINS_FULL for too many; then nothing is pinned."""
+        assert self._in_flight is None, "pin() between steps only"
+        if self.blocks.is_pinned(name):
+            raise RequestError(f"there is a pin named {name!r} already; unpin it first")
+        live = (choices[0].request for choices in self._requests.values())
+        limit = pin_limit(live, self.config, self.blocks)
+        tokens = np.array(list(token_ids), np.int32)
+        outcome = self.blocks.pin(name, tokens, tenant.encode(), limit)
+        if not self.blocks.is_pinned(name):
+            check_pin(outcome, limit, len(tokens), self.config, self.blocks)
+        return outcome.num_blocks * self.config.block_size
+
+    def unpin(self, name: str) -> None:
+        """Raises RequestError if there is no such pin (any more)."""
+        if not self.blocks.is_pinned(name):
+            raise RequestError(
+                f"there is no pin named {name!r}: it was unpinned, or its blocks were lost "
+                "with the request that computed them"
+            )
+        self.blocks.unpin(name)
 
     def schedule(self) -> Batch | None:
         """Choose the next step's work, or None if nothing can run."""

@@ -9,6 +9,7 @@ from hal.errors import ConfigError
 
 DEFAULT_SPARE_TOKENS = 32  # measured: benchmarks/host.py, throughput at overcommit
 DEFAULT_PRIORITY_WAIT_S = 120.0
+DEFAULT_PINNED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class SchedulerConfig:
     else starts before all of them are done.
     spare_tokens: room that a newcomer leaves each running sequence to grow into, so that it is not
     preempted soon after it was prefilled.
+    max_pinned_share: the most of the blocks that pinned prefixes may keep from all others, 0 to 1.
     priority_wait_s: a request never overtakes one that arrived this much earlier, whatever their
     priorities.
     """
@@ -36,6 +38,7 @@ class SchedulerConfig:
     cache: CachePolicy = field(default_factory=CachePolicy)
     spare_tokens: int = DEFAULT_SPARE_TOKENS
     priority_wait_s: float = DEFAULT_PRIORITY_WAIT_S
+    max_pinned_share: float = DEFAULT_PINNED_SHARE
 
     def __post_init__(self) -> None:
         _at_least("max_num_seqs", self.max_num_seqs, 1)
@@ -43,6 +46,8 @@ class SchedulerConfig:
         _at_least("block_size", self.block_size, 1)
         _at_least("num_blocks", self.num_blocks, 2)
         _at_least("spare_tokens", self.spare_tokens, 0)
+        if not 0 <= self.max_pinned_share <= 1:
+            raise ConfigError(f"max_pinned_share is a share, 0 to 1; got {self.max_pinned_share}")
         if self.window is not None:
             _at_least("window", self.window, 1)
         if self.max_num_batched_tokens < self.max_num_seqs:

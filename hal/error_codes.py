@@ -12,6 +12,7 @@ from hal.errors import (
     ENGINE_HUNG,
     ENGINE_SILENT,
     NOT_FINITE,
+    PINS_FULL,
     TOO_LATE,
     ConfigError,
     ContextLengthError,
@@ -148,6 +149,16 @@ ERROR_CODES = (
         remedies="Give it more time, send fewer requests at once, or give it a priority below that "
         "of others.",
         http=HttpAnswer(status=504, code="deadline_exceeded"),
+    ),
+    ErrorCode(
+        error=RequestError,
+        code=PINS_FULL,
+        meaning="A prefix cannot be pinned: too large a part of the KV blocks would be kept "
+        "from all that run.",
+        shows="blocks of the prefix, blocks pinned already, the most that may be, and why",
+        remedies="Unpin another prefix, pin fewer tokens, wait for the request that needs the "
+        "blocks, or give the engine more memory.",
+        http=_INVALID,
     ),
     ErrorCode(
         error=GrammarError,

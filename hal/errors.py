@@ -22,6 +22,7 @@ Message = what failed, the values, what to do next. Codes never change their mea
 from __future__ import annotations
 
 TOO_LATE = "HAL-E420"
+PINS_FULL = "HAL-E421"
 ENGINE_DIED = "HAL-E601"
 ENGINE_SILENT = "HAL-E602"
 ENGINE_HUNG = "HAL-E603"

@@ -247,6 +247,22 @@ class LLM:
         ]
         return self._complete(prompts, sampling_params, use_tqdm, continues_text=False)
 
+    def pin(self, prompt: Prompt) -> str:
+        """Compute a prompt and keep its full blocks until `unpin`; returns the pin's name.
+
+        Raises RequestError: with HAL-E421 for more than half of the KV blocks.
+        """
+        session = self._open()
+        collector = session.collector(prompt, SamplingParams(temperature=0, max_tokens=1))
+        _run(session, [collector], SilentProgress())
+        request = collector.request
+        session.engine.pin(request.request_id, request.prompt_token_ids)
+        return request.request_id
+
+    def unpin(self, name: str) -> None:
+        """The prefix is evicted like any other again. Raises RequestError for an unknown name."""
+        self._open().engine.unpin(name)
+
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> Iterator[Delta]:

@@ -170,6 +170,8 @@ class FakeEngine:
             num_blocks_total=self._script.num_blocks,
             num_blocks_used=sum(-(-r.num_tokens // block_size) for r in running),
             num_blocks_cached=0,
+            num_blocks_pinned=0,
+            num_pins=0,
             num_evicted=0,
             num_late=0,
             num_expired=0,

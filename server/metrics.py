@@ -134,9 +134,11 @@ class _EngineCollector(Collector):
         family = GaugeMetricFamily(
             _PREFIX + "kv_blocks", "KV blocks by state", labels=["model_name", "state"]
         )
-        free = stats.num_blocks_total - stats.num_blocks_used - stats.num_blocks_cached
+        held = stats.num_blocks_used + stats.num_blocks_cached + stats.num_blocks_pinned
+        free = stats.num_blocks_total - held
         family.add_metric([self._model_name, "used"], stats.num_blocks_used)
         family.add_metric([self._model_name, "cached"], stats.num_blocks_cached)
+        family.add_metric([self._model_name, "pinned"], stats.num_blocks_pinned)
         family.add_metric([self._model_name, "free"], free)
         return family
 

@@ -251,6 +251,9 @@ class BlockManagerMachine(RuleBasedStateMachine):
         )
         self.tokens: Int32 = np.zeros((NUM_ROWS, MAX_TOKENS), np.int32)
         self.computed: dict[int, int] = {}
+        self.matched: dict[int, int] = {}
+        self.pins: dict[str, Int32] = {}
+        self.num_pins = 0
         self.memory: dict[tuple[int, int], int] = {}
 
     def free_rows(self) -> list[int]:
@@ -268,7 +271,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
             assert self.manager.num_available == before
             return
         self.tokens[row, : len(tokens)] = tokens
-        self.computed[row] = len(matched) * BLOCK_SIZE
+        self.computed[row] = self.matched[row] = len(matched) * BLOCK_SIZE
         self.run(row, len(tokens) - self.computed[row])
 
     @precondition(lambda self: self.computed)
@@ -325,6 +328,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for child in children:
             self.tokens[child] = self.tokens[parent]
             self.computed[child] = self.computed[parent]
+            self.matched[child] = self.matched[parent]
 
     @precondition(lambda self: self.computed)
     @rule(data=st.data(), retract=st.booleans())
@@ -332,12 +336,54 @@ class BlockManagerMachine(RuleBasedStateMachine):
         some = st.sets(st.sampled_from(sorted(self.computed)), min_size=1, max_size=3)
         chosen = sorted(data.draw(some))
         held = {row: set(blocks_of(self.manager, row)) - {NULL_BLOCK} for row in chosen}
+        pinned = set(np.flatnonzero(self.manager._pins.counts).tolist())
         self.manager.free(rows(*chosen), retract=retract)
+        self.forget_lost_pins(chosen if retract else [])
         for row in chosen:
             tokens = self.tokens[row, : self.computed.pop(row)]
             if retract:
                 matched = self.manager.match(self.manager.prefix_keys(tokens, b""))
-                assert not held[row] & set(matched)
+                assert not held[row] & (set(matched) - pinned)
+
+    def forget_lost_pins(self, freed: list[int]) -> None:
+        """Only pins with a block that a freed row may have computed itself can end with it."""
+        for name in [name for name in self.pins if not self.manager.is_pinned(name)]:
+            start = self.pins.pop(name)[:BLOCK_SIZE]
+            authors = [row for row in freed if self.computed[row] > self.matched[row]]
+            assert any(np.array_equal(self.tokens[row, :BLOCK_SIZE], start) for row in authors)
+
+    @precondition(lambda self: self.computed)
+    @rule(data=st.data(), limit=st.integers(0, 6))
+    def pin(self, data: st.DataObject, limit: int) -> None:
+        row = data.draw(st.sampled_from(sorted(self.computed)))
+        tokens, name = self.tokens[row, : self.computed[row]].copy(), f"pin {self.num_pins}"
+        before = self.manager.num_pinned, self.manager.num_available
+        outcome = self.manager.pin(name, tokens, b"", limit)
+        if not self.manager.is_pinned(name):
+            assert (self.manager.num_pinned, self.manager.num_available) == before
+            is_too_much = before[0] + outcome.num_new > limit
+            assert is_too_much or not outcome.is_whole or not outcome.num_blocks
+            return
+        assert self.manager.num_pinned == before[0] + outcome.num_new <= limit
+        self.num_pins += 1
+        self.pins[name] = tokens
+
+    @precondition(lambda self: self.pins)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.pins)))
+        self.manager.unpin(name)
+        del self.pins[name]
+
+    @invariant()
+    def every_pin_is_found_whole(self) -> None:
+        """Whatever was evicted, expired or freed; only who computed it can take it back."""
+        for name, tokens in self.pins.items():
+            found = self.manager.match(self.manager.prefix_keys(np.append(tokens, 0), b""))
+            assert len(found) == len(tokens) // BLOCK_SIZE, name
+            for index, token in enumerate(tokens[: len(found) * BLOCK_SIZE].tolist()):
+                place = found[index // BLOCK_SIZE], index % BLOCK_SIZE
+                assert self.memory[place] == token
 
     @invariant()
     def every_state_is_consistent(self) -> None:
@@ -356,6 +402,11 @@ class BlockManagerMachine(RuleBasedStateMachine):
         if self.computed:
             self.manager.free(rows(*self.computed))
         assert self.manager.num_used == 0
+        self.manager.check()
+        for name in self.pins:
+            self.manager.unpin(name)
+        assert self.manager.num_pinned == 0
+        assert self.manager.num_available == self.manager.num_usable
         self.manager.check()
 
 

@@ -331,9 +331,26 @@ def test_a_prefix_behind_the_window_is_matched_but_not_held() -> None:
 
 def test_equal_blocks_computed_twice_keep_the_first_one_findable() -> None:
     cache = PrefixCache(4)
-    assert cache.insert([b"x", b"x"], [1, 2], [0, 0]) == [1]
+    assert cache.insert([b"x", b"x"], [1, 2], [0, 0], [0, 0]) == [1]
     assert cache.find([b"x", b"y"]) == [1]
     assert not cache.holds(2)
+    cache.check()
+
+
+def test_a_wrong_guess_of_what_follows_a_block_finds_nothing_wrong() -> None:
+    """Two prefixes part after x; each look-up leaves the guess that misleads the next one."""
+    cache = PrefixCache(8)
+    cache.insert([b"x", b"xa", b"xb", b"y"], [1, 2, 3, 4], [0] * 4, [0, 1, 1, 0])
+    for _ in range(2):
+        assert cache.find([b"x", b"xa", b"xaa"]) == [1, 2]
+        assert cache.find([b"x", b"xb"]) == [1, 3]
+        assert cache.find([b"x", b"xc"]) == [1]
+        assert cache.find([b"y", b"xa"]) == [4, 2]
+    cache.forget([2])
+    assert cache.find([b"x", b"xa"]) == [1]
+    cache.insert([b"z"], [2], [0], [1])
+    assert cache.find([b"x", b"xa"]) == [1]
+    assert cache.find([b"x", b"z"]) == [1, 2]
     cache.check()
 
 

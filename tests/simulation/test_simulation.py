@@ -21,6 +21,7 @@ from simulation import Simulation, failure_of, reduced
 from simulation_plan import Plan, draw_plan
 
 from hal.engine.block_manager import BlockManager
+from hal.engine.pins import Pins
 from hal.engine.scheduler import Scheduler
 from hal.engine.slots import Slots
 from hal.engine.waiting import WaitingQueue
@@ -76,6 +77,7 @@ def test_seeds_differ_and_meet_what_they_are_for() -> None:
     digests = {run.run() for run in runs}
     assert len(digests) == len(runs)
     stats = [run.engine.stats() for run in runs]
+    assert sum(run.num_pins > 0 for run in runs) >= 3
     for name in ("num_preemptions", "num_evicted", "num_expired", "num_prefix_hits", "num_late"):
         assert sum(getattr(found, name) > 0 for found in stats) >= 3, name
 
@@ -129,12 +131,27 @@ def _the_newest_comes_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(WaitingQueue, "first", last)
 
 
+def _pins_hold_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A pinned block stays in the queue of those that can be evicted."""
+
+    def add(self: Pins, name: str, blocks: np.ndarray) -> None:
+        self._blocks[name] = blocks
+
+    patch.setattr(Pins, "add", add)
+
+
+def _pins_are_not_bounded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("hal.engine.scheduler.pin_limit", lambda live, config, blocks: 10**9)
+
+
 PLANTED: dict[str, Change] = {
     "copies are lost": _copies_are_lost,
     "shared blocks are written": _shared_blocks_are_written,
     "keys collide": _keys_collide,
     "a last block is shared too soon": _a_last_block_is_shared_too_soon,
     "blocks leak": _blocks_leak,
+    "pins hold nothing": _pins_hold_nothing,
+    "pins are not bounded": _pins_are_not_bounded,
     "nobody is admitted": _nobody_is_admitted,
     "the newest comes first": _the_newest_comes_first,
 }

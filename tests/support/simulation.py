@@ -30,6 +30,7 @@ from simulation_plan import (
     FailAllocations,
     FailDevice,
     JumpClock,
+    Pin,
     Plan,
     draw_plan,
 )
@@ -41,7 +42,7 @@ from hal.engine.prefix_hash import PrefixKeys
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
 from hal.engine.shadow_executor import ShadowStep
-from hal.errors import NOT_FINITE, TOO_LATE, EngineError
+from hal.errors import NOT_FINITE, TOO_LATE, ContextLengthError, EngineError, RequestError
 
 SECRET = bytes(32)
 NUM_STEPS = 500
@@ -160,6 +161,9 @@ class Simulation:
         self.open: set[tuple[str, int]] = set()  # choices without a last output
         self.tokens: dict[tuple[str, int], list[int]] = defaultdict(list)
         self.num_delivered = 0
+        self.pins: dict[str, list[int]] = {}  # the blocks of each
+        self.num_pins = 0
+        self.num_lost = 0  # in this step
 
     def run(self) -> bytes:
         """To the end of the plan and until nothing is left; returns the trace's digest."""
@@ -174,6 +178,9 @@ class Simulation:
         require(not self.engine.has_work, f"work was left after {bound} more steps")
         require(not self.open, f"choices that never ended: {sorted(self.open)}")
         stats = self.engine.stats()
+        for name in self.pins:
+            self.engine.unpin(name)
+        require(self.engine.stats().num_blocks_pinned == 0, "blocks that nobody can unpin")
         held = stats.num_running, stats.num_waiting, stats.num_blocks_used
         require(held == (0, 0, 0), f"an idle engine holds {held}")
         return self.executor.digest.digest()
@@ -186,6 +193,7 @@ class Simulation:
         self.blocks.begin_step(_only(FailAllocations, events))
         self.executor.fault = _only(FailDevice, events)
         is_faulty = self.blocks.fault is not None or self.executor.fault is not None
+        self.num_lost = int(self.executor.fault is not None)
         has_work, before = self.engine.scheduler.has_work, self.engine.scheduler.num_steps
         is_delivering = bool(self.engine._undelivered)
         try:
@@ -202,16 +210,54 @@ class Simulation:
     def _apply(self, event: Event) -> None:
         if isinstance(event, Add):
             request = event.request
-            self.engine.add(request)
+            try:
+                self.engine.add(request)
+            except ContextLengthError as error:
+                require(bool(self.pins), f"refused by an engine without a pin: {error}")
+                return
             self.requests[request.request_id] = request
             self.arrived_at[request.request_id] = self.time
             self.queued.add(request.request_id)
             self.open |= {(request.request_id, index) for index in range(request.params.n)}
         elif isinstance(event, Abort):
             self._abort(event)
+        elif isinstance(event, Pin):
+            self._pin(event)
         elif isinstance(event, JumpClock):
             self.clock.now += event.seconds
             self.time = max(self.time, self.clock.now)
+
+    def _pin(self, event: Pin) -> None:
+        name = event.request_id
+        if event.ends and name in self.pins:
+            self.engine.unpin(name)
+            del self.pins[name]
+        elif name in self.requests and name not in self.pins:
+            tenant = self.requests[name].tenant
+            tokens = self.requests[name].prompt_token_ids
+            try:
+                self.engine.pin(name, tokens, tenant)
+            except RequestError:
+                return
+            self.pins[name] = self._pinned(name)
+            self.num_pins += 1
+
+    def _pinned(self, name: str) -> list[int]:
+        """The blocks that the whole of a pinned prompt is found in."""
+        request = self.requests[name]
+        tokens = np.array([*request.prompt_token_ids, 0], np.int32)
+        return self.blocks.match(self.blocks.prefix_keys(tokens, request.tenant.encode()))
+
+    def _check_pins(self) -> None:
+        """No pressure ends a pin: only a lost step or row of the request that computed it does."""
+        for name in list(self.pins):
+            if not self.blocks.is_pinned(name):
+                require(self.num_lost > 0, f"the pin {name} is gone")
+                del self.pins[name]
+            else:
+                require(self._pinned(name) == self.pins[name], f"the pin {name} is not found")
+        limit = self.plan.config.max_pinned_share * self.blocks.num_usable
+        require(self.blocks.num_pinned <= limit, "more blocks are pinned than may be")
 
     def _abort(self, event: Abort) -> None:
         key = event.request_id, event.index or 0
@@ -227,6 +273,7 @@ class Simulation:
         require(key in self.open, f"an output after the last one: {output}")
         self.tokens[key].extend(output.token_ids)
         self.num_delivered += len(output.token_ids)
+        self.num_lost += output.error_code == NOT_FINITE
         if output.finish_reason is not None:
             self.open.remove(key)
             self.queued.discard(output.request_id)
@@ -263,6 +310,7 @@ class Simulation:
 
     def _check(self) -> None:
         self.blocks.check()
+        self._check_pins()
         self._check_order()
         scheduler = self.engine.scheduler
         require(

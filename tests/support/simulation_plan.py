@@ -52,7 +52,15 @@ class FailDevice:
     has_run: bool
 
 
-Event = Add | Abort | JumpClock | FailAllocations | FailDevice
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Pin what the prompt of a request starts with, if it is cached; or end that pin again."""
+
+    request_id: str
+    ends: bool = False
+
+
+Event = Pin | Add | Abort | JumpClock | FailAllocations | FailDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,8 @@ def draw_config(rng: random.Random) -> SchedulerConfig:
 
 def draw_plan(seed: int, num_steps: int) -> Plan:
     rng = random.Random(seed)
+    pins = random.Random(f"pins {seed}")
+    pin_rate = pins.choice([0.0, 0.02, 0.2])
     config = draw_config(rng)
     # Requests take about a dozen steps: from an idle engine to a queue that never empties.
     rate = rng.choice([0.01, 0.03, 0.06]) * config.max_num_seqs
@@ -105,6 +115,9 @@ def draw_plan(seed: int, num_steps: int) -> Plan:
             events.append(_draw_abort(rng, num_added))
         if rng.random() < fault_rate:
             events.append(_draw_fault(rng))
+        if pins.random() < pin_rate and num_added:
+            number = max(0, num_added - 1 - pins.randrange(8))
+            events.append(Pin(str(number), pins.random() < 0.4))
         steps.append(tuple(events))
     return Plan(config, tuple(steps))
 

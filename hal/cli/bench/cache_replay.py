@@ -59,7 +59,8 @@ class Replay:
             free += cache.evict(num_missing - len(free))
         made = [free.pop() for _ in range(num_missing)]
         priorities = [prompt.priority] * num_missing
-        kept = cache.insert(keys[len(found) :], made, priorities)
+        before = [*(found[-1:] or [0]), *made][:num_missing]
+        kept = cache.insert(keys[len(found) :], made, priorities, before)
         free += sorted(set(made) - set(kept))
         cache.park([*found, *kept][::-1])
 
