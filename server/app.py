@@ -184,7 +184,8 @@ async def render(front: Front, http: HttpRequest) -> Response:
     """The prompt that a chat becomes, nothing generated."""
     body = parse_body(await http.body(), ChatBody)
     front.check_model(body.model)
-    prompt, encoded = await render_turn(front, body), await encode_turn(front, body)
+    prompt = await render_turn(front, body)
+    encoded = await encode_turn(front, prompt)
     token_ids = list(encoded.token_ids[0])
     answer = {"prompt": prompt, "tokens": token_ids, "count": len(token_ids)}
     return json_response(answer, ignored_header(body))
