@@ -80,6 +80,26 @@ class SamplingBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pools:
+    """Which hidden states are wanted, as the final norm leaves them.
+
+    last    [.] int32: of the N sampled rows, whose own are
+    mean    [.] int32: of the N sampled rows, for whom the mean over all tokens is
+    chunks  [C, 4] int32 of those, and of who will be: slot, first row and end among the T tokens,
+            position of the first
+    """
+
+    last: Int32
+    mean: Int32
+    chunks: Int32
+
+    @property
+    def rows(self) -> Int32:
+        """[P]: of the N, who gets an answer now."""
+        return np.concatenate([self.last, self.mean])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """What every sequence runs this step.
 
@@ -89,6 +109,7 @@ class Batch:
     block_copies             [C, 2] int32: (source, destination), copied before anything runs
     sample_index             [N] int32: rows of the T tokens whose next token is sampled
     sample_slots             [N] int32: the slot that keeps the sampled token
+    pools                    whose hidden states are wanted; None: nobody's
     """
 
     step: int
@@ -102,6 +123,7 @@ class Batch:
     sample_index: Int32
     sample_slots: Int32
     sampling: SamplingBatch
+    pools: Pools | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -135,9 +157,11 @@ class StepResult:
 
     token_ids   [N, k] int32; num_tokens [N] int32: how many of the k are valid (0..k)
     row_errors  [N] bool: the row's logits were not finite, its token means nothing
+    hidden      [P, hidden_size] float32: hidden states behind the final norm, of Pools.rows
     """
 
     token_ids: Int32
     num_tokens: Int32
     row_errors: NDArray[np.bool_]
     logprobs: SampledLogprobs | None = None
+    hidden: Float32 | None = None

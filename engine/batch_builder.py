@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hal.engine.batch import TOKEN_ON_DEVICE, Batch, Index, Int32, SamplingBatch
+from hal.engine.batch import TOKEN_ON_DEVICE, Batch, Index, Int32, Pools, SamplingBatch
+from hal.engine.request import Pooling
 from hal.engine.sequence import Sequence
 from hal.engine.slots import Slots
 
@@ -94,6 +95,30 @@ def build_batch(
         sample_index=_joined(sample_index),
         sample_slots=_batch_slots(step.row_slots, decodes),
         sampling=sampling,
+        pools=_pools(step),
+    )
+
+
+def _pools(step: ScheduledStep) -> Pools | None:
+    """Rows of completed prefills stand behind those of the decodes, a family's side by side."""
+    rows: dict[Pooling, list[int]] = {Pooling.LAST: [], Pooling.MEAN: []}
+    chunks: list[tuple[int, int, int, int]] = []
+    row = token = len(step.decodes.slots)
+    for chunk in step.chunks:
+        pooling, first = chunk.seq.request.pooling, token
+        token += chunk.end - chunk.start
+        if pooling is Pooling.MEAN:
+            chunks.append((chunk.seq.slot, first, token, chunk.start))
+        if chunk.completes_prefill:
+            if pooling is not None:
+                rows[pooling].append(row)
+            row += len(chunk.seq.family)
+    if not chunks and not rows[Pooling.LAST]:
+        return None
+    return Pools(
+        last=np.array(rows[Pooling.LAST], np.int32),
+        mean=np.array(rows[Pooling.MEAN], np.int32),
+        chunks=np.array(chunks, np.int32).reshape(-1, 4),
     )
 
 

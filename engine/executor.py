@@ -48,5 +48,10 @@ def check_result(batch: Batch, result: StepResult) -> None:
             f"the executor answered tokens {result.token_ids.shape} and row errors "
             f"{result.row_errors.shape} to {num_rows} sampled rows; please report this"
         )
+    num_hidden = 0 if batch.pools is None else len(batch.pools.rows)
+    if num_hidden and (result.hidden is None or len(result.hidden) != num_hidden):
+        raise EngineError(
+            f"the executor owes the hidden states of {num_hidden} rows; please report this"
+        )
     if not np.all((result.num_tokens == 1) | result.row_errors):
         raise EngineError("not supported yet: several or no tokens per sequence and step")

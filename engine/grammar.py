@@ -213,7 +213,7 @@ def compile_grammar(
     import llguidance
 
     limits = llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
-    source = _source(params)
+    source = _behind_reasoning(_source(params), params)
     matcher = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits)
     if matcher.is_error():
         raise GrammarError(_explained(params, matcher.get_error()), param="guided_decoding")
@@ -248,6 +248,25 @@ def _source(params: GuidedDecodingParams) -> str:
         raise GrammarError(
             f"the grammar cannot be read: {_first_lines(str(error))}", param="guided_decoding"
         ) from error
+
+
+def _behind_reasoning(source: str, params: GuidedDecodingParams) -> str:
+    """The grammar after free text that ends in a mark."""
+    if params.reasoning_end is None:
+        return source
+    # llguidance describes a grammar as Lark, or as JSON with a list of one.
+    is_json = source.startswith("{")
+    answer = json.loads(source)["grammars"][0] if is_json else {"lark_grammar": source}
+    opening, start = "", "reasoning @answer"
+    if params.reasoning_start is not None:
+        opening, start = json.dumps(params.reasoning_start), "@answer | reasoning @answer"
+    lark = (
+        f"start: {start}\n"
+        f"reasoning: {opening} text /\\n*/\n"
+        f"text[suffix={json.dumps(params.reasoning_end)}]: /(?s:.*)/\n"
+    )
+    grammars = [{"lark_grammar": lark}, {**answer, "name": "answer"}]
+    return json.dumps({"grammars": grammars})
 
 
 def _explained(params: GuidedDecodingParams, error: str) -> str:

@@ -6,15 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hal import opset
 from hal.binding import Binder
 from hal.dtypes import DType
-from hal.engine.batch import Batch
+from hal.engine.batch import Batch, Pools
 from hal.engine.decode_graphs import DecodeGraphs, graphs_bytes
+from hal.engine.executor import PendingStep
+from hal.engine.hidden_states import PendingHiddenStates
 from hal.engine.layers.decoder import Decoder, LogitsScratch, Step
 from hal.engine.step_inputs import DecodeMemory, DecodeShape, StepInputs, upload_inputs
-from hal.engine.token_sampler import PendingTokens, TokenSampler
+from hal.engine.token_sampler import TokenSampler
 from hal.opset.attention import AttentionFamily
 from hal.opset.indexing import TokenProblem
 from hal.tensor import Tensor
@@ -49,6 +52,7 @@ class ModelRunner:
         self.sampler = TokenSampler(binder, config.vocab_size, config.max_num_seqs)
         self._block_table = np.zeros((0, 0), dtype=np.int32)  # planning makes runners, too
         self._kv_caches: tuple[Tensor, ...] = ()
+        self._hidden_sums: dict[int, NDArray[np.float64]] = {}
         self._num_blocks = 0
         self._families = _distinct(decoder.attention_families)
         self.uses_graphs = False  # set before `start`, once every kernel is known to allow it
@@ -115,7 +119,7 @@ class ModelRunner:
         if self._graphs is not None:
             self._graphs.warm_up()
 
-    def submit(self, batch: Batch) -> PendingTokens:
+    def submit(self, batch: Batch) -> PendingStep:
         """Run one step; the tokens may be waited for later."""
         self._update_tables(batch)
         if not self._try_graph(batch):
@@ -123,7 +127,23 @@ class ModelRunner:
             step = upload_inputs(device, batch, self._block_table, block_size)
             self._plan(step)
             self._run(step)
-        return self.sampler.run(batch.sampling, batch.sample_slots)
+        pending = self.sampler.run(batch.sampling, batch.sample_slots)
+        if batch.pools is None:
+            return pending
+        return self._with_hidden(pending, batch, batch.pools)
+
+    def _with_hidden(self, step: PendingStep, batch: Batch, pools: Pools) -> PendingStep:
+        has_means = len(pools.chunks) > 0
+        return PendingHiddenStates(
+            step=step,
+            sample_slots=batch.sample_slots,
+            pools=pools,
+            download=self._binder.device.download,
+            # The logits were made from them: the final norm has written over the delta.
+            sampled=self._scratch.delta.rows(batch.num_samples),
+            every=self._decoder.hidden_states(batch.num_tokens) if has_means else None,
+            sums=self._hidden_sums,
+        )
 
     def _try_graph(self, batch: Batch) -> bool:
         if self._graphs is None or self._decoder.has_replaced_layers:

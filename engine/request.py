@@ -17,6 +17,13 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class Pooling(StrEnum):
+    """What of a prompt's final hidden states, after the last norm, is its embedding."""
+
+    LAST = "last"
+    MEAN = "mean"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One prompt, sampled `params.n` times; lower `priority` runs earlier among its tenant's.
@@ -25,6 +32,7 @@ class Request:
     timeout_s: seconds from its arrival after which no answer is wanted: it leaves the queue as soon
     as it cannot start in time. What runs is not cut off.
     tenant: who is served in turn with others, and shares cached prefixes with nobody else.
+    pooling: the prompt's embedding is wanted and no text; n and max_tokens are 1 then.
     """
 
     request_id: str
@@ -34,6 +42,7 @@ class Request:
     priority: int = 0
     tenant: str = ""
     timeout_s: float | None = None
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +64,7 @@ class Output:
     """New tokens of one sequence (choice `index` of a request) after one step.
 
     error, error_code: why it ended, where finish_reason is ERROR; the code as in hal.errors
+    embedding: [hidden_size] float32, little-endian, where the request has `pooling`
     """
 
     request_id: str
@@ -66,6 +76,7 @@ class Output:
     error: str | None = None
     error_code: str | None = None
     num_cached_tokens: int = 0
+    embedding: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

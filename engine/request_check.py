@@ -14,6 +14,7 @@ from hal.errors import PINS_FULL, ContextLengthError, RequestError
 def check_request(request: Request, config: SchedulerConfig, blocks: BlockManager) -> None:
     """Raise RequestError or ContextLengthError unless an empty engine can finish the request."""
     num_prompt, params = len(request.prompt_token_ids), request.params
+    assert request.pooling is None or params.n == params.max_tokens == 1, "nothing is generated"
     if num_prompt == 0:
         raise RequestError("the prompt is empty; send at least one token", param="prompt")
     if params.n > config.max_num_seqs:

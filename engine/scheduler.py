@@ -14,14 +14,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from hal.engine.batch import Batch, Index, StepResult
+from hal.engine.batch import Batch, Float32, Index, StepResult
 from hal.engine.batch_builder import Chunk, DecodeRows, ScheduledStep, build_batch, make_step
 from hal.engine.block_manager import BlockManager
 from hal.engine.deadlines import Deadlines, too_late
 from hal.engine.executor import check_result
 from hal.engine.grammar import Grammar
 from hal.engine.prefix_cache import Clock
-from hal.engine.request import FinishReason, Output, Request
+from hal.engine.request import FinishReason, Output, Pooling, Request
 from hal.engine.request_check import check_pin, check_request, pin_limit
 from hal.engine.sampler import SamplingState
 from hal.engine.scheduler_config import SchedulerConfig
@@ -189,7 +189,7 @@ class Scheduler:
                 self._fork(chunk.seq)
         self._sampling.record(step.row_slots, result.token_ids[:, 0])
         lost = self._sampling.guided.lost(step.row_slots)
-        output = self._append_tokens(step, result, lost)
+        output = self._append_tokens(step, result, lost, _hidden_by_row(batch, result))
         self._in_flight = None
         return output
 
@@ -283,7 +283,9 @@ class Scheduler:
             if seq.prefix is None:
                 tokens = np.array(seq.tokens, np.int32)
                 seq.prefix = self.blocks.prefix_keys(tokens, seq.request.tenant.encode())
-            matched = self.blocks.match(seq.prefix)
+            # A mean is over all tokens, so all of them must run.
+            is_mean = seq.request.pooling is Pooling.MEAN
+            matched = [] if is_mean else self.blocks.match(seq.prefix)
             start = len(matched) * self.config.block_size
             is_whole = len(seq.tokens) - start <= budget
             if not is_whole and not self.config.chunked_prefill:
@@ -433,7 +435,11 @@ class Scheduler:
             seq.unforked = []
 
     def _append_tokens(
-        self, step: ScheduledStep, result: StepResult, lost: dict[int, str]
+        self,
+        step: ScheduledStep,
+        result: StepResult,
+        lost: dict[int, str],
+        hidden: dict[int, Float32],
     ) -> StepOutput:
         slots, tokens = step.row_slots, result.token_ids[:, 0]
         seqs, ended = self.slots.seqs, {}
@@ -454,7 +460,12 @@ class Scheduler:
         if ended:
             self._end_rows(list(ended.values()))
         return StepOutput(
-            slots=slots, token_ids=tokens, logprobs=result.logprobs, ended=ended, seqs=seqs
+            slots=slots,
+            token_ids=tokens,
+            logprobs=result.logprobs,
+            ended=ended,
+            seqs=seqs,
+            hidden=hidden,
         )
 
     def _end_rows(self, ended: list[Ended]) -> None:
@@ -480,6 +491,12 @@ def make_blocks(config: SchedulerConfig, clock: Clock) -> BlockManager:
         cache=config.cache if config.prefix_caching else None,
         clock=clock,
     )
+
+
+def _hidden_by_row(batch: Batch, result: StepResult) -> dict[int, Float32]:
+    if batch.pools is None or result.hidden is None:
+        return {}
+    return dict(zip(batch.pools.rows.tolist(), result.hidden, strict=True))
 
 
 def _ending(seq: Sequence, token: int) -> Ended:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hal.engine.batch import Index, Int32, SampledLogprobs
+from hal.engine.batch import Float32, Index, Int32, SampledLogprobs
 from hal.engine.request import FinishReason, Output
 from hal.engine.sampler import row_logprobs
 from hal.engine.sequence import Sequence
@@ -33,6 +33,7 @@ class Ended:
 class StepOutput:
     """slots [N], token_ids [N] int32: what each sampled row got; ended: who ended, by row.
 
+    hidden: by row, of those that wanted it, which all end in the step that samples them
     seqs: who is in each slot. `outputs()` reads it, so call that before the next schedule().
     """
 
@@ -41,6 +42,7 @@ class StepOutput:
     logprobs: SampledLogprobs | None
     ended: dict[int, Ended]
     seqs: list[Sequence | None]
+    hidden: dict[int, Float32]
 
     def outputs(self) -> list[Output]:
         """One for each row, in their order."""
@@ -68,6 +70,7 @@ class StepOutput:
             seq = ended.seq
             if ended.reason is FinishReason.ERROR:
                 return _failed_output(seq, ended.lost_grammar)
+        hidden = self.hidden.get(row)
         assert seq is not None, "outputs() after the next step was scheduled"
         return Output(
             request_id=seq.request.request_id,
@@ -77,6 +80,7 @@ class StepOutput:
             finish_reason=None if ended is None else ended.reason,
             stop_reason=None if ended is None else ended.stop_reason,
             num_cached_tokens=seq.num_cached_tokens,
+            embedding=None if hidden is None else hidden.astype("<f4").tobytes(),
         )
 
 

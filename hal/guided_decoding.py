@@ -15,6 +15,7 @@ DEFAULT_WHITESPACE = "[ ]?"
 """Between JSON tokens: one space at most, so that no model can fill its answer with blanks."""
 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
+_TEXTS = ("json", "regex", "grammar", "whitespace_pattern", "reasoning_start", "reasoning_end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class GuidedDecodingParams:
     grammar             Lark's EBNF; the rule `start` is the whole answer
     json_object         any JSON object
     whitespace_pattern  a regex of what may stand between JSON tokens; one space at most by default
+    reasoning_end       free text up to and with this mark comes first, and line breaks behind it
+    reasoning_start     it begins with this mark or is left out; None: the prompt has begun it
     """
 
     json: str | Mapping[str, object] | None = None
@@ -37,6 +40,8 @@ class GuidedDecodingParams:
     grammar: str | None = None
     json_object: bool = False
     whitespace_pattern: str | None = None
+    reasoning_end: str | None = None
+    reasoning_start: str | None = None
 
     def __post_init__(self) -> None:
         if self.json_schema is not None:
@@ -63,12 +68,15 @@ class GuidedDecodingParams:
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise _wrong(f"guided decoding takes exactly one of {', '.join(_KINDS)}; got {found}")
-        for name in ("json", "regex", "grammar", "whitespace_pattern"):
+        for name in _TEXTS:
             text = getattr(self, name)
             if text is not None and not isinstance(text, str):
                 raise _wrong(f"{name} must be text; got {type(text).__name__}")
             if text is not None and len(text) > MAX_GRAMMAR_CHARS:
                 raise _wrong(f"{name} has {len(text)} characters; at most {MAX_GRAMMAR_CHARS}")
+        has_empty = "" in (self.reasoning_start, self.reasoning_end)
+        if has_empty or (self.reasoning_start is not None and self.reasoning_end is None):
+            raise _wrong("reasoning_start needs a reasoning_end, and neither may be empty")
         if self.whitespace_pattern is not None and not (self.json or self.json_object):
             raise _wrong("whitespace_pattern is for json and json_object only")
 

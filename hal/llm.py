@@ -12,6 +12,13 @@ from typing import Any, Self, TextIO
 from hal.aliases import apply_aliases
 from hal.build import BuiltEngine, Posed, build_engine
 from hal.config import EngineConfig
+from hal.embedding import (
+    POOLING_PARAMS,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    check_dimensions,
+    finished_embedding,
+)
 from hal.engine.chat_template import ChatTemplate, load_chat_template
 from hal.engine.collector import (
     CompletionOutput,
@@ -22,7 +29,7 @@ from hal.engine.collector import (
 )
 from hal.engine.generation_config import read_generation_defaults
 from hal.engine.progress import Progress, SilentProgress, StreamProgress, Unit
-from hal.engine.request import FinishReason, Output, Request
+from hal.engine.request import FinishReason, Output, Pooling, Request
 from hal.engine.tokenizer import Tokenizer
 from hal.errors import ContextLengthError, EngineError, RequestError, TokenizerError
 from hal.memory import MemoryPlan
@@ -82,6 +89,15 @@ class Session:
             self.tokenizer()
         return RequestCollector(
             request, encoded.text, self._tokenizer, continues_text=continues_text
+        )
+
+    def pooled(self, prompt: Prompt, pooling: Pooling) -> Request:
+        """A request for this prompt's embedding; not added to the engine yet."""
+        return Request(
+            request_id=str(next(self._ids)),
+            prompt_token_ids=self._encode(prompt).token_ids,
+            params=POOLING_PARAMS,
+            pooling=pooling,
         )
 
     def render(self, messages: Conversation, **options: Any) -> Sequence[int]:
@@ -158,6 +174,14 @@ def as_params(
     if len(params) != num_prompts:
         raise RequestError(f"{len(params)} sampling params for {num_prompts} prompts")
     return list(params)
+
+
+def as_pooling(pooling: Pooling | str) -> Pooling:
+    try:
+        return Pooling(pooling)
+    except ValueError:
+        known = " or ".join(Pooling)
+        raise RequestError(f"pooling must be {known}; got {pooling!r}", param="pooling") from None
 
 
 def as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
@@ -263,6 +287,35 @@ class LLM:
         """The prefix is evicted like any other again. Raises RequestError for an unknown name."""
         self._open().engine.unpin(name)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling | str = Pooling.LAST,
+        dimensions: int | None = None,
+        normalize: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """The model's final hidden states of each prompt, pooled; results in their order.
+
+        dimensions: how many of the first ones are kept; normalize: scaled to length 1 after that
+        """
+        session = self._open()
+        check_dimensions(dimensions, session.built.model.hidden_size)
+        requests = [session.pooled(prompt, as_pooling(pooling)) for prompt in as_prompts(prompts)]
+        found = _pool(session, requests)
+        return [
+            EmbeddingRequestOutput(
+                request.request_id,
+                list(request.prompt_token_ids),
+                EmbeddingOutput(
+                    finished_embedding(
+                        found[request.request_id], dimensions, normalize=normalize
+                    ).tolist()
+                ),
+            )
+            for request in requests
+        ]
+
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> Iterator[Delta]:
@@ -332,6 +385,28 @@ def _run(
         for request_id in running:
             session.engine.abort(request_id)
     progress.finish()
+
+
+def _pool(session: Session, requests: Sequence[Request]) -> dict[str, bytes]:
+    """The engine's embedding of each request by its id; on any error none stays in the engine."""
+    running = {request.request_id for request in requests}
+    found: dict[str, bytes] = {}
+    try:
+        for request in requests:
+            session.engine.add(request)
+        while running:
+            for output in session.engine.step():
+                if output.request_id not in running:
+                    continue
+                if output.embedding is None:
+                    message = f"request {output.request_id}: {output.error}"
+                    raise EngineError(message, code=output.error_code)
+                found[output.request_id] = output.embedding
+                running.discard(output.request_id)
+    finally:
+        for request_id in running:
+            session.engine.abort(request_id)
+    return found
 
 
 def route(

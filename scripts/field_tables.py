@@ -17,6 +17,7 @@ from hal.server.schema import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingsBody,
     TokenizeBody,
 )
 
@@ -39,7 +40,11 @@ GENERATING: Mapping[str, type[Body]] = {
     "responses": ResponsesBody,
     "messages": MessagesBody,
 }
-_OTHERS: Mapping[str, type[Body]] = {"/tokenize": TokenizeBody, "/detokenize": DetokenizeBody}
+_OTHERS: Mapping[str, type[Body]] = {
+    "/v1/embeddings": EmbeddingsBody,
+    "/tokenize": TokenizeBody,
+    "/detokenize": DetokenizeBody,
+}
 
 
 def fields_page() -> str:

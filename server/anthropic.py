@@ -10,16 +10,17 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from hal.server.anthropic_request import MessagesBody, chat_body
-from hal.server.chat_turn import ChatTurn, encode_turn, start_turn
+from hal.server.chat_turn import ChatTurn, ReadDelta, encode_turn, render_turn, start_turn
 from hal.server.errors import ApiError
 from hal.server.front import Front, ignored_header
-from hal.server.generation import ChoiceDelta, Usage
+from hal.server.generation import Usage
 from hal.server.schema import parse_body
 from hal.server.stream import EventStream, unless_disconnected
-from hal.server.tool_calls import CallArguments, CallStart, Content, Event
+from hal.server.tool_calls import CallArguments, CallStart, Content, Event, Reasoning
 from hal.server.tools import ToolCall, whole_choice
 from hal.server.wire import anthropic_error, json_response
 
+_NO_THOUGHT = {"thinking": "", "signature": ""}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -53,7 +54,7 @@ async def count_tokens(front: Front, http: HttpRequest) -> Response:
     """How many tokens the messages and tools are, through the model's template."""
     body = parse_body(await http.body(), MessagesBody)
     front.check_model(body.model)
-    encoded = await encode_turn(front, chat_body(body))
+    encoded = await encode_turn(front, await render_turn(front, chat_body(body)))
     return json_response({"input_tokens": len(encoded.token_ids[0])}, ignored_header(body))
 
 
@@ -80,27 +81,24 @@ class _Answer:
     _num_blocks: int = field(default=0)
 
     async def whole(self) -> dict[str, object]:
-        (choice,) = await self.turn.generation.whole()
-        reader = self.turn.reader()
-        read = whole_choice(reader.read(choice.text, is_last=True), self._call_id())
+        (answer,) = await self.turn.whole()
+        read = whole_choice(answer.events, self._call_id())
         content: list[dict[str, object]] = []
+        if read.reasoning:
+            content.append({"type": "thinking", "thinking": read.reasoning, "signature": ""})
         if read.content:
             content.append({"type": "text", "text": read.content})
         content += [_tool_use(call) for call in read.calls]
-        return self._message(content) | self._ending(
-            choice.end, reader.finish_reason(choice.end.finish_reason)
-        )
+        return self._message(content) | self._ending(answer.end)
 
     async def frames(self) -> AsyncIterator[bytes]:
         yield _event("message_start", {"type": "message_start", "message": self._message([])})
-        reader = self.turn.reader()
-        async for delta in self.turn.generation.deltas():
-            is_last = delta.finish_reason is not None
-            for event in reader.read(delta.text, is_last=is_last):
+        async for read in self.turn.deltas():
+            for event in read.events:
                 for piece in self._pieces(event):
                     yield piece
-            if is_last:
-                ending = self._ending(delta, reader.finish_reason(delta.finish_reason))
+            if read.finish_reason is not None:
+                ending = self._ending(read)
         for piece in self._close_block():
             yield piece
         usage = ending.pop("usage")
@@ -122,17 +120,22 @@ class _Answer:
             "usage": _usage(self.turn.generation.usage),
         }
 
-    def _ending(self, end: ChoiceDelta, reason: str | None) -> dict[str, object]:
-        is_sequence = reason == "stop" and isinstance(end.stop_reason, str)
+    def _ending(self, end: ReadDelta) -> dict[str, object]:
+        reason, stop = end.finish_reason, end.delta.stop_reason
+        is_sequence = reason == "stop" and isinstance(stop, str)
         return {
             "stop_reason": "stop_sequence" if is_sequence else _STOP_REASONS.get(reason or ""),
-            "stop_sequence": end.stop_reason if is_sequence else None,
+            "stop_sequence": stop if is_sequence else None,
             "usage": _usage(self.turn.generation.usage),
         }
 
     def _pieces(self, event: Event) -> list[bytes]:
         """A block's start where the event begins one, then its delta."""
         match event:
+            case Reasoning(text):
+                is_open = self._open_block == "thinking"
+                pieces = [] if is_open else self._start(_NO_THOUGHT, "thinking")
+                return [*pieces, self._delta({"type": "thinking_delta", "thinking": text})]
             case Content(text):
                 pieces = [] if self._open_block == "text" else self._start({"text": ""}, "text")
                 return [*pieces, self._delta({"type": "text_delta", "text": text})]

@@ -43,6 +43,8 @@ def chat_body(body: MessagesBody) -> ChatBody:
         "top_k": body.top_k,
         "tools": [_tool(tool, f"tools.{i}") for i, tool in enumerate(body.tools or ())] or None,
         "tool_choice": None if body.tool_choice is None else _choice(body.tool_choice),
+        # Without `thinking` the template decides; others than ours do not read the name.
+        "chat_template_kwargs": None if body.thinking is None else {"enable_thinking": False},
         "parallel_tool_calls": choice.get("disable_parallel_tool_use") is not True,
     }
     return ChatBody.model_validate(fields)

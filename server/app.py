@@ -16,6 +16,7 @@ from hal.server.anthropic import count_tokens, create_message
 from hal.server.chat import create_chat_completion
 from hal.server.chat_turn import encode_turn, render_turn
 from hal.server.completions import create_completion
+from hal.server.embeddings import create_embeddings
 from hal.server.errors import (
     ApiError,
     internal_error,
@@ -184,7 +185,8 @@ async def render(front: Front, http: HttpRequest) -> Response:
     """The prompt that a chat becomes, nothing generated."""
     body = parse_body(await http.body(), ChatBody)
     front.check_model(body.model)
-    prompt, encoded = await render_turn(front, body), await encode_turn(front, body)
+    prompt = await render_turn(front, body)
+    encoded = await encode_turn(front, prompt)
     token_ids = list(encoded.token_ids[0])
     answer = {"prompt": prompt, "tokens": token_ids, "count": len(token_ids)}
     return json_response(answer, ignored_header(body))
@@ -198,7 +200,6 @@ def _missing(what: str) -> Handler:
 
 
 MISSING = {
-    "/v1/embeddings": "embeddings: the engine cannot pool hidden states",
     "/v1/rerank": "reranking: no model with a score head can be loaded",
     "/rerank": "reranking: no model with a score head can be loaded",
     "/v1/score": "scores: no model with a score head can be loaded",
@@ -220,6 +221,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/completions", create_completion),
     ("POST", "/v1/chat/completions", create_chat_completion),
     ("POST", "/v1/responses", create_response),
+    ("POST", "/v1/embeddings", create_embeddings),
     ("POST", "/v1/messages", create_message),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("POST", "/tokenize", tokenize),

@@ -12,14 +12,13 @@ from starlette.responses import Response
 from hal.engine.output import LogprobText, describe_logprobs
 from hal.engine.request import TokenLogprobs
 from hal.engine.tokenizer import Tokenizer
-from hal.server.chat_turn import ChatTurn, start_turn
+from hal.server.chat_turn import ChatTurn, ReadAnswer, ReadDelta, start_turn
 from hal.server.front import Front, ignored_header
-from hal.server.generation import ChoiceDelta, WholeChoice
 from hal.server.params import wants_usage
 from hal.server.schema import ChatBody, parse_body
 from hal.server.stream import EventStream, frame, unless_disconnected
-from hal.server.tool_calls import CallArguments, CallStart, Content, Event
-from hal.server.tools import ChoiceReader, whole_choice
+from hal.server.tool_calls import CallArguments, CallStart, Content, Event, Reasoning
+from hal.server.tools import whole_choice
 from hal.server.wire import finite, json_response
 
 
@@ -58,35 +57,36 @@ class _Answer:
 
     async def frames(self, with_usage: bool) -> AsyncIterator[bytes]:
         extra: dict[str, object] = {"usage": None} if with_usage else {}
-        readers = [self.turn.reader() for _ in range(self.turn.num_choices)]
         for index in range(self.turn.num_choices):
             first = _delta_choice(index, {"role": "assistant", "content": ""})
             yield frame(self._chunk([first]) | extra)
-        async for delta in self.turn.generation.deltas():
-            for choice in self._delta_choices(delta, readers[delta.index]):
+        async for read in self.turn.deltas():
+            for choice in self._delta_choices(read):
                 yield frame(self._chunk([choice]) | extra)
         if with_usage:
             yield frame(self._chunk([]) | {"usage": self.turn.generation.usage.as_json()})
 
     async def whole(self) -> dict[str, object]:
-        generation = self.turn.generation
-        choices = [self._whole_choice(choice) for choice in await generation.whole()]
-        return self._object("chat.completion", choices) | {"usage": generation.usage.as_json()}
+        choices = [self._whole_choice(answer) for answer in await self.turn.whole()]
+        usage = self.turn.generation.usage.as_json()
+        return self._object("chat.completion", choices) | {"usage": usage}
 
-    def _whole_choice(self, choice: WholeChoice) -> dict[str, object]:
-        reader = self.turn.reader()
-        events = reader.read(choice.text, is_last=True)
-        read = whole_choice(events, self._call_id(choice.end.index))
+    def _whole_choice(self, answer: ReadAnswer) -> dict[str, object]:
+        end = answer.end.delta
+        read = whole_choice(answer.events, self._call_id(end.index))
         message: dict[str, object] = {"role": "assistant", "content": read.content}
+        if read.reasoning:
+            message["reasoning_content"] = read.reasoning
         if read.calls:
-            message["content"] = read.content or None
             message["tool_calls"] = [call.as_json() for call in read.calls]
+        if read.reasoning or read.calls:
+            message["content"] = read.content or None
         return {
-            "index": choice.end.index,
+            "index": end.index,
             "message": message,
-            "logprobs": self._logprobs(tuple(choice.logprobs)),
-            "finish_reason": reader.finish_reason(choice.end.finish_reason),
-            "stop_reason": choice.end.stop_reason,
+            "logprobs": self._logprobs(tuple(answer.logprobs)),
+            "finish_reason": answer.end.finish_reason,
+            "stop_reason": end.stop_reason,
         }
 
     def _call_id(self, choice_index: int) -> str:
@@ -104,23 +104,24 @@ class _Answer:
             "choices": choices,
         }
 
-    def _delta_choices(self, delta: ChoiceDelta, reader: ChoiceReader) -> list[dict[str, object]]:
+    def _delta_choices(self, read: ReadDelta) -> list[dict[str, object]]:
         """One for each event of the text; logprobs with the first, the finish with the last."""
-        is_last = delta.finish_reason is not None
-        events = reader.read(delta.text, is_last=is_last)
-        contents = [self._content(event, delta.index) for event in events]
+        delta, is_last = read.delta, read.finish_reason is not None
+        contents = [self._content(event, delta.index) for event in read.events]
         if not contents and (is_last or delta.logprobs):
             contents = [{}]
         choices = [_delta_choice(delta.index, content) for content in contents]
         if choices:
             choices[0]["logprobs"] = self._logprobs(delta.logprobs)
         if is_last:
-            choices[-1]["finish_reason"] = reader.finish_reason(delta.finish_reason)
+            choices[-1]["finish_reason"] = read.finish_reason
             choices[-1]["stop_reason"] = delta.stop_reason
         return choices
 
     def _content(self, event: Event, choice_index: int) -> dict[str, object]:
         match event:
+            case Reasoning(text):
+                return {"reasoning_content": text}
             case Content(text):
                 return {"content": text}
             case CallStart(index, name):

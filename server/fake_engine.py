@@ -2,12 +2,14 @@
 
 `hal-serve MODEL --engine fake:script.json` runs it in the engine process in place of the real one;
 MODEL still gives the tokenizer. The first rule whose `prompt_contains` ids occur in the prompt, in
-order and side by side, decides; without one the prompt is echoed, then EOS.
+order and side by side, decides; without one the prompt is echoed, then EOS. The embedding of a
+prompt is its number of tokens, their sum, and the first and the last one.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,8 @@ from hal.errors import (
 )
 from hal.server.engine_process import LoadedEngine
 from hal.server.messages import EngineInfo, ErrorRecord
+
+HIDDEN_SIZE = 4
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +103,7 @@ def _info(script: Script, config: EngineConfig) -> EngineInfo:
         device_reason="a scripted engine for tests",
         dtype="none",
         vocab_size=script.vocab_size,
+        hidden_size=HIDDEN_SIZE,
         max_model_len=config.max_model_len or script.max_model_len,
         max_num_seqs=script.max_num_seqs,
         max_num_batched_tokens=script.max_model_len,
@@ -235,6 +240,7 @@ class FakeEngine:
             finish_reason=reason,
             stop_reason=token_id if is_stop_id else None,
             num_cached_tokens=running.rule.num_cached_tokens,
+            embedding=None if request.pooling is None else _embedding(request),
         )
 
     def _forget_finished(self, running: _Running) -> None:
@@ -278,6 +284,11 @@ def _finish_reason(request: Request, choice: _Choice, token_id: int) -> FinishRe
     if choice.num_generated == params.max_tokens:
         return FinishReason.LENGTH
     return None
+
+
+def _embedding(request: Request) -> bytes:
+    ids = request.prompt_token_ids
+    return struct.pack(f"<{HIDDEN_SIZE}f", len(ids), sum(ids), ids[0], ids[-1])
 
 
 def _logprobs(request: Request, token_id: int) -> tuple[TokenLogprobs, ...]:

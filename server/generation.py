@@ -23,6 +23,7 @@ class ChoiceDelta:
 
     index: int
     text: str
+    num_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -48,6 +49,7 @@ class Usage:
     num_prompt: int = 0
     num_completion: int = 0
     num_cached: int = 0
+    num_reasoning: int = 0
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -55,6 +57,7 @@ class Usage:
             "completion_tokens": self.num_completion,
             "total_tokens": self.num_prompt + self.num_completion,
             "prompt_tokens_details": {"cached_tokens": self.num_cached},
+            "completion_tokens_details": {"reasoning_tokens": self.num_reasoning},
         }
 
 
@@ -167,7 +170,9 @@ class Generation:
             reason, stop_reason = FinishReason.STOP, text.finished_by_stop
         if reason is not None:
             self._finish(choice, reason)
-        return ChoiceDelta(index, text.text, output.logprobs, reason, stop_reason)
+        return ChoiceDelta(
+            index, text.text, len(output.token_ids), output.logprobs, reason, stop_reason
+        )
 
     def _finish(self, choice: _Choice, reason: str) -> None:
         choice.is_open = False

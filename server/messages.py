@@ -83,6 +83,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device_reason: str
     dtype: str
     vocab_size: int
+    hidden_size: int
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -165,23 +165,25 @@ def check_num_choices(num_prompts: int, n: int) -> None:
         )
 
 
-def prompts_of(prompt: object) -> list[Prompt]:
-    """A completion's prompt: text, texts, token ids, or lists of token ids."""
+def prompts_of(
+    prompt: object, field: str = "prompt", max_prompts: int = MAX_PROMPTS
+) -> list[Prompt]:
+    """The prompts in a body's `field`: text, texts, token ids, or lists of token ids."""
     if isinstance(prompt, str):
-        return [_not_empty(prompt)]
+        return [_not_empty(prompt, field)]
     if not isinstance(prompt, list):
-        raise _prompt_type(prompt)
+        raise _prompt_type(prompt, field)
     if not prompt:
-        raise invalid_value("the prompt is empty; give text or token ids", "prompt")
+        raise invalid_value(f"the {field} is empty; give text or token ids", field)
     if all(_is_int(item) for item in prompt):
         return [prompt]
-    if len(prompt) > MAX_PROMPTS:
-        raise invalid_value(f"{len(prompt)} prompts; at most {MAX_PROMPTS} per request", "prompt")
+    if len(prompt) > max_prompts:
+        raise invalid_value(f"{len(prompt)} {field}s; at most {max_prompts} per request", field)
     if all(isinstance(item, str) for item in prompt):
-        return [_not_empty(item) for item in prompt]
+        return [_not_empty(item, field) for item in prompt]
     if all(isinstance(item, list) and all(_is_int(i) for i in item) for item in prompt):
-        return [_not_empty(item) for item in prompt]
-    raise _prompt_type(prompt)
+        return [_not_empty(item, field) for item in prompt]
+    raise _prompt_type(prompt, field)
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
@@ -293,9 +295,9 @@ def _logit_bias(bias: Mapping[str, float] | None) -> dict[int, float]:
     return parsed
 
 
-def _not_empty(prompt: Prompt) -> Prompt:
+def _not_empty(prompt: Prompt, field: str) -> Prompt:
     if not prompt:
-        raise invalid_value("the prompt is empty; give text or token ids", "prompt")
+        raise invalid_value(f"the {field} is empty; give text or token ids", field)
     return prompt
 
 
@@ -303,9 +305,9 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _prompt_type(prompt: object) -> ApiError:
+def _prompt_type(prompt: object, field: str) -> ApiError:
     return invalid_value(
-        "prompt must be a string, a list of strings, a list of token ids, or a list of such lists; "
-        f"got {shown(prompt)}",
-        "prompt",
+        f"{field} must be a string, a list of strings, a list of token ids, or a list of such "
+        f"lists; got {shown(prompt)}",
+        field,
     )

@@ -19,10 +19,13 @@ from hal.server.generation import Usage
 from hal.server.responses_request import ResponsesBody, chat_body, under_its_name
 from hal.server.schema import parse_body
 from hal.server.stream import EventStream, unless_disconnected
-from hal.server.tool_calls import CallArguments, CallStart, Content, Event
+from hal.server.tool_calls import CallArguments, CallStart, Content, Event, Reasoning
 from hal.server.wire import json_response
 
 Fields = dict[str, object]
+
+_MESSAGE, _REASONING, _CALL = "message", "reasoning", "function_call"
+_ID_PREFIXES = {_MESSAGE: "msg", _REASONING: "rs", _CALL: "fc"}
 
 
 async def create_response(front: Front, http: HttpRequest) -> Response:
@@ -51,30 +54,32 @@ async def create_response(front: Front, http: HttpRequest) -> Response:
 
 @dataclass(slots=True)
 class _Item:
-    """One item of the output while it grows: a message, or a call with a name."""
+    """One item of the output while it grows; `name` is that of a call."""
 
     id: str
     index: int
-    name: str | None = None
+    type: str
+    name: str = ""
     texts: list[str] = field(default_factory=list)
 
     def as_json(self, status: str) -> Fields:
         text = "".join(self.texts)
-        if self.name is None:
-            content = [_text_part(text)] if text else []
-            kind: Fields = {"type": "message", "role": "assistant", "content": content}
-        else:
-            call_id = f"call_{self.id}"
-            kind = {"type": "function_call", "call_id": call_id, "name": self.name}
-            kind["arguments"] = text
-        return {"id": self.id, "status": status, **kind}
+        fields: Fields = {"id": self.id, "type": self.type, "status": status}
+        content = [_part(self.type, text)] if text else []
+        if self.type == _MESSAGE:
+            return {**fields, "role": "assistant", "content": content}
+        if self.type == _REASONING:
+            return {**fields, "summary": [], "content": content}
+        return {**fields, "call_id": f"call_{self.id}", "name": self.name, "arguments": text}
 
     def place(self) -> Fields:
         place: Fields = {"item_id": self.id, "output_index": self.index}
-        return place if self.name is not None else {**place, "content_index": 0}
+        return place if self.type == _CALL else {**place, "content_index": 0}
 
 
-def _text_part(text: str) -> Fields:
+def _part(item_type: str, text: str) -> Fields:
+    if item_type == _REASONING:
+        return {"type": "reasoning_text", "text": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
@@ -91,19 +96,18 @@ class _Answer:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     async def whole(self) -> Fields:
-        (choice,) = await self.turn.generation.whole()
-        for event in self.turn.reader().read(choice.text, is_last=True):
+        (answer,) = await self.turn.whole()
+        for event in answer.events:
             list(self._pieces(event))
-        return self._response(_status(choice.end.finish_reason))
+        return self._response(_status(answer.end.finish_reason))
 
     async def frames(self) -> AsyncIterator[bytes]:
         for name in ("response.created", "response.in_progress"):
             yield self._frame(name, {"response": self._response("in_progress")})
-        reader = self.turn.reader()
         reason: str | None = None
-        async for delta in self.turn.generation.deltas():
-            reason = delta.finish_reason
-            for event in reader.read(delta.text, is_last=reason is not None):
+        async for read in self.turn.deltas():
+            reason = read.finish_reason
+            for event in read.events:
                 for name, fields in self._pieces(event):
                     yield self._frame(name, fields)
         status = _status(reason)
@@ -122,26 +126,31 @@ class _Answer:
     def _pieces(self, event: Event) -> Iterator[tuple[str, Fields]]:
         """Events of the stream with their fields."""
         match event:
+            case Reasoning(text):
+                yield from self._add_text(_REASONING, text)
+                yield "response.reasoning_text.delta", {**self._items[-1].place(), "delta": text}
             case Content(text):
-                if not self._is_open or self._items[-1].name is not None:
-                    yield from self._open_item(None)
-                    part = {"part": _text_part("")}
-                    yield "response.content_part.added", {**self._items[-1].place(), **part}
-                self._items[-1].texts.append(text)
+                yield from self._add_text(_MESSAGE, text)
                 fields: Fields = {**self._items[-1].place(), "delta": text, "logprobs": []}
                 yield "response.output_text.delta", fields
             case CallStart(_, name):
-                yield from self._open_item(name)
+                yield from self._open_item(_CALL, name)
             case CallArguments(_, text):
                 self._items[-1].texts.append(text)
                 fields = {**self._items[-1].place(), "delta": text}
                 yield "response.function_call_arguments.delta", fields
 
-    def _open_item(self, name: str | None) -> Iterator[tuple[str, Fields]]:
+    def _add_text(self, item_type: str, text: str) -> Iterator[tuple[str, Fields]]:
+        if not self._is_open or self._items[-1].type != item_type:
+            yield from self._open_item(item_type)
+            part = {"part": _part(item_type, "")}
+            yield "response.content_part.added", {**self._items[-1].place(), **part}
+        self._items[-1].texts.append(text)
+
+    def _open_item(self, item_type: str, name: str = "") -> Iterator[tuple[str, Fields]]:
         yield from self._close_item("completed")
-        index = len(self._items)
-        prefix = "msg" if name is None else "fc"
-        item = _Item(f"{prefix}_{self.turn.id.partition('-')[2]}_{index}", index, name)
+        index, job = len(self._items), self.turn.id.partition("-")[2]
+        item = _Item(f"{_ID_PREFIXES[item_type]}_{job}_{index}", index, item_type, name)
         self._items.append(item)
         self._is_open = True
         added: Fields = {"output_index": index, "item": item.as_json("in_progress")}
@@ -153,12 +162,15 @@ class _Answer:
         self._is_open = False
         item = self._items[-1]
         text, place = "".join(item.texts), item.place()
-        if item.name is None:
-            yield "response.output_text.done", {**place, "text": text, "logprobs": []}
-            yield "response.content_part.done", {**place, "part": _text_part(text)}
-        else:
+        if item.type == _CALL:
             done: Fields = {**place, "name": item.name, "arguments": text}
             yield "response.function_call_arguments.done", done
+        elif item.type == _REASONING:
+            yield "response.reasoning_text.done", {**place, "text": text}
+        else:
+            yield "response.output_text.done", {**place, "text": text, "logprobs": []}
+        if item.type != _CALL:
+            yield "response.content_part.done", {**place, "part": _part(item.type, text)}
         whole: Fields = {"output_index": item.index, "item": item.as_json(status)}
         yield "response.output_item.done", whole
 
@@ -202,6 +214,6 @@ def _usage(usage: Usage) -> Fields:
         "input_tokens": usage.num_prompt,
         "input_tokens_details": {"cached_tokens": usage.num_cached},
         "output_tokens": usage.num_completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.num_reasoning},
         "total_tokens": usage.num_prompt + usage.num_completion,
     }

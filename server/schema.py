@@ -127,6 +127,14 @@ class ChatBody(GenerateBody):
     parallel_tool_calls: bool | None = None
 
 
+class EmbeddingsBody(Body):
+    model: str | None = None
+    input: object
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    pooling: str | None = None
+
+
 class TokenizeBody(Body):
     model: str | None = None
     prompt: str | None = None

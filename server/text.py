@@ -12,6 +12,7 @@ from hal.engine.chat_template import ChatTemplate, load_chat_template
 from hal.engine.generation_config import GenerationDefaults, read_generation_defaults
 from hal.engine.tokenizer import Tokenizer
 from hal.errors import ContextLengthError
+from hal.server.reasoning import Marks, marks_of
 from hal.server.tool_parser import family_of
 
 LONG_TEXT_CHARS = 4096
@@ -26,16 +27,25 @@ class TextModel:
     template: ChatTemplate
     defaults: GenerationDefaults
     tool_family: str
+    marks: Marks | None
 
     @classmethod
     def load(
-        cls, folder: Path, chat_template: Path | None, tool_parser: str | None = None
+        cls,
+        folder: Path,
+        chat_template: Path | None,
+        tool_parser: str | None = None,
+        reasoning_parser: str | None = None,
     ) -> TextModel:
-        """Raises ModelError, TokenizerError or ConfigError. tool_parser: None for the template's"""
+        """Parsers: None for what the template writes.
+
+        Raises ModelError, TokenizerError or ConfigError.
+        """
         tokenizer = Tokenizer.load(folder)
         template = load_chat_template(folder, tokenizer.special_tokens, chat_template)
         family = family_of(template.text, tool_parser)
-        return cls(tokenizer, template, read_generation_defaults(folder, tokenizer), family)
+        marks = marks_of(template.text, reasoning_parser)
+        return cls(tokenizer, template, read_generation_defaults(folder, tokenizer), family, marks)
 
     async def encode(
         self, text: str, max_model_len: int, *, add_special_tokens: bool, param: str
@@ -75,6 +85,11 @@ class TextModel:
         if num_chars <= LONG_TEXT_CHARS and tools is None:
             return render()
         return await asyncio.to_thread(render)
+
+    @cached_property
+    def has_special_marks(self) -> bool:
+        """Whether special tokens mark the reasoning: texts do not show them by default."""
+        return self.marks is not None and self.marks.are_special_in(self.tokenizer)
 
     @cached_property
     def longest_token_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""What a parser of tool calls says of an answer, and the scanner of one call written as JSON."""
+"""What a parser of answers says of one, and the scanner of one call written as JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Protocol
 
 _ARGUMENTS = ("arguments", "parameters")
 _SPACES = " \t\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What the model thinks before it answers."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,7 @@ class CallArguments:
     text: str
 
 
-Event = Content | CallStart | CallArguments
+Event = Reasoning | Content | CallStart | CallArguments
 
 
 class ToolParser(Protocol):
@@ -55,9 +62,11 @@ def merged(events: Iterable[Event]) -> list[Event]:
         match last, event:
             case Content(before), Content(after):
                 joined[-1] = Content(before + after)
+            case Reasoning(before), Reasoning(after):
+                joined[-1] = Reasoning(before + after)
             case CallArguments(index, before), CallArguments(other, after) if index == other:
                 joined[-1] = CallArguments(index, before + after)
-            case _, Content("") | CallArguments(_, ""):
+            case _, Reasoning("") | Content("") | CallArguments(_, ""):
                 pass
             case _:
                 joined.append(event)

@@ -31,7 +31,7 @@ Schemas = Mapping[str, Mapping[str, object]]
 """The JSON schema of each tool's parameters, by name."""
 
 
-class _CharParser(ABC):
+class CharParser(ABC):
     """Feeds characters to a state and counts calls; whitespace around calls is dropped."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class _CharParser(ABC):
         return [] if self._scanner.has_started else self._say(prefix + self._scanner.raw)
 
 
-class PlainParser(_CharParser):
+class PlainParser(CharParser):
     """All is content."""
 
     def _content(self, char: str) -> list[Event]:
@@ -91,7 +91,7 @@ class PlainParser(_CharParser):
         return []
 
 
-class ArrayParser(_CharParser):
+class ArrayParser(CharParser):
     """The whole answer is a JSON array of calls, as the grammar of tool_choice has it."""
 
     def _content(self, char: str) -> list[Event]:
@@ -110,7 +110,7 @@ class ArrayParser(_CharParser):
         return []
 
 
-class TaggedParser(_CharParser):
+class TaggedParser(CharParser):
     """<tool_call>{"name": ..., "arguments": ...}</tool_call> (Hermes, Qwen2.5, Qwen3) or
     <tool_call><function=name><parameter=key>value</parameter></function></tool_call> (Qwen3-Coder).
     """
@@ -241,7 +241,7 @@ class _MarkupCall:
         return json.dumps(value, ensure_ascii=False)
 
 
-class BareJsonParser(_CharParser):
+class BareJsonParser(CharParser):
     """The answer is calls, {"name": ..., "parameters": ...} with ; between them (Llama 3), or it is
     text."""
 
@@ -288,7 +288,7 @@ class BareJsonParser(_CharParser):
         return self._say(self._tag.flush()) if self._state == self._content else []
 
 
-class MistralParser(_CharParser):
+class MistralParser(CharParser):
     """[TOOL_CALLS] and a JSON array of calls, or name[ARGS]{...} or name{...} for each call."""
 
     _TAG, _ARGS = "[TOOL_CALLS]", "[ARGS]"
@@ -355,7 +355,7 @@ class MistralParser(_CharParser):
         return self._say(self._tag.flush()) if self._state == self._content else []
 
 
-class PythonicParser(_CharParser):
+class PythonicParser(CharParser):
     """The answer is a list of Python calls, [f(a=1), g()], with literals only, or it is text."""
 
     def __init__(self) -> None:

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 
 from hal.server.errors import ApiError, invalid_value
 from hal.server.guided import Guided, make_guided
+from hal.server.reasoning import ReasoningParser, Split
 from hal.server.schema import ChatBody, shown
-from hal.server.tool_calls import CallArguments, CallStart, Content, Event, ToolParser
+from hal.server.tool_calls import (
+    CallArguments,
+    CallStart,
+    Content,
+    Event,
+    Reasoning,
+    ToolParser,
+    merged,
+)
 from hal.server.tool_parser import FAMILIES, ArrayParser, PlainParser
 
 MAX_TOOLS = 128
@@ -143,14 +152,27 @@ def _moved(schema: object, place: str) -> object:
 
 
 class ChoiceReader:
-    """Splits one choice's text into content and calls; keeps to one call where asked to."""
+    """Splits one choice's text into reasoning, content and calls; one call where asked to."""
 
-    def __init__(self, tools: Tools | None, family: str) -> None:
+    def __init__(self, tools: Tools | None, family: str, split: Split | None) -> None:
         self._parser = PlainParser() if tools is None else tools.parser(family)
+        self._reasoning: ReasoningParser | None = None
+        if split is not None:
+            self._parser = self._reasoning = ReasoningParser(split, self._parser)
         self._is_parallel = tools is None or tools.is_parallel
+        self._num_before_answer = 0
         self.has_calls = False
 
-    def read(self, text: str, *, is_last: bool) -> list[Event]:
+    @property
+    def num_reasoning(self) -> int:
+        """Tokens up to the end of the reasoning, its marks included."""
+        has_reasoning = self._reasoning is not None and self._reasoning.has_reasoning
+        return self._num_before_answer if has_reasoning else 0
+
+    def read(self, text: str, num_tokens: int, *, is_last: bool) -> list[Event]:
+        """num_tokens: how many tokens the text is."""
+        if self._reasoning is not None and self._reasoning.is_before_answer:
+            self._num_before_answer += num_tokens
         events = self._parser.feed(text)
         if is_last:
             events += self._parser.finish()
@@ -162,7 +184,7 @@ class ChoiceReader:
         return "tool_calls" if reason == "stop" and self.has_calls else reason
 
     def _is_wanted(self, event: Event) -> bool:
-        return self._is_parallel or isinstance(event, Content) or event.index == 0
+        return self._is_parallel or isinstance(event, Reasoning | Content) or event.index == 0
 
 
 @dataclass(slots=True)
@@ -189,19 +211,22 @@ class ToolCall:
 class ReadChoice:
     """A whole answer, read."""
 
+    reasoning: str
     content: str
     calls: Sequence[ToolCall]
 
 
 def whole_choice(events: Sequence[Event], call_id: str) -> ReadChoice:
     """call_id: what the ids of the calls begin with."""
-    content, calls = "", list[ToolCall]()
-    for event in events:
+    reasoning, content, calls = list[str](), list[str](), list[ToolCall]()
+    for event in merged(events):
         match event:
+            case Reasoning(text):
+                reasoning.append(text)
             case Content(text):
-                content += text
+                content.append(text)
             case CallStart(index, name):
                 calls.append(ToolCall(f"{call_id}-{index}", name))
             case CallArguments(index, text):
                 calls[index].arguments += text
-    return ReadChoice(content, calls)
+    return ReadChoice("".join(reasoning), "".join(content), calls)

@@ -120,6 +120,14 @@ class Decoder:
         self._parts.final_norm(delta, residual, delta)
         self._parts.head.logits(delta, out)
 
+    def hidden_states(self, num_tokens: int) -> Tensor:
+        """[num_tokens, hidden_size] behind the final norm, of all forwarded rows; after `logits`,
+        since it may write over what that reads."""
+        delta, residual = self._delta.rows(num_tokens), self._residual.rows(num_tokens)
+        hidden = self._hidden.rows(num_tokens)
+        self._parts.final_norm(delta, residual, hidden)
+        return hidden
+
 
 @dataclass(frozen=True, slots=True)
 class LogitsScratch:

@@ -48,6 +48,7 @@ def _build_real(start: Start) -> LoadedEngine:
         device_reason=built.device_reason,
         dtype=str(resolved.dtype),
         vocab_size=built.model.vocab_size,
+        hidden_size=built.model.hidden_size,
         max_model_len=resolved.max_model_len,
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,

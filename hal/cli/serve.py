@@ -62,6 +62,11 @@ SERVER_FLAGS = FlagGroup(
             help="how the model writes tool calls; default: as its chat template does",
             metavar="FAMILY",
         ),
+        Flag(
+            name="reasoning-parser",
+            help="how the model marks its reasoning, or none; default: as its chat template does",
+            metavar="FAMILY",
+        ),
         Flag(name="log-level", help=", ".join(LOG_LEVELS), metavar="LEVEL", default="info"),
         Flag(name="engine", help="fake:SCRIPT runs a scripted engine in tests", is_hidden=True),
     ),
@@ -82,6 +87,7 @@ class ServeOptions:
     step_timeout_s: float
     log_level: str
     tool_parser: str | None
+    reasoning_parser: str | None
     fake_script: str | None
 
 
@@ -121,6 +127,7 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         step_timeout_s=_seconds("step-timeout", given, least=1.0),
         log_level=str(given["log_level"]),
         tool_parser=_text(given["tool_call_parser"]),
+        reasoning_parser=_text(given["reasoning_parser"]),
         fake_script=_fake_script(_text(given["engine"])),
     )
     _check(options)
@@ -182,7 +189,10 @@ def _serve(options: ServeOptions) -> int:
             run_options = RunOptions(
                 start=Start(replace(options.config, model=str(folder)), options.fake_script),
                 load_text=lambda: TextModel.load(
-                    folder, options.config.chat_template, options.tool_parser
+                    folder,
+                    options.config.chat_template,
+                    options.tool_parser,
+                    options.reasoning_parser,
                 ),
                 on_ready=on_ready,
                 api_key=options.api_key,

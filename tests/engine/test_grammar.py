@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 import hal.tiny
 from hal import LLM, GuidedDecodingParams, SamplingParams
-from hal.engine.grammar import Grammars, Matcher, PendingMasks
+from hal.engine.grammar import Grammar, Grammars, Matcher, PendingMasks
 from hal.engine.grammar_worker import GrammarWorker
 from hal.engine.request import FinishReason
 from hal.engine.tokenizer import Tokenizer
@@ -80,6 +81,40 @@ def test_every_kind_is_followed(llm: LLM, params: GuidedDecodingParams, pattern:
     answers = guided(llm, [params] * 12)
     whole = [answer for answer in answers if answer is not None]
     assert whole and all(re.fullmatch(pattern, answer) for answer in whole)
+
+
+@pytest.mark.parametrize(
+    ("params", "answer"),
+    [
+        (GuidedDecodingParams(regex="a+", reasoning_end="</think>"), "aaa"),
+        (GuidedDecodingParams(choice=["yes", "no"], reasoning_end="</think>"), "no"),
+        (GuidedDecodingParams(grammar='start: "b" start?', reasoning_end="</think>"), "bb"),
+        (GuidedDecodingParams(json_object=True, reasoning_end="</think>"), '{"a": [1]}'),
+        (GuidedDecodingParams(json={"type": "integer"}, reasoning_end="</think>"), "12"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, GuidedDecodingParams) else "",
+)
+def test_a_grammar_begins_behind_the_reasoning(
+    grammars: Grammars, tokenizer: Tokenizer, params: GuidedDecodingParams, answer: str
+) -> None:
+    thought = 'It is {"x": </thin\n 3.</think>'
+    marked = replace(params, reasoning_start="<think>")
+    for each, can_leave_out in ((params, False), (marked, True)):
+        start = each.reasoning_start or ""
+        grammar = grammars.compiled(each)
+
+        def says(text: str, grammar: Grammar = grammar) -> bool:
+            return can_say(grammar.matcher(), tokenizer, text)
+
+        assert says(start + thought + answer) and says(f"{start}{thought}\n\n{answer}")
+        assert says(answer) == can_leave_out
+        assert not says(start + thought) and not says(start + thought + "?")
+
+
+def test_a_model_thinks_before_a_guided_answer(llm: LLM) -> None:
+    params = GuidedDecodingParams(regex="[0-9]{3}", reasoning_end=".")
+    whole = [answer for answer in guided(llm, [params] * 8) if answer is not None]
+    assert whole and all(re.fullmatch(r"[^.]+\.\n*[0-9]{3}", answer) for answer in whole)
 
 
 def test_json_object_is_an_object(llm: LLM) -> None:
@@ -216,6 +251,9 @@ def test_what_is_wrong_is_named(grammars: Grammars, params: dict[str, object], s
         ({"choice": ["a"] * 5000}, "5000 texts"),
         ({"regex": "a" * 300_000}, "300000 characters"),
         ({"regex": "a", "whitespace_pattern": " "}, "json and json_object only"),
+        ({"regex": "a", "reasoning_start": "<a>"}, "needs a reasoning_end"),
+        ({"regex": "a", "reasoning_end": ""}, "neither may be empty"),
+        ({"regex": "a", "reasoning_end": 3}, "must be text"),
     ],
 )
 def test_params_are_checked(params: dict[str, object], says: str) -> None:

@@ -20,6 +20,7 @@ RULES = [
     rule("TWO!", choices=[ids("first"), ids("second")]),
     rule("slow", tokens=ids("x" * 400), step_delay_s=0.01),
     rule("nan", tokens=ids("abcdef"), error_at=3),
+    rule("fall", error_at=1),
     rule("cached", num_cached_tokens=4),
     rule("refuse", reject={"kind": "ContextLengthError", "code": "HAL-E410", "message": "no room"}),
 ]

@@ -191,7 +191,7 @@ def test_render_shows_the_prompt(server: ServerProcess) -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/v1/load_lora_adapter"])
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/rerank", "/v1/load_lora_adapter"])
 def test_what_is_missing_says_so(server: ServerProcess, path: str) -> None:
     answer = httpx.post(f"{server.url}{path}", json={"input": "x"}, timeout=30)
     error = answer.json()["error"]
