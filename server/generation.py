@@ -14,6 +14,7 @@ from hal.server.async_engine import AsyncEngine, Sink
 from hal.server.errors import request_lost
 from hal.server.metrics import ServerMetrics
 from hal.server.params import QueueTerms
+from hal.server.quotas import Lease, Quota
 from hal.server.text import TextModel
 
 
@@ -67,6 +68,14 @@ class Job:
     params: Sequence[SamplingParams]
     continues_text: bool
     terms: QueueTerms = field(default_factory=QueueTerms)
+    tenant: str = ""
+
+    def most_tokens(self) -> int:
+        """Prompts, and answers as long as they may become."""
+        return sum(
+            len(prompt) + params.n * (params.max_tokens or 0)
+            for prompt, params in zip(self.prompts, self.params, strict=True)
+        )
 
 
 class _Choice:
@@ -79,15 +88,25 @@ class _Choice:
 
 
 class Generation:
-    """Start it, read its deltas to the end, and close it in any case: close() aborts the rest."""
+    """Start it, read its deltas to the end, and close it in any case: close() aborts the rest.
+
+    quota: of the caller; start() takes from it, and what was not used is given back at the end
+    """
 
     def __init__(
-        self, engine: AsyncEngine, text: TextModel, metrics: ServerMetrics, job: Job
+        self,
+        engine: AsyncEngine,
+        text: TextModel,
+        metrics: ServerMetrics,
+        job: Job,
+        quota: Quota | None = None,
     ) -> None:
         self.usage = Usage(num_prompt=sum(len(prompt) for prompt in job.prompts))
         self._engine = engine
         self._metrics = metrics
         self._job = job
+        self._quota = quota
+        self._lease: Lease | None = None
         self._sink: Sink = asyncio.Queue()
         self._started_at = time.monotonic()
         self._num_per_prompt = job.params[0].n
@@ -106,7 +125,12 @@ class Generation:
         self._is_failed = False
 
     async def start(self) -> None:
-        """Return when the engine has accepted every prompt; raises what it refused with."""
+        """Return when the engine has accepted every prompt; raises what it refused with.
+
+        Raises ApiError 429 where the quota is used up.
+        """
+        if self._quota is not None:
+            self._lease = self._quota.admit(self._job.most_tokens())
         try:
             for request in self._requests:
                 await self._engine.submit(request, self._sink)
@@ -115,6 +139,7 @@ class Generation:
             if isinstance(error, asyncio.CancelledError):
                 self._metrics.aborted("client_disconnect")
             self._num_open = 0
+            self._settle(0)
             raise
 
     async def deltas(self) -> AsyncIterator[ChoiceDelta]:
@@ -145,6 +170,11 @@ class Generation:
         if self._num_open and self._abort_all():
             self._metrics.aborted("error" if self._is_failed else "client_disconnect")
         self._num_open = 0
+        self._settle(self.usage.num_prompt + self.usage.num_completion)
+
+    def _settle(self, num_tokens: int) -> None:
+        if self._lease is not None:
+            self._lease.settle(num_tokens)
 
     def _abort_all(self) -> bool:
         return any([self._engine.abort(request.request_id) for request in self._requests])
@@ -197,4 +227,5 @@ def _request(job: Job, index: int, text: TextModel) -> Request:
         eos_token_ids=text.defaults.eos_token_ids,
         priority=job.terms.priority,
         timeout_s=job.terms.timeout_s,
+        tenant=job.tenant,
     )

@@ -17,10 +17,12 @@ from hal.cli.arguments import (
     engine_config,
     report_error,
 )
+from hal.cli.keys import keys_command
 from hal.cli.listener import bind, is_loopback
 from hal.config import EngineConfig
 from hal.env import environment, wants_traceback
 from hal.errors import ConfigError, HalError
+from hal.server.keys import KeyRing, load_keys, single_key
 
 if TYPE_CHECKING:
     from hal.server.front import Front
@@ -35,6 +37,11 @@ SERVER_FLAGS = FlagGroup(
         Flag(name="host", help="address to listen on", metavar="ADDRESS", default="127.0.0.1"),
         Flag(name="port", help="port; 0 takes a free one", metavar="N", convert=int, default=8000),
         Flag(name="api-key", help="clients must send it; prefer the environment", metavar="KEY"),
+        Flag(
+            name="api-keys",
+            help="TOML file of keys with scopes and limits; hal-serve keys add writes it",
+            metavar="FILE",
+        ),
         Flag(name="served-model-name", help="name in the API; default MODEL", metavar="NAME"),
         Flag(
             name="shutdown-timeout",
@@ -75,7 +82,7 @@ class ServeOptions:
     config: EngineConfig
     host: str
     port: int
-    api_key: str | None
+    keys: KeyRing | None
     served_name: str
     shutdown_timeout_s: float
     heartbeat_timeout_s: float
@@ -88,8 +95,10 @@ class ServeOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code, the last line on stderr is the cause."""
     try:
-        options = parse_options(sys.argv[1:] if argv is None else argv, environment())
-        return _serve(options)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if words[:1] == ["keys"]:
+            return keys_command(words[1:])
+        return _serve(parse_options(words, environment()))
     except HalError as error:
         if wants_traceback():
             logging.exception("hal-serve failed")
@@ -114,7 +123,7 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         config=config,
         host=str(given["host"]),
         port=_number(given["port"]),
-        api_key=_text(given["api_key"]),
+        keys=_keys(_text(given["api_key"]), _text(given["api_keys"])),
         served_name=_text(given["served_model_name"]) or config.model,
         shutdown_timeout_s=_seconds("shutdown-timeout", given, least=0.0),
         heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
@@ -134,13 +143,21 @@ def _check(options: ServeOptions) -> None:
         raise ConfigError(
             f"--log-level {options.log_level!r} is not one of {', '.join(LOG_LEVELS)}"
         )
-    if options.api_key is not None and not options.api_key.strip():
-        raise ConfigError("--api-key is empty; give a key or leave it out")
-    if options.api_key is None and not is_loopback(options.host):
+    if options.keys is None and not is_loopback(options.host):
         raise ConfigError(
             f"--host {options.host} is reachable from other machines; set HAL_API_KEY (or "
-            "--api-key), or listen on 127.0.0.1"
+            "--api-key, --api-keys), or listen on 127.0.0.1"
         )
+
+
+def _keys(single: str | None, file: str | None) -> KeyRing | None:
+    """None lets everybody in."""
+    if single is not None and not single.strip():
+        raise ConfigError("--api-key is empty; give a key or leave it out")
+    keys = [] if single is None else [single_key(single)]
+    if file is not None:
+        keys += load_keys(Path(file))
+    return KeyRing(keys) if keys else None
 
 
 def _serve(options: ServeOptions) -> int:
@@ -175,17 +192,16 @@ def _serve(options: ServeOptions) -> int:
         )
 
         def on_ready(front: Front) -> None:
-            print_banner(front, url, has_key=options.api_key is not None)
+            print_banner(front, url, has_key=options.keys is not None)
 
         async def run() -> int:
-            front = Front(engine=AsyncEngine(process), served_name=options.served_name)
+            front = Front(AsyncEngine(process), options.served_name, keys=options.keys)
             run_options = RunOptions(
                 start=Start(replace(options.config, model=str(folder)), options.fake_script),
                 load_text=lambda: TextModel.load(
                     folder, options.config.chat_template, options.tool_parser
                 ),
                 on_ready=on_ready,
-                api_key=options.api_key,
                 shutdown_timeout_s=options.shutdown_timeout_s,
             )
             return await serve(front, listener, run_options)
