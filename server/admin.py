@@ -9,14 +9,13 @@ from dataclasses import asdict
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from hal.env import LOG_LEVELS
 from hal.errors import ConfigError
 from hal.server.errors import ApiError, invalid_value
 from hal.server.front import Front, Handler
 from hal.server.keys import LIMIT_NAMES, ApiKey, Scope, key_limits
 from hal.server.schema import Body, ignored_fields, parse_body
 from hal.server.wire import json_response
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _log = logging.getLogger("hal.server")
 

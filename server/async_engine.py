@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 from hal.engine.request import EngineStats, Output, Request
 from hal.errors import HalError
@@ -55,6 +56,7 @@ class AsyncEngine:
         self.is_draining = False
         self.ready = asyncio.Event()
         self._inflight: dict[str, _Inflight] = {}
+        self._serial = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -71,6 +73,10 @@ class AsyncEngine:
         failure = await self.process.run(start, self._dispatch)
         self.fail_all(failure)
         return failure
+
+    def request_id(self, name: str) -> str:
+        """Unlike any other: clients choose names, and a retry comes with the name of the first."""
+        return f"{name}-{next(self._serial)}"
 
     async def submit(self, request: Request, sink: Sink) -> None:
         """Return once the engine has accepted; raises its RequestError or an ApiError.

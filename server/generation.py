@@ -110,7 +110,10 @@ class Generation:
         self._sink: Sink = asyncio.Queue()
         self._started_at = time.monotonic()
         self._num_per_prompt = job.params[0].n
-        self._requests = [_request(job, i, text) for i in range(len(job.prompts))]
+        self._requests = [
+            _request(job, i, text, engine.request_id(job.request_id))
+            for i in range(len(job.prompts))
+        ]
         self._prompt_of = {request.request_id: i for i, request in enumerate(self._requests)}
         self._choices = [
             _Choice(
@@ -219,9 +222,9 @@ class Generation:
         self.usage.num_completion += len(output.token_ids)
 
 
-def _request(job: Job, index: int, text: TextModel) -> Request:
+def _request(job: Job, index: int, text: TextModel, request_id: str) -> Request:
     return Request(
-        request_id=f"{job.request_id}-{index}",
+        request_id=request_id,
         prompt_token_ids=tuple(job.prompts[index]),
         params=job.params[index],
         eos_token_ids=text.defaults.eos_token_ids,

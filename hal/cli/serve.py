@@ -20,7 +20,7 @@ from hal.cli.arguments import (
 from hal.cli.keys import keys_command
 from hal.cli.listener import bind, is_loopback
 from hal.config import EngineConfig
-from hal.env import environment, wants_traceback
+from hal.env import LOG_LEVELS, environment, wants_traceback
 from hal.errors import ConfigError, HalError
 from hal.server.keys import KeyRing, load_keys, single_key
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 FAKE_PREFIX = "fake:"
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 SERVER_FLAGS = FlagGroup(
     "server",
