@@ -7,7 +7,8 @@ import itertools
 
 from hal.engine.request import EngineStats, Output, Request
 from hal.errors import HalError
-from hal.server.errors import draining, engine_loading, engine_unavailable, overloaded
+from hal.server.admission import Admission
+from hal.server.errors import draining, engine_loading, engine_unavailable
 from hal.server.messages import (
     Abort,
     Add,
@@ -18,11 +19,8 @@ from hal.server.messages import (
     Rejected,
     Start,
 )
+from hal.server.queue_limits import QueueLimits
 from hal.server.supervisor import EngineProcess, EngineState
-
-MAX_INFLIGHT = 1024
-"""Requests inside the server; more are refused with 503, so that no queue grows without bound."""
-
 
 Sink = asyncio.Queue[Output | Exception]
 
@@ -50,8 +48,9 @@ class _Inflight:
 class AsyncEngine:
     """The engine as coroutines see it. One event loop, no locks."""
 
-    def __init__(self, process: EngineProcess) -> None:
+    def __init__(self, process: EngineProcess, limits: QueueLimits | None = None) -> None:
         self.process = process
+        self.admission = Admission(limits)
         self.stats: EngineStats | None = None
         self.is_draining = False
         self.ready = asyncio.Event()
@@ -84,6 +83,9 @@ class AsyncEngine:
         Outputs follow on `sink`; what ends it early is put there as an exception.
         """
         self.check_open()
+        num_tokens = len(request.prompt_token_ids)
+        self.admission.check(num_tokens, request.timeout_s)
+        self.admission.enter(request.request_id, num_tokens)
         entry = _Inflight(request, sink)
         self._inflight[request.request_id] = entry
         self._idle.clear()
@@ -131,8 +133,6 @@ class AsyncEngine:
             raise draining()
         if state is EngineState.FAILED:
             raise engine_unavailable(self.process.failure)
-        if len(self._inflight) >= MAX_INFLIGHT:
-            raise overloaded(MAX_INFLIGHT)
 
     def _dispatch(self, message: FromEngine) -> None:
         match message:
@@ -155,12 +155,15 @@ class AsyncEngine:
         entry = self._inflight.get(output.request_id)
         if entry is None:
             return
+        if output.token_ids:
+            self.admission.start(output.request_id)
         entry.put(output)
         if not entry.open_choices:
             self._forget(output.request_id)
 
     def _forget(self, request_id: str) -> _Inflight | None:
         entry = self._inflight.pop(request_id, None)
+        self.admission.leave(request_id)
         if not self._inflight:
             self._idle.set()
         return entry

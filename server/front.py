@@ -20,7 +20,6 @@ from hal.server.messages import EngineInfo
 from hal.server.metrics import EngineView, ServerMetrics
 from hal.server.params import (
     QueueTerms,
-    as_allowed,
     check_num_choices,
     check_token_ids,
     with_token_budget,
@@ -45,6 +44,7 @@ class EncodedPrompts:
 class Front:
     """One server's state; `text` is None until the tokenizer is loaded, `keys` where all may call.
 
+    request_timeout_s: how long requests may wait that do not say it
     quotas: of each key, by its name
     """
 
@@ -53,6 +53,7 @@ class Front:
     text: TextModel | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     keys: KeyRing | None = None
+    request_timeout_s: float | None = None
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 
@@ -110,7 +111,7 @@ class Front:
                 for prompt in encoded.token_ids
             ],
             continues_text=encoded.continues_text,
-            terms=terms if caller is None else as_allowed(terms, caller.limits.min_priority),
+            terms=self._terms(terms, caller),
             tenant="" if caller is None else caller.name,
         )
         quota = None if caller is None else self.quotas[caller.name]
@@ -120,6 +121,13 @@ class Front:
         except RequestError as error:
             raise under_its_name(error, guided) from error
         return generation
+
+    def _terms(self, asked: QueueTerms, caller: ApiKey | None) -> QueueTerms:
+        """With the server's timeout where none was given, and no more urgent than allowed."""
+        timeout_s = self.request_timeout_s if asked.timeout_s is None else asked.timeout_s
+        least = None if caller is None else caller.limits.min_priority
+        priority = asked.priority if least is None else max(asked.priority, least)
+        return QueueTerms(priority, timeout_s)
 
     def refused(self, error: Exception) -> ApiError:
         """Count and translate what a handler raised."""

@@ -156,13 +156,6 @@ def queue_terms(body: GenerateBody) -> QueueTerms:
     return QueueTerms(priority, body.timeout_s)
 
 
-def as_allowed(terms: QueueTerms, min_priority: int | None) -> QueueTerms:
-    """No more urgent than the caller may be."""
-    if min_priority is None:
-        return terms
-    return replace(terms, priority=max(terms.priority, min_priority))
-
-
 def check_num_choices(num_prompts: int, n: int) -> None:
     if num_prompts * n > MAX_CHOICES:
         raise invalid_value(

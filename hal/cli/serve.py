@@ -23,6 +23,7 @@ from hal.config import EngineConfig
 from hal.env import LOG_LEVELS, environment, wants_traceback
 from hal.errors import ConfigError, HalError
 from hal.server.keys import KeyRing, load_keys, single_key
+from hal.server.queue_limits import QueueLimits
 
 if TYPE_CHECKING:
     from hal.server.front import Front
@@ -64,6 +65,26 @@ SERVER_FLAGS = FlagGroup(
             default=300.0,
         ),
         Flag(
+            name="max-queue-size",
+            help="requests that may wait for their first token; more get 503",
+            metavar="N",
+            convert=int,
+            default=QueueLimits().max_requests,
+        ),
+        Flag(
+            name="max-queued-tokens",
+            help="prompt tokens that may wait; more get 503",
+            metavar="N",
+            convert=int,
+            default=QueueLimits().max_tokens,
+        ),
+        Flag(
+            name="request-timeout",
+            help="seconds a request may wait that has no timeout_s; more get 504",
+            metavar="S",
+            convert=float,
+        ),
+        Flag(
             name="tool-call-parser",
             help="how the model writes tool calls; default: as its chat template does",
             metavar="FAMILY",
@@ -82,6 +103,8 @@ class ServeOptions:
     host: str
     port: int
     keys: KeyRing | None
+    queue: QueueLimits
+    request_timeout_s: float | None
     served_name: str
     shutdown_timeout_s: float
     heartbeat_timeout_s: float
@@ -123,6 +146,12 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         host=str(given["host"]),
         port=_number(given["port"]),
         keys=_keys(_text(given["api_key"]), _text(given["api_keys"])),
+        queue=_queue_limits(given),
+        request_timeout_s=(
+            None
+            if given["request_timeout"] is None
+            else _seconds("request-timeout", given, least=0.001)
+        ),
         served_name=_text(given["served_model_name"]) or config.model,
         shutdown_timeout_s=_seconds("shutdown-timeout", given, least=0.0),
         heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
@@ -157,6 +186,15 @@ def _keys(single: str | None, file: str | None) -> KeyRing | None:
     if file is not None:
         keys += load_keys(Path(file))
     return KeyRing(keys) if keys else None
+
+
+def _queue_limits(given: Mapping[str, object]) -> QueueLimits:
+    size, tokens = _number(given["max_queue_size"]), _number(given["max_queued_tokens"])
+    if size < 1 or tokens < 1:
+        raise ConfigError(
+            f"--max-queue-size {size} and --max-queued-tokens {tokens}: both must be at least 1"
+        )
+    return QueueLimits(max_requests=size, max_tokens=tokens)
 
 
 def _serve(options: ServeOptions) -> int:
@@ -194,7 +232,12 @@ def _serve(options: ServeOptions) -> int:
             print_banner(front, url, has_key=options.keys is not None)
 
         async def run() -> int:
-            front = Front(AsyncEngine(process), options.served_name, keys=options.keys)
+            front = Front(
+                AsyncEngine(process, options.queue),
+                options.served_name,
+                keys=options.keys,
+                request_timeout_s=options.request_timeout_s,
+            )
             run_options = RunOptions(
                 start=Start(replace(options.config, model=str(folder)), options.fake_script),
                 load_text=lambda: TextModel.load(
