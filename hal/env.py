@@ -15,6 +15,8 @@ TRACEBACK = "HAL_TRACEBACK"
 """Set to 1 to print the traceback of an expected error as well."""
 CACHE_FOLDER = "HAL_CACHE_FOLDER"
 """Where packed weights are kept; $XDG_CACHE_HOME/hal/packed or ~/.cache/hal/packed without it."""
+LOG_LEVELS = ("debug", "info", "warning", "error")
+"""Of --log-level, and of the admin route that changes it."""
 
 # Turns that an OpenMP thread of libgomp waits at a barrier before it sleeps.
 _SPIN = ("GOMP_SPINCOUNT", "1000")

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import hal
+from hal.server.admin import ADMIN_ROUTES, for_admins
 from hal.server.anthropic import count_tokens, create_message
 from hal.server.chat import create_chat_completion
 from hal.server.chat_turn import encode_turn, render_turn
@@ -24,7 +25,7 @@ from hal.server.errors import (
     model_not_found,
     not_implemented,
 )
-from hal.server.front import Front, ignored_header
+from hal.server.front import Front, Handler, ignored_header
 from hal.server.limits import ApiKeyCheck, RequestLimits, RequestLog
 from hal.server.metrics import CONTENT_TYPE
 from hal.server.params import chat_messages, check_token_ids
@@ -33,17 +34,17 @@ from hal.server.schema import ChatBody, DetokenizeBody, TokenizeBody, parse_body
 from hal.server.supervisor import EngineState
 from hal.server.wire import error_response, json_response
 
-Handler = Callable[[Front, HttpRequest], Awaitable[Response]]
 
-
-def build_app(front: Front, api_key: str | None = None) -> ASGIApp:
+def build_app(front: Front) -> ASGIApp:
     """The whole HTTP side as one ASGI application."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     for method, path, handler in ROUTES:
         app.add_route(path, _endpoint(front, handler), methods=[method])
+    for method, path, handler in ADMIN_ROUTES:
+        app.add_route(path, _endpoint(front, for_admins(handler)), methods=[method])
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    checked = RequestLimits(ApiKeyCheck(app, api_key))
+    checked = RequestLimits(ApiKeyCheck(app, front.keys, front.quotas))
     return RequestLog(checked, front.metrics.http_answer)
 
 

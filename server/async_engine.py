@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 from hal.engine.request import EngineStats, Output, Request
 from hal.errors import HalError
-from hal.server.errors import draining, engine_loading, engine_unavailable, overloaded
+from hal.server.admission import Admission
+from hal.server.errors import draining, engine_loading, engine_unavailable
 from hal.server.messages import (
     Abort,
     Add,
@@ -17,11 +19,8 @@ from hal.server.messages import (
     Rejected,
     Start,
 )
+from hal.server.queue_limits import QueueLimits
 from hal.server.supervisor import EngineProcess, EngineState
-
-MAX_INFLIGHT = 1024
-"""Requests inside the server; more are refused with 503, so that no queue grows without bound."""
-
 
 Sink = asyncio.Queue[Output | Exception]
 
@@ -49,12 +48,14 @@ class _Inflight:
 class AsyncEngine:
     """The engine as coroutines see it. One event loop, no locks."""
 
-    def __init__(self, process: EngineProcess) -> None:
+    def __init__(self, process: EngineProcess, limits: QueueLimits | None = None) -> None:
         self.process = process
+        self.admission = Admission(limits)
         self.stats: EngineStats | None = None
         self.is_draining = False
         self.ready = asyncio.Event()
         self._inflight: dict[str, _Inflight] = {}
+        self._serial = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -72,12 +73,19 @@ class AsyncEngine:
         self.fail_all(failure)
         return failure
 
+    def request_id(self, name: str) -> str:
+        """Unlike any other: clients choose names, and a retry comes with the name of the first."""
+        return f"{name}-{next(self._serial)}"
+
     async def submit(self, request: Request, sink: Sink) -> None:
         """Return once the engine has accepted; raises its RequestError or an ApiError.
 
         Outputs follow on `sink`; what ends it early is put there as an exception.
         """
         self.check_open()
+        num_tokens = len(request.prompt_token_ids)
+        self.admission.check(num_tokens, request.timeout_s)
+        self.admission.enter(request.request_id, num_tokens)
         entry = _Inflight(request, sink)
         self._inflight[request.request_id] = entry
         self._idle.clear()
@@ -125,8 +133,6 @@ class AsyncEngine:
             raise draining()
         if state is EngineState.FAILED:
             raise engine_unavailable(self.process.failure)
-        if len(self._inflight) >= MAX_INFLIGHT:
-            raise overloaded(MAX_INFLIGHT)
 
     def _dispatch(self, message: FromEngine) -> None:
         match message:
@@ -149,12 +155,15 @@ class AsyncEngine:
         entry = self._inflight.get(output.request_id)
         if entry is None:
             return
+        if output.token_ids:
+            self.admission.start(output.request_id)
         entry.put(output)
         if not entry.open_choices:
             self._forget(output.request_id)
 
     def _forget(self, request_id: str) -> _Inflight | None:
         entry = self._inflight.pop(request_id, None)
+        self.admission.leave(request_id)
         if not self._inflight:
             self._idle.set()
         return entry

@@ -84,8 +84,16 @@ def draining() -> ApiError:
     return _unavailable("draining", "the server is shutting down; send this to another one", 5)
 
 
-def overloaded(limit: int) -> ApiError:
-    return _unavailable("server_overloaded", f"{limit} requests are in flight; try again later", 1)
+def overloaded(what: str, retry_after_s: int) -> ApiError:
+    message = f"{what}; try again in {retry_after_s} s"
+    return _unavailable("server_overloaded", message, retry_after_s)
+
+
+def too_late(wait_s: float, timeout_s: float) -> ApiError:
+    """Refused at once: the same fate after a wait would help nobody."""
+    message = f"the queue needs about {wait_s:.1f} s; this request's timeout_s is {timeout_s:g}"
+    headers = {"x-should-retry": "false"}
+    return ApiError(504, "deadline_exceeded", message, "server_error", headers=headers)
 
 
 def engine_unavailable(failure: HalError | None) -> ApiError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
@@ -14,6 +15,7 @@ from hal.server.async_engine import AsyncEngine
 from hal.server.errors import ApiError, api_error, engine_loading, model_not_found
 from hal.server.generation import Generation, Job
 from hal.server.guided import Guided, under_its_name
+from hal.server.keys import ApiKey, KeyRing
 from hal.server.messages import EngineInfo
 from hal.server.metrics import EngineView, ServerMetrics
 from hal.server.params import (
@@ -22,6 +24,7 @@ from hal.server.params import (
     check_token_ids,
     with_token_budget,
 )
+from hal.server.quotas import Quota
 from hal.server.schema import Body, ignored_fields
 from hal.server.stream import unless_disconnected
 from hal.server.supervisor import EngineState
@@ -39,15 +42,24 @@ class EncodedPrompts:
 
 @dataclass(slots=True)
 class Front:
-    """One server's state; `text` is None until the tokenizer is loaded."""
+    """One server's state; `text` is None until the tokenizer is loaded, `keys` where all may call.
+
+    request_timeout_s: how long requests may wait that do not say it
+    quotas: of each key, by its name
+    """
 
     engine: AsyncEngine
     served_name: str
     text: TextModel | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+    keys: KeyRing | None = None
+    request_timeout_s: float | None = None
+    quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 
     def __post_init__(self) -> None:
+        keys = () if self.keys is None else self.keys.keys
+        self.quotas = {key.name: Quota(key.limits) for key in keys}
         self.metrics = ServerMetrics(self.served_name, self._engine_view)
 
     @property
@@ -90,6 +102,7 @@ class Front:
         check_num_choices(len(encoded.token_ids), params.n)
         for prompt in encoded.token_ids:
             check_token_ids(prompt, info.vocab_size, encoded.field)
+        caller: ApiKey | None = http.scope["hal_key"]
         job = Job(
             request_id=job_id,
             prompts=encoded.token_ids,
@@ -98,14 +111,23 @@ class Front:
                 for prompt in encoded.token_ids
             ],
             continues_text=encoded.continues_text,
-            terms=terms,
+            terms=self._terms(terms, caller),
+            tenant="" if caller is None else caller.name,
         )
-        generation = Generation(self.engine, self.loaded_text(), self.metrics, job)
+        quota = None if caller is None else self.quotas[caller.name]
+        generation = Generation(self.engine, self.loaded_text(), self.metrics, job, quota)
         try:
             await unless_disconnected(http.receive, generation.start())
         except RequestError as error:
             raise under_its_name(error, guided) from error
         return generation
+
+    def _terms(self, asked: QueueTerms, caller: ApiKey | None) -> QueueTerms:
+        """With the server's timeout where none was given, and no more urgent than allowed."""
+        timeout_s = self.request_timeout_s if asked.timeout_s is None else asked.timeout_s
+        least = None if caller is None else caller.limits.min_priority
+        priority = asked.priority if least is None else max(asked.priority, least)
+        return QueueTerms(priority, timeout_s)
 
     def refused(self, error: Exception) -> ApiError:
         """Count and translate what a handler raised."""
@@ -120,6 +142,10 @@ class Front:
             return None
         info = process.info
         return EngineView(stats, process.heartbeat_age_s, info.block_size, info.site_levels)
+
+
+Handler = Callable[[Front, HttpRequest], Awaitable[Response]]
+"""What answers one route."""
 
 
 def job_id(http: HttpRequest) -> str:

@@ -14,6 +14,7 @@ from hal.server.async_engine import AsyncEngine, Sink
 from hal.server.errors import request_lost
 from hal.server.metrics import ServerMetrics
 from hal.server.params import QueueTerms
+from hal.server.quotas import Lease, Quota
 from hal.server.text import TextModel
 
 
@@ -70,6 +71,14 @@ class Job:
     params: Sequence[SamplingParams]
     continues_text: bool
     terms: QueueTerms = field(default_factory=QueueTerms)
+    tenant: str = ""
+
+    def most_tokens(self) -> int:
+        """Prompts, and answers as long as they may become."""
+        return sum(
+            len(prompt) + params.n * (params.max_tokens or 0)
+            for prompt, params in zip(self.prompts, self.params, strict=True)
+        )
 
 
 class _Choice:
@@ -82,19 +91,32 @@ class _Choice:
 
 
 class Generation:
-    """Start it, read its deltas to the end, and close it in any case: close() aborts the rest."""
+    """Start it, read its deltas to the end, and close it in any case: close() aborts the rest.
+
+    quota: of the caller; start() takes from it, and what was not used is given back at the end
+    """
 
     def __init__(
-        self, engine: AsyncEngine, text: TextModel, metrics: ServerMetrics, job: Job
+        self,
+        engine: AsyncEngine,
+        text: TextModel,
+        metrics: ServerMetrics,
+        job: Job,
+        quota: Quota | None = None,
     ) -> None:
         self.usage = Usage(num_prompt=sum(len(prompt) for prompt in job.prompts))
         self._engine = engine
         self._metrics = metrics
         self._job = job
+        self._quota = quota
+        self._lease: Lease | None = None
         self._sink: Sink = asyncio.Queue()
         self._started_at = time.monotonic()
         self._num_per_prompt = job.params[0].n
-        self._requests = [_request(job, i, text) for i in range(len(job.prompts))]
+        self._requests = [
+            _request(job, i, text, engine.request_id(job.request_id))
+            for i in range(len(job.prompts))
+        ]
         self._prompt_of = {request.request_id: i for i, request in enumerate(self._requests)}
         self._choices = [
             _Choice(
@@ -109,7 +131,12 @@ class Generation:
         self._is_failed = False
 
     async def start(self) -> None:
-        """Return when the engine has accepted every prompt; raises what it refused with."""
+        """Return when the engine has accepted every prompt; raises what it refused with.
+
+        Raises ApiError 429 where the quota is used up.
+        """
+        if self._quota is not None:
+            self._lease = self._quota.admit(self._job.most_tokens())
         try:
             for request in self._requests:
                 await self._engine.submit(request, self._sink)
@@ -118,6 +145,7 @@ class Generation:
             if isinstance(error, asyncio.CancelledError):
                 self._metrics.aborted("client_disconnect")
             self._num_open = 0
+            self._settle(0)
             raise
 
     async def deltas(self) -> AsyncIterator[ChoiceDelta]:
@@ -148,6 +176,11 @@ class Generation:
         if self._num_open and self._abort_all():
             self._metrics.aborted("error" if self._is_failed else "client_disconnect")
         self._num_open = 0
+        self._settle(self.usage.num_prompt + self.usage.num_completion)
+
+    def _settle(self, num_tokens: int) -> None:
+        if self._lease is not None:
+            self._lease.settle(num_tokens)
 
     def _abort_all(self) -> bool:
         return any([self._engine.abort(request.request_id) for request in self._requests])
@@ -194,12 +227,13 @@ class Generation:
         self.usage.num_completion += len(output.token_ids)
 
 
-def _request(job: Job, index: int, text: TextModel) -> Request:
+def _request(job: Job, index: int, text: TextModel, request_id: str) -> Request:
     return Request(
-        request_id=f"{job.request_id}-{index}",
+        request_id=request_id,
         prompt_token_ids=tuple(job.prompts[index]),
         params=job.params[index],
         eos_token_ids=text.defaults.eos_token_ids,
         priority=job.terms.priority,
         timeout_s=job.terms.timeout_s,
+        tenant=job.tenant,
     )

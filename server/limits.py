@@ -6,19 +6,19 @@ Nothing behind them sees a request that is too large, has a strange Host, or lac
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hal.server.errors import ApiError, api_error, internal_error, invalid_value
+from hal.server.keys import KeyRing
+from hal.server.quotas import Quota
 from hal.server.wire import error_answer, is_anthropic
 
 MAX_BODY_BYTES = 32 * 2**20
@@ -132,33 +132,55 @@ class RequestLimits:
 
 
 class ApiKeyCheck:
-    """Lets only requests with the right key through, except on OPEN_PATHS."""
+    """Lets only requests with a known key through, except on OPEN_PATHS; without keys, everyone.
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    What is behind it finds the ApiKey, or None, as scope["hal_key"].
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing | None, quotas: Mapping[str, Quota]) -> None:
         self._app = app
-        self._digest = None if api_key is None else hashlib.sha256(api_key.encode()).digest()
+        self._keys = keys
+        self._quotas = quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._digest is None or scope["path"] in OPEN_PATHS or self._is_valid(scope):
+        key = scope["hal_key"] = None if self._keys is None else self._keys.find(_key_text(scope))
+        if key is not None:
+            await self._app(scope, receive, _with_quota(send, self._quotas[key.name]))
+        elif self._keys is None or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
-            return
-        error = ApiError(
-            401,
-            "invalid_api_key",
-            "missing or wrong API key; send the header Authorization: Bearer KEY or x-api-key: KEY",
-            "authentication_error",
-            headers={"www-authenticate": "Bearer"},
-        )
-        await send_error(error, scope, send)
+        else:
+            await send_error(_wrong_key(), scope, send)
 
-    def _is_valid(self, scope: Scope) -> bool:
-        assert self._digest is not None
-        given = _header(scope, b"x-api-key")
-        header = _header(scope, b"authorization") or b""
-        scheme, _, key = (b"bearer " + given if given is not None else header).partition(b" ")
-        # Digests of equal length: the comparison tells nothing about the key, not even its size.
-        is_equal = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self._digest)
-        return is_equal and scheme.lower() == b"bearer"
+
+def _key_text(scope: Scope) -> bytes:
+    """What the request gives as its key, b"" if nothing."""
+    given = _header(scope, b"x-api-key")
+    if given is not None:
+        return given.strip()
+    scheme, _, text = (_header(scope, b"authorization") or b"").partition(b" ")
+    return text.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _wrong_key() -> ApiError:
+    return ApiError(
+        401,
+        "invalid_api_key",
+        "missing or wrong API key; send the header Authorization: Bearer KEY or x-api-key: KEY",
+        "authentication_error",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
+def _with_quota(send: Send, quota: Quota) -> Send:
+    """Every answer tells what is left of the key's limits."""
+
+    async def send_with_quota(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            own = [(k.encode("ascii"), v.encode("ascii")) for k, v in quota.headers().items()]
+            message["headers"] = [*message.get("headers", ()), *own]
+        await send(message)
+
+    return send_with_quota
 
 
 class _BoundedBody:

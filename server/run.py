@@ -40,7 +40,6 @@ class RunOptions:
     start: Start
     load_text: Callable[[], TextModel]
     on_ready: Callable[[Front], None]
-    api_key: str | None = None
     shutdown_timeout_s: float = 30.0
 
 
@@ -73,7 +72,7 @@ async def serve(front: Front, listener: socket.socket, options: RunOptions) -> i
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.receive, number)
-    server = _HttpServer(_uvicorn_config(front, options))
+    server = _HttpServer(_uvicorn_config(front))
     http = asyncio.create_task(server.serve(sockets=[listener]))
     engine = asyncio.create_task(front.engine.run(options.start))
     try:
@@ -140,10 +139,10 @@ async def _drain(
     return 0
 
 
-def _uvicorn_config(front: Front, options: RunOptions) -> uvicorn.Config:
+def _uvicorn_config(front: Front) -> uvicorn.Config:
     # h11: the strictest parser of those uvicorn has (it refuses what httptools lets through).
     return uvicorn.Config(
-        build_app(front, options.api_key),
+        build_app(front),
         http="h11",
         ws="none",
         lifespan="off",

@@ -236,7 +236,7 @@ class CommandLine:
 
 
 # Flags of other commands: one environment serves all of them.
-SHARED_NAMES = ("host", "port", "api-key", "served-model-name", "shutdown-timeout")
+SHARED_NAMES = ("host", "port", "api-key", "api-keys", "served-model-name", "shutdown-timeout")
 
 _ENVIRONMENT = (
     "Every flag can be set in the environment as HAL_<FLAG>, e.g. HAL_MAX_MODEL_LEN=4096."

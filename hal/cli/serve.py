@@ -17,17 +17,19 @@ from hal.cli.arguments import (
     engine_config,
     report_error,
 )
+from hal.cli.keys import keys_command
 from hal.cli.listener import bind, is_loopback
 from hal.config import EngineConfig
-from hal.env import environment, wants_traceback
+from hal.env import LOG_LEVELS, environment, wants_traceback
 from hal.errors import ConfigError, HalError
+from hal.server.keys import KeyRing, load_keys, single_key
+from hal.server.queue_limits import QueueLimits
 
 if TYPE_CHECKING:
     from hal.server.front import Front
 
 EXIT_INTERRUPTED = 130
 FAKE_PREFIX = "fake:"
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 SERVER_FLAGS = FlagGroup(
     "server",
@@ -35,6 +37,11 @@ SERVER_FLAGS = FlagGroup(
         Flag(name="host", help="address to listen on", metavar="ADDRESS", default="127.0.0.1"),
         Flag(name="port", help="port; 0 takes a free one", metavar="N", convert=int, default=8000),
         Flag(name="api-key", help="clients must send it; prefer the environment", metavar="KEY"),
+        Flag(
+            name="api-keys",
+            help="TOML file of keys with scopes and limits; hal-serve keys add writes it",
+            metavar="FILE",
+        ),
         Flag(name="served-model-name", help="name in the API; default MODEL", metavar="NAME"),
         Flag(
             name="shutdown-timeout",
@@ -56,6 +63,26 @@ SERVER_FLAGS = FlagGroup(
             metavar="S",
             convert=float,
             default=300.0,
+        ),
+        Flag(
+            name="max-queue-size",
+            help="requests that may wait for their first token; more get 503",
+            metavar="N",
+            convert=int,
+            default=QueueLimits().max_requests,
+        ),
+        Flag(
+            name="max-queued-tokens",
+            help="prompt tokens that may wait; more get 503",
+            metavar="N",
+            convert=int,
+            default=QueueLimits().max_tokens,
+        ),
+        Flag(
+            name="request-timeout",
+            help="seconds a request may wait that has no timeout_s; more get 504",
+            metavar="S",
+            convert=float,
         ),
         Flag(
             name="tool-call-parser",
@@ -80,7 +107,9 @@ class ServeOptions:
     config: EngineConfig
     host: str
     port: int
-    api_key: str | None
+    keys: KeyRing | None
+    queue: QueueLimits
+    request_timeout_s: float | None
     served_name: str
     shutdown_timeout_s: float
     heartbeat_timeout_s: float
@@ -94,8 +123,10 @@ class ServeOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code, the last line on stderr is the cause."""
     try:
-        options = parse_options(sys.argv[1:] if argv is None else argv, environment())
-        return _serve(options)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if words[:1] == ["keys"]:
+            return keys_command(words[1:])
+        return _serve(parse_options(words, environment()))
     except HalError as error:
         if wants_traceback():
             logging.exception("hal-serve failed")
@@ -120,7 +151,13 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         config=config,
         host=str(given["host"]),
         port=_number(given["port"]),
-        api_key=_text(given["api_key"]),
+        keys=_keys(_text(given["api_key"]), _text(given["api_keys"])),
+        queue=_queue_limits(given),
+        request_timeout_s=(
+            None
+            if given["request_timeout"] is None
+            else _seconds("request-timeout", given, least=0.001)
+        ),
         served_name=_text(given["served_model_name"]) or config.model,
         shutdown_timeout_s=_seconds("shutdown-timeout", given, least=0.0),
         heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
@@ -141,13 +178,30 @@ def _check(options: ServeOptions) -> None:
         raise ConfigError(
             f"--log-level {options.log_level!r} is not one of {', '.join(LOG_LEVELS)}"
         )
-    if options.api_key is not None and not options.api_key.strip():
-        raise ConfigError("--api-key is empty; give a key or leave it out")
-    if options.api_key is None and not is_loopback(options.host):
+    if options.keys is None and not is_loopback(options.host):
         raise ConfigError(
             f"--host {options.host} is reachable from other machines; set HAL_API_KEY (or "
-            "--api-key), or listen on 127.0.0.1"
+            "--api-key, --api-keys), or listen on 127.0.0.1"
         )
+
+
+def _keys(single: str | None, file: str | None) -> KeyRing | None:
+    """None lets everybody in."""
+    if single is not None and not single.strip():
+        raise ConfigError("--api-key is empty; give a key or leave it out")
+    keys = [] if single is None else [single_key(single)]
+    if file is not None:
+        keys += load_keys(Path(file))
+    return KeyRing(keys) if keys else None
+
+
+def _queue_limits(given: Mapping[str, object]) -> QueueLimits:
+    size, tokens = _number(given["max_queue_size"]), _number(given["max_queued_tokens"])
+    if size < 1 or tokens < 1:
+        raise ConfigError(
+            f"--max-queue-size {size} and --max-queued-tokens {tokens}: both must be at least 1"
+        )
+    return QueueLimits(max_requests=size, max_tokens=tokens)
 
 
 def _serve(options: ServeOptions) -> int:
@@ -182,10 +236,15 @@ def _serve(options: ServeOptions) -> int:
         )
 
         def on_ready(front: Front) -> None:
-            print_banner(front, url, has_key=options.api_key is not None)
+            print_banner(front, url, has_key=options.keys is not None)
 
         async def run() -> int:
-            front = Front(engine=AsyncEngine(process), served_name=options.served_name)
+            front = Front(
+                AsyncEngine(process, options.queue),
+                options.served_name,
+                keys=options.keys,
+                request_timeout_s=options.request_timeout_s,
+            )
             run_options = RunOptions(
                 start=Start(replace(options.config, model=str(folder)), options.fake_script),
                 load_text=lambda: TextModel.load(
@@ -195,7 +254,6 @@ def _serve(options: ServeOptions) -> int:
                     options.reasoning_parser,
                 ),
                 on_ready=on_ready,
-                api_key=options.api_key,
                 shutdown_timeout_s=options.shutdown_timeout_s,
             )
             return await serve(front, listener, run_options)

@@ -13,7 +13,7 @@ from hal.errors import ConfigError
 
 def test_defaults() -> None:
     options = parse_options([], {})
-    assert (options.host, options.port, options.api_key) == ("127.0.0.1", 8000, None)
+    assert (options.host, options.port, options.keys) == ("127.0.0.1", 8000, None)
     assert options.served_name == options.config.model == "hal-tiny"
     assert options.fake_script is None
 
@@ -22,7 +22,13 @@ def test_options_and_environment() -> None:
     argv = ["folder/m", "--served-model-name", "name", "--port", "0", "--host", "::1"]
     options = parse_options(argv, {"HAL_API_KEY": "k", "HAL_SHUTDOWN_TIMEOUT": "2.5"})
     assert (options.served_name, options.config.model) == ("name", "folder/m")
-    assert (options.port, options.host, options.api_key) == (0, "::1", "k")
+    assert (options.port, options.host) == (0, "::1")
+    assert options.keys is not None
+    assert [options.keys.find(text) is not None for text in (b"k", b"K", b"")] == [
+        True,
+        False,
+        False,
+    ]
     assert options.shutdown_timeout_s == 2.5
 
 

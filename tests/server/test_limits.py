@@ -12,10 +12,12 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from hal.server import limits
+from hal.server.admin import ADMIN_ROUTES
 from hal.server.app import ROUTES, build_app
 from hal.server.async_engine import AsyncEngine
 from hal.server.errors import invalid_value
 from hal.server.front import Front
+from hal.server.keys import KeyRing, single_key
 from hal.server.limits import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
@@ -174,8 +176,12 @@ def test_an_api_error_from_a_layer_keeps_its_status() -> None:
     assert (answer.status, answer.error["param"]) == (400, "field")
 
 
+def keyed_front() -> Front:
+    return Front(AsyncEngine(EngineProcess([])), "m", keys=KeyRing([single_key(KEY)]))
+
+
 def paths() -> Iterator[str]:
-    for _, path, _ in ROUTES:
+    for _, path, _ in (*ROUTES, *ADMIN_ROUTES):
         yield path.replace("{name:path}", "x")
     yield from ("/", "/nope", "/v1", "/metrics/", "//metrics", "/ready/", "/live/../metrics")
 
@@ -184,7 +190,7 @@ def paths() -> Iterator[str]:
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "HEAD", "PUT"])
 def test_every_route_but_the_open_ones_needs_the_key(method: str, path: str) -> None:
     async def status(*headers: tuple[bytes, bytes]) -> int:
-        app = build_app(Front(engine=AsyncEngine(EngineProcess([])), served_name="m"), KEY)
+        app = build_app(keyed_front())
         return (await call(app, scope_of(method, path, [HOST, JSON, *headers]))).status
 
     async def run() -> tuple[int, int, int]:
@@ -205,7 +211,7 @@ def test_every_route_but_the_open_ones_needs_the_key(method: str, path: str) -> 
 )
 def test_keys_that_are_not_the_key(value: bytes) -> None:
     async def run() -> Answer:
-        app = build_app(Front(engine=AsyncEngine(EngineProcess([])), served_name="m"), KEY)
+        app = build_app(keyed_front())
         headers = [HOST, (b"authorization", value)]
         return await call(app, scope_of("GET", "/v1/models", headers))
 
@@ -217,7 +223,7 @@ def test_keys_that_are_not_the_key(value: bytes) -> None:
 
 def test_the_body_is_not_read_before_the_key_is_checked() -> None:
     async def run() -> Answer:
-        app = build_app(Front(engine=AsyncEngine(EngineProcess([])), served_name="m"), KEY)
+        app = build_app(keyed_front())
 
         async def receive() -> Message:
             raise AssertionError("read")

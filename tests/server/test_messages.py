@@ -209,9 +209,9 @@ def test_other_errors_have_their_types(http: httpx.Client, server: ServerProcess
     other = fields("x", model="claude")
     assert http.post("/v1/messages", json=other).json()["error"]["type"] == "not_found_error"
     scope = {"path": "/v1/messages/count_tokens", "hal_request_id": "r"}
-    busy = error_answer(overloaded(8), scope)
+    busy = error_answer(overloaded("full", 8), scope)
     assert (busy.status, json.loads(busy.body)["error"]["type"]) == (529, "overloaded_error")
-    assert busy.headers == {"retry-after": "1"}
+    assert busy.headers == {"retry-after": "8"}
     for headers in ({}, {"x-api-key": "wrong"}, {"authorization": "Bearer wrong"}):
         answer = httpx.post(f"{server.url}/v1/messages", json=fields("x"), headers=headers)
         assert answer.status_code == 401

@@ -263,3 +263,20 @@ def test_raw_headers(client: openai.OpenAI) -> None:
     assert raw.headers["x-request-id"] == "my-id.1"
     assert raw.headers["x-hal-ignored"] == "guess??x: y, mystery"
     assert raw.parse().id == "cmpl-my-id.1"
+
+
+def test_two_requests_of_one_name_at_once(client: openai.OpenAI) -> None:
+    """A proxy retries with the id of the first try, which may still run."""
+
+    def start() -> openai.Stream[openai.types.Completion]:
+        return client.completions.create(
+            model=MODEL_NAME,
+            prompt="slow",
+            max_tokens=30,
+            stream=True,
+            extra_headers={"x-request-id": "again"},
+        )
+
+    with start() as first, start() as second:
+        texts = ["".join(chunk.choices[0].text for chunk in stream) for stream in (second, first)]
+    assert texts == ["x" * 30] * 2
