@@ -452,7 +452,7 @@ class Scheduler:
             if has_failed[row]:
                 ended[row] = Ended(seq, FinishReason.ERROR, lost_grammar=lost.get(row))
             else:
-                ended[row] = _ending(seq, int(tokens[row]))
+                ended[row] = Ended.by_token(seq, int(tokens[row]))
         num_failed = int(np.count_nonzero(has_failed))
         self.num_generated_tokens += len(slots) - num_failed
         if self._waiting.has_tenants:
@@ -497,9 +497,3 @@ def _hidden_by_row(batch: Batch, result: StepResult) -> dict[int, Float32]:
     if batch.pools is None or result.hidden is None:
         return {}
     return dict(zip(batch.pools.rows.tolist(), result.hidden, strict=True))
-
-
-def _ending(seq: Sequence, token: int) -> Ended:
-    if token in seq.stop_ids:
-        return Ended(seq, FinishReason.STOP, seq.stop_reason(token))
-    return Ended(seq, FinishReason.LENGTH)

@@ -28,6 +28,13 @@ class Ended:
     stop_reason: int | None = None
     lost_grammar: str | None = None
 
+    @classmethod
+    def by_token(cls, seq: Sequence, token: int) -> Ended:
+        """By a stop token, or else by its length."""
+        if token in seq.stop_ids:
+            return cls(seq, FinishReason.STOP, seq.stop_reason(token))
+        return cls(seq, FinishReason.LENGTH)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from hal.env import LOG_LEVELS
 from hal.errors import ConfigError
 from hal.server.errors import ApiError, invalid_value
-from hal.server.front import Front, Handler
+from hal.server.front import Front, Handler, caller_of
 from hal.server.keys import LIMIT_NAMES, ApiKey, Scope, key_limits
 from hal.server.schema import Body, ignored_fields, parse_body
 from hal.server.wire import json_response
@@ -40,7 +40,7 @@ def for_admins(handler: Handler) -> Handler:
     """The handler behind a check of the caller's scope."""
 
     async def checked(front: Front, http: HttpRequest) -> Response:
-        key: ApiKey | None = http.scope["hal_key"]
+        key = caller_of(http)
         if key is None or Scope.ADMIN not in key.scopes:
             raise ApiError(
                 403,

@@ -155,7 +155,7 @@ class AsyncEngine:
         entry = self._inflight.get(output.request_id)
         if entry is None:
             return
-        if output.token_ids:
+        if output.token_ids or output.embedding is not None:
             self.admission.start(output.request_id)
         entry.put(output)
         if not entry.open_choices:

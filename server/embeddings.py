@@ -17,8 +17,8 @@ from hal.engine.request import FinishReason, Output, Pooling, Request
 from hal.errors import RequestError
 from hal.server.async_engine import Sink
 from hal.server.errors import invalid_value, request_lost
-from hal.server.front import Front, ignored_header, job_id
-from hal.server.params import check_token_ids, prompts_of, with_token_budget
+from hal.server.front import Front, caller_of, ignored_header, job_id, tenant_of
+from hal.server.params import QueueTerms, check_token_ids, prompts_of, with_token_budget
 from hal.server.schema import EmbeddingsBody, parse_body, shown
 from hal.server.stream import unless_disconnected
 from hal.server.wire import json_response
@@ -39,17 +39,26 @@ async def create_embeddings(front: Front, http: HttpRequest) -> Response:
         )
     check_dimensions(body.dimensions, front.info.hidden_size)
     started_at, prompts = time.monotonic(), await _encode(front, body)
+    caller = caller_of(http)
+    terms = front.terms_of(QueueTerms(), caller)
     requests = [
         Request(
-            request_id=f"embd-{job_id(http)}-{index}",
+            request_id=front.engine.request_id(f"embd-{job_id(http)}"),
             prompt_token_ids=tuple(prompt),
             params=POOLING_PARAMS,
             pooling=pooling,
+            priority=terms.priority,
+            timeout_s=terms.timeout_s,
+            tenant=tenant_of(caller),
         )
-        for index, prompt in enumerate(prompts)
+        for prompt in prompts
     ]
-    pooled = await unless_disconnected(http.receive, _pool_all(front, requests))
     num_tokens = sum(map(len, prompts))
+    lease = front.quota_of(caller).admit(num_tokens)
+    try:
+        pooled = await unless_disconnected(http.receive, _pool_all(front, requests))
+    finally:
+        lease.settle(num_tokens)
     front.metrics.request_finished(time.monotonic() - started_at, num_tokens, 0)
     vectors = [finished_embedding(data, body.dimensions) for data in pooled]
     is_base64 = body.encoding_format == "base64"

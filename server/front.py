@@ -15,7 +15,7 @@ from hal.server.async_engine import AsyncEngine
 from hal.server.errors import ApiError, api_error, engine_loading, model_not_found
 from hal.server.generation import Generation, Job
 from hal.server.guided import Guided, under_its_name
-from hal.server.keys import ApiKey, KeyRing
+from hal.server.keys import ApiKey, KeyLimits, KeyRing
 from hal.server.messages import EngineInfo
 from hal.server.metrics import EngineView, ServerMetrics
 from hal.server.params import (
@@ -102,7 +102,7 @@ class Front:
         check_num_choices(len(encoded.token_ids), params.n)
         for prompt in encoded.token_ids:
             check_token_ids(prompt, info.vocab_size, encoded.field)
-        caller: ApiKey | None = http.scope["hal_key"]
+        caller = caller_of(http)
         job = Job(
             request_id=job_id,
             prompts=encoded.token_ids,
@@ -111,10 +111,10 @@ class Front:
                 for prompt in encoded.token_ids
             ],
             continues_text=encoded.continues_text,
-            terms=self._terms(terms, caller),
-            tenant="" if caller is None else caller.name,
+            terms=self.terms_of(terms, caller),
+            tenant=tenant_of(caller),
         )
-        quota = None if caller is None else self.quotas[caller.name]
+        quota = self.quota_of(caller)
         generation = Generation(self.engine, self.loaded_text(), self.metrics, job, quota)
         try:
             await unless_disconnected(http.receive, generation.start())
@@ -122,7 +122,11 @@ class Front:
             raise under_its_name(error, guided) from error
         return generation
 
-    def _terms(self, asked: QueueTerms, caller: ApiKey | None) -> QueueTerms:
+    def quota_of(self, caller: ApiKey | None) -> Quota:
+        """One without limits where all may call."""
+        return Quota(KeyLimits()) if caller is None else self.quotas[caller.name]
+
+    def terms_of(self, asked: QueueTerms, caller: ApiKey | None) -> QueueTerms:
         """With the server's timeout where none was given, and no more urgent than allowed."""
         timeout_s = self.request_timeout_s if asked.timeout_s is None else asked.timeout_s
         least = None if caller is None else caller.limits.min_priority
@@ -146,6 +150,17 @@ class Front:
 
 Handler = Callable[[Front, HttpRequest], Awaitable[Response]]
 """What answers one route."""
+
+
+def caller_of(http: HttpRequest) -> ApiKey | None:
+    """Whose key came with the request; None where all may call."""
+    caller: ApiKey | None = http.scope["hal_key"]
+    return caller
+
+
+def tenant_of(caller: ApiKey | None) -> str:
+    """As hal.engine.request.Request has it."""
+    return "" if caller is None else caller.name
 
 
 def job_id(http: HttpRequest) -> str:

@@ -102,7 +102,7 @@ class Generation:
         text: TextModel,
         metrics: ServerMetrics,
         job: Job,
-        quota: Quota | None = None,
+        quota: Quota,
     ) -> None:
         self.usage = Usage(num_prompt=sum(len(prompt) for prompt in job.prompts))
         self._engine = engine
@@ -135,8 +135,7 @@ class Generation:
 
         Raises ApiError 429 where the quota is used up.
         """
-        if self._quota is not None:
-            self._lease = self._quota.admit(self._job.most_tokens())
+        self._lease = self._quota.admit(self._job.most_tokens())
         try:
             for request in self._requests:
                 await self._engine.submit(request, self._sink)

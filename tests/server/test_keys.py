@@ -186,6 +186,8 @@ def test_limits_of_keys_in_a_server(keyed: Keyed) -> None:
     with pytest.raises(openai.RateLimitError, match="can never run") as refused:
         complete(small, max_tokens=300)
     assert refused.value.response.headers["x-should-retry"] == "false"
+    with pytest.raises(openai.RateLimitError, match="201 tokens"):
+        small.embeddings.create(model=MODEL_NAME, input=[[1] * 101, [1] * 100])
     for _ in range(5):  # 100 are reserved each time and most come back
         complete(small, max_tokens=98)
 
