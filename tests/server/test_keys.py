@@ -197,7 +197,7 @@ def test_limits_of_keys_in_a_server(keyed: Keyed) -> None:
         complete(rare)
     counts = keyed.ask("ops", "GET", "/metrics").text
     assert 'reason="rate_limit_exceeded"} 1.0' in counts
-    assert 'reason="tokens_exceeded"} 1.0' in counts
+    assert 'reason="tokens_exceeded"} 2.0' in counts
 
 
 def test_a_client_that_leaves_gives_its_place_back(keyed: Keyed) -> None:
