@@ -219,8 +219,8 @@ def _resolve_weights(wanted: str, caps: Capabilities) -> tuple[WeightFormat | No
         return None, "weights are stored in dtype"
     if caps.is_accelerator:
         raise UnsupportedError(
-            f"not supported yet: quantization={wanted!r} on {caps.name} ({caps.arch}); kernels for "
-            f"weights of codes need a CPU: use --device cpu with any of {FORMAT_NAMES}, or "
+            f"not supported yet: quantization={wanted!r} on {caps.name} ({caps.arch}); the engine "
+            f"keeps weights of codes on CPUs only: use --device cpu with any of {FORMAT_NAMES}, or "
             f"--quantization {UNQUANTIZED} on this device"
         )
     return weights, (

@@ -56,8 +56,8 @@ def test_quantization_is_refused_where_nothing_runs_it() -> None:
     with pytest.raises(UnsupportedError) as caught:
         resolved(caps=CARD, quantization="int4")
     assert caught.value.message == (
-        "not supported yet: quantization='int4' on a card (sm_90); kernels for weights of codes "
-        "need a CPU: use --device cpu with any of none, int8[-a16], fp8, "
+        "not supported yet: quantization='int4' on a card (sm_90); the engine keeps weights of "
+        "codes on CPUs only: use --device cpu with any of none, int8[-a16], fp8, "
         "int4[-g64|-g128][-asym][-a16], or --quantization none on this device"
     )
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from hal.conformance.run import Record
 from hal.device import Device
+from hal.kernels.reference.quantized_rows import QuantizedRows
+from hal.weights import WeightFormat
 
 NUM_PROCESSES = 2
 
@@ -96,3 +98,25 @@ def _rounded(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """bfloat16's bits of float32, to nearest even."""
     rounded = torch.from_numpy(np.atleast_1d(values)).bfloat16()
     return rounded.view(torch.int16).numpy().view(np.uint16).reshape(values.shape)
+
+
+def round_activations(x: torch.Tensor, format: WeightFormat) -> QuantizedRows:
+    """x [num_tokens, columns] to codes by the Triton programs, in a process that interprets."""
+    from hal.binding import Arena, Binder
+    from hal.kernels.triton.quantized import GroupRounding, TokenRounding
+    from hal.select import Selector
+
+    device = posed_device("h100")
+    binder = Binder(Selector(device.capabilities, is_present=False), Arena(len(x)), device)
+    columns = x.shape[1]
+    group_size = format.activation_group or columns
+    rounding = (
+        TokenRounding(columns, binder)
+        if format.activation_group is None
+        else GroupRounding(columns, -(-columns // 64) * 64, binder)
+    )
+    binder.arena.allocate(device)
+    codes, scales = rounding(x)
+    num_groups = -(-columns // group_size)
+    assert not codes[:, columns:].any() and not scales[:, num_groups:].any()
+    return QuantizedRows(codes[:, :columns].clone(), scales[:, :num_groups].clone(), group_size)
