@@ -28,6 +28,7 @@ from hal.engine.collector import (
     RequestOutput,
 )
 from hal.engine.generation_config import read_generation_defaults
+from hal.engine.offline_order import offline_order
 from hal.engine.progress import Progress, SilentProgress, StreamProgress, Unit
 from hal.engine.request import FinishReason, Output, Pooling, Request
 from hal.engine.tokenizer import Tokenizer
@@ -252,6 +253,7 @@ class LLM:
         """Complete every prompt; results in the order of the prompts.
 
         A prompt is text, a list of token ids, or {"prompt": ...} / {"prompt_token_ids": ...}.
+        Those with a common prefix start one after another, and families with long ones first.
         All prompts are checked before the first one runs.
         """
         return self._complete(as_prompts(prompts), sampling_params, use_tqdm, continues_text=True)
@@ -339,7 +341,9 @@ class LLM:
             for p, s in zip(prompts, params, strict=True)
         ]
         show = sys.stderr.isatty() if use_tqdm is None else use_tqdm
-        _run(session, collectors, _batch_progress(show, sys.stderr))
+        requests = [collector.request for collector in collectors]
+        order = offline_order(requests, session.built.resolved.block_size)
+        _run(session, [collectors[index] for index in order], _batch_progress(show, sys.stderr))
         return [collector.result for collector in collectors]
 
     def close(self) -> None:

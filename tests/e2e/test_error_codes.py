@@ -111,7 +111,7 @@ BREAKDOWNS = (
         r"step 1 of the engine \(pid \d+\) .* more than 1 s\..*raise --step-timeout",
     ),
 )
-IN_PYTHON = ("HAL-E420", "HAL-E430", "HAL-E600")
+IN_PYTHON = ("HAL-E420", "HAL-E421", "HAL-E430", "HAL-E600")
 """No command alone provokes these; they have tests of their own."""
 
 
@@ -210,6 +210,17 @@ def test_a_request_that_is_too_late_is_told_so_and_others_go_on() -> None:
         assert re.match(r"HAL-E420: .* waited \S+ s and cannot .* timeout_s of 1e-09", message)
         answer = complete(server, {**body, "timeout_s": 60})
         assert answer.status_code == 200
+
+
+def test_too_large_a_pin_says_how_much_may_be_pinned() -> None:
+    with LLM("hal-tiny", device="null:h100", max_model_len=64, max_num_seqs=1) as llm:
+        with pytest.raises(HalError) as caught:
+            llm.pin(list(range(48)))
+        assert re.match(
+            r"HAL-E421: .* 3 blocks, 3 .* the most is 2 .*0\.5 of 4\)\. Pin at most 32 more tokens",
+            str(caught.value),
+        )
+        assert llm.generate("hi")[0].outputs[0].token_ids
 
 
 def defined_codes() -> set[str]:
