@@ -6,19 +6,16 @@ is one, and tells how long a refused client should stay away and who cannot be s
 
 from __future__ import annotations
 
-import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable
 
-from hal.server.errors import ApiError, overloaded, too_late
+from hal.server.errors import ApiError, jittered_s, overloaded, too_late
 from hal.server.queue_limits import QueueLimits
 
 _NUM_MEASURED = 64
 _LEAST_MEASURED = 8
 _MOST_RETRY_S = 60.0
-_JITTER = 0.25
 
 
 class Admission:
@@ -91,4 +88,4 @@ class Admission:
     def _overloaded(self, what: str, wait_s: float | None) -> ApiError:
         """Half the queue's time, so that clients come back to one that has room and is not idle."""
         retry_s = min(max((wait_s or 0.0) / 2, 1.0), _MOST_RETRY_S)
-        return overloaded(what, math.ceil(retry_s * (1 + random.uniform(0, _JITTER))))
+        return overloaded(what, jittered_s(retry_s))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +23,8 @@ from hal.errors import (
 )
 
 INVALID_REQUEST = "invalid_request_error"
+
+_RETRY_JITTER = 0.25
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +86,11 @@ def engine_loading() -> ApiError:
 
 def draining() -> ApiError:
     return _unavailable("draining", "the server is shutting down; send this to another one", 5)
+
+
+def jittered_s(wait_s: float) -> int:
+    """Whole seconds for Retry-After: who was refused together comes back spread out."""
+    return math.ceil(wait_s * (1 + random.uniform(0, _RETRY_JITTER)))
 
 
 def overloaded(what: str, retry_after_s: int) -> ApiError:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import random
 import time
 from collections.abc import Callable
 
-from hal.server.errors import ApiError
+from hal.server.errors import ApiError, jittered_s
 from hal.server.keys import KeyLimits
 
 _MINUTE_S = 60.0
 _CONCURRENCY_RETRY_S = 1.0
-_JITTER = 0.25
-"""Clients that were refused together come back spread over this share of their wait."""
 
 
 class Bucket:
@@ -40,18 +36,23 @@ class Bucket:
 
 
 class Lease:
-    """One admitted request; settle it once it has ended, with what it really used."""
+    """One admitted request; settle it once it has ended, with what it really used.
 
-    def __init__(self, quota: Quota, num_reserved: int) -> None:
+    reserved_in: what its tokens were taken from, which new limits may have replaced meanwhile
+    """
+
+    def __init__(self, quota: Quota, reserved_in: Bucket | None, num_reserved: int) -> None:
         self._quota = quota
+        self._reserved_in = reserved_in
         self._num_reserved = num_reserved
         self._is_open = True
 
     def settle(self, num_tokens: int) -> None:
         """Only the first call counts."""
-        if self._is_open:
-            self._is_open = False
-            self._quota.end(num_tokens - self._num_reserved)
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._quota.end(self._reserved_in, num_tokens - self._num_reserved)
 
 
 class Quota:
@@ -60,14 +61,16 @@ class Quota:
     def __init__(self, limits: KeyLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.num_running = 0
         self._clock = clock
+        self._requests: Bucket | None = None
+        self._tokens: Bucket | None = None
         self.set_limits(limits)
 
     def set_limits(self, limits: KeyLimits) -> None:
-        """From now on, with full buckets; what runs goes on."""
+        """From now on; a rate that changes begins with a full minute, and what runs goes on."""
         self.limits = limits
         now = self._clock()
-        self._requests = _bucket(limits.requests_per_minute, now)
-        self._tokens = _bucket(limits.tokens_per_minute, now)
+        self._requests = _bucket(self._requests, limits.requests_per_minute, now)
+        self._tokens = _bucket(self._tokens, limits.tokens_per_minute, now)
 
     def admit(self, num_tokens: int) -> Lease:
         """num_tokens: prompt and the longest answer, reserved until the lease is settled."""
@@ -89,14 +92,14 @@ class Quota:
         if self._requests:
             self._requests.take(1)
         self.num_running += 1
-        return Lease(self, num_tokens)
+        return Lease(self, self._tokens, num_tokens)
 
-    def end(self, num_more: int) -> None:
+    def end(self, reserved_in: Bucket | None, num_more: int) -> None:
         """A request ended that used so many tokens more (less, if negative) than were reserved."""
         self.num_running -= 1
-        if self._tokens:
-            self._tokens.level(self._clock())
-            self._tokens.take(num_more)
+        if reserved_in is not None:
+            reserved_in.level(self._clock())
+            reserved_in.take(num_more)
 
     def headers(self) -> dict[str, str]:
         """x-ratelimit-* as OpenAI has them, for the limits that are set."""
@@ -113,8 +116,10 @@ class Quota:
         return headers
 
 
-def _bucket(per_minute: int | None, now: float) -> Bucket | None:
-    return None if per_minute is None else Bucket(per_minute, now)
+def _bucket(old: Bucket | None, per_minute: int | None, now: float) -> Bucket | None:
+    if per_minute is None:
+        return None
+    return old if old is not None and old.per_minute == per_minute else Bucket(per_minute, now)
 
 
 def _check_tokens(bucket: Bucket, num_tokens: int, now: float) -> None:
@@ -135,7 +140,7 @@ def _check_tokens(bucket: Bucket, num_tokens: int, now: float) -> None:
 
 
 def _refusal(code: str, message: str, wait_s: float) -> ApiError:
-    wait_s *= 1 + random.uniform(0, _JITTER)
-    headers = {"retry-after": str(math.ceil(wait_s))}
-    text = f"{message}; try again in {math.ceil(wait_s)} s"
+    retry_s = jittered_s(wait_s)
+    headers = {"retry-after": str(retry_s)}
+    text = f"{message}; try again in {retry_s} s"
     return ApiError(429, code, text, "rate_limit_error", headers=headers)

@@ -94,6 +94,19 @@ def test_new_limits_hold_at_once_and_what_runs_is_still_counted() -> None:
     quota.admit(1)
 
 
+def test_a_limit_that_stays_keeps_its_count_and_a_lease_its_bucket() -> None:
+    quota = Quota(KeyLimits(tokens_per_minute=100), Clock())
+    quota.admit(90)
+    quota.set_limits(KeyLimits(tokens_per_minute=100, max_concurrency=9))
+    refused(quota, 20)
+    free = Quota(KeyLimits(), Clock())
+    old = free.admit(1000)
+    free.set_limits(KeyLimits(tokens_per_minute=100))
+    free.admit(90)
+    old.settle(0)  # nothing of it was taken from the new limit
+    assert "10 of this key's 100" in refused(free, 20).message
+
+
 @given(
     st.integers(1, 1000),
     st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1), st.floats(0, 90)), max_size=60),
