@@ -95,7 +95,7 @@ class CpuDevice(TorchDevice):
             raise UnsupportedError(f"{self.capabilities.name} has {why}; run with --enforce-eager")
         self._is_capturing = True
         try:
-            with _NoTorch():  # type: ignore[no-untyped-call]
+            with _NoTorch():  # type: ignore[no-untyped-call]  # torch's base has no types
                 return recorder(run)
         finally:
             self._is_capturing = False

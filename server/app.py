@@ -38,6 +38,7 @@ from hal.server.wire import error_response, json_response
 def build_app(front: Front) -> ASGIApp:
     """The whole HTTP side as one ASGI application."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    known_paths = {path for _, path, _ in (*ROUTES, *ADMIN_ROUTES)}
     for method, path, handler in ROUTES:
         app.add_route(path, _endpoint(front, handler), methods=[method])
     for method, path, handler in ADMIN_ROUTES:
@@ -45,7 +46,7 @@ def build_app(front: Front) -> ASGIApp:
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_exception_handler(Exception, _unexpected_error)
     checked = RequestLimits(ApiKeyCheck(app, front.keys, front.quotas))
-    return RequestLog(checked, front.metrics.http_answer)
+    return RequestLog(checked, lambda record: front.metrics.http_answer(record, known_paths))
 
 
 def _endpoint(front: Front, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:

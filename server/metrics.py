@@ -6,7 +6,7 @@ counters and histograms are fed by the front, whose clock measures every interva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -27,10 +27,6 @@ _PREFIX = "hal:"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _TOKENS = tuple(2**i for i in range(18))
-_KNOWN_HANDLERS = frozenset(
-    {"/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"}
-    | {"/live", "/ready", "/health", "/metrics", "/version", "/hal/plan"}
-)
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
@@ -61,9 +57,9 @@ class ServerMetrics:
         self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens", _TOKENS)
         self._generated = self._histogram("request_generation_tokens", "New tokens", _TOKENS)
 
-    def http_answer(self, record: HttpRecord) -> None:
+    def http_answer(self, record: HttpRecord, known_paths: Container[str]) -> None:
         # A label for every path that somebody tries would grow without bound.
-        handler = record.path if record.path in _KNOWN_HANDLERS else "other"
+        handler = record.path if record.path in known_paths else "other"
         method = record.method if record.method in _KNOWN_METHODS else "other"
         self._http.labels(self._model_name, handler, method, str(record.status)).inc()
 

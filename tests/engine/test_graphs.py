@@ -21,6 +21,7 @@ from hal.engine.layers.tap import tap_layers
 from hal.engine.model_runner import ModelRunner
 from hal.engine.request import Output, Request
 from hal.engine.scheduler import SchedulerConfig
+from hal.engine.step_inputs import StepInputs
 from hal.kernels.cpu import native
 from hal.kernels.cpu.portable import LEVELS, Level
 from hal.sampling_params import SamplingParams
@@ -45,7 +46,7 @@ def build(folder: Path, **settings: object) -> BuiltEngine:
         "max_model_len": 96,
         "cache": False,
     }
-    return build_engine(EngineConfig(**{**base, **settings}))  # type: ignore[arg-type]
+    return build_engine(EngineConfig(**{**base, **settings}))  # type: ignore[arg-type]  # EngineConfig checks
 
 
 def stand_on(feature: Feature, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,9 +179,9 @@ def test_a_step_that_decodes_and_prefills_is_eager(
     shapes: list[int] = []
     run = ModelRunner._run
 
-    def watched(self: ModelRunner, inputs: object) -> None:
-        shapes.append(inputs.num_tokens)  # type: ignore[attr-defined]
-        run(self, inputs)  # type: ignore[arg-type]
+    def watched(self: ModelRunner, inputs: StepInputs) -> None:
+        shapes.append(inputs.num_tokens)
+        run(self, inputs)
 
     monkeypatch.setattr(ModelRunner, "_run", watched)
     engine.add(request("b", (8, 9), params))
@@ -225,7 +226,7 @@ def test_weights_that_change_in_place_are_the_next_replays(tiny_checkpoint: Make
     engines = [engine_with_few_blocks(built) for built in (replayed, eager)]
     assert run_all(engines[0]) == run_all(engines[1])
     for built in (replayed, eager):
-        weight = built.decoder._parts.final_norm._weight.tensor  # type: ignore[attr-defined]
+        weight = built.decoder._parts.final_norm._weight.tensor  # type: ignore[attr-defined]  # of any family
         weight.mul_(torch.linspace(-1, 1, len(weight)))
     changed = [run_all(engine_with_few_blocks(built)) for built in (replayed, eager)]
     assert changed[0] == changed[1]

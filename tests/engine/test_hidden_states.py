@@ -177,7 +177,7 @@ def test_states_that_are_not_finite_fail_their_row() -> None:
         sample_slots=np.arange(3, dtype=np.int32),
         pools=pools,
         download=lambda x: states,
-        sampled=states,  # type: ignore[arg-type]
+        sampled=states,  # type: ignore[arg-type]  # read by `download` only
         every=None,
         sums={},
     )

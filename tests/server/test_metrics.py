@@ -18,6 +18,9 @@ from fake_serving import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from hal.server.admin import ADMIN_ROUTES
+from hal.server.app import ROUTES
+
 
 @pytest.fixture(scope="module")
 def fresh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
@@ -94,3 +97,12 @@ def samples(
         )
         for name, label in wanted
     }
+
+
+def test_every_route_is_counted_by_its_own_path(fresh_server: ServerProcess) -> None:
+    paths = [path for _, path, _ in (*ROUTES, *ADMIN_ROUTES) if "{" not in path]
+    for path in [*paths, "/nope"]:
+        fresh_server.get(path)
+    for path in paths:
+        assert fresh_server.metric("http_requests_total", handler=path) >= 1, path
+    assert fresh_server.metric("http_requests_total", handler="/nope") == 0

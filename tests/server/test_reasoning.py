@@ -79,8 +79,8 @@ def opened(**extra: Any) -> dict[str, Any]:
 
 def streamed(client: openai.OpenAI, body: dict[str, Any]) -> tuple[dict[str, str], int]:
     """Reasoning, content and finish reason, joined; tokens of the reasoning."""
-    options = {"include_usage": True}
-    chunks = list(client.chat.completions.create(stream=True, stream_options=options, **body))  # type: ignore[call-overload]
+    request: Any = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(**request))
     found = {"reasoning_content": "", "content": "", "finish_reason": ""}
     for choice in (choice for chunk in chunks for choice in chunk.choices):
         delta = choice.delta.model_dump(exclude_none=True)
@@ -128,7 +128,9 @@ def test_calls_count_behind_the_reasoning_only(client: openai.OpenAI) -> None:
     message = done.choices[0].message
     assert message.model_dump()["reasoning_content"] == f"{THOUGHT} {CALL}"
     assert message.tool_calls is not None and len(message.tool_calls) == 1
-    assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Köln"}  # type: ignore[union-attr]
+    call = message.tool_calls[0]
+    assert call.type == "function"
+    assert json.loads(call.function.arguments) == {"city": "Köln"}
     assert (message.content, done.choices[0].finish_reason) == (None, "tool_calls")
     forced = client.chat.completions.create(tools=TOOLS, tool_choice="required", **fields("forced"))
     assert len(forced.choices[0].message.tool_calls or ()) == 1

@@ -41,7 +41,7 @@ class Launch:
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, launches: list[Launch]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's has no types
         self._launches = launches
 
     def __torch_dispatch__(
