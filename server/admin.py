@@ -26,6 +26,7 @@ class LimitsBody(Body):
     key: str
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
     max_concurrency: int | None = None
     min_priority: int | None = None
 
@@ -104,6 +105,7 @@ def _as_json(front: Front, key: ApiKey) -> dict[str, object]:
         "scopes": sorted(key.scopes),
         "limits": asdict(quota.limits),
         "running": quota.num_running,
+        "tokens_today": quota.use().tokens_today,
     }
 
 

@@ -30,14 +30,22 @@ class KeyLimits:
     """What one key may use; None is no limit.
 
     tokens_per_minute: of prompts and answers together
+    tokens_per_day: the same, of a day of UTC
     max_concurrency: API requests that generate at once
     min_priority: the lowest, so most urgent, `priority` a request may have; lower ones are raised
     """
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
     max_concurrency: int | None = None
     min_priority: int | None = None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether what was used before matters."""
+        rates = (self.requests_per_minute, self.tokens_per_minute, self.tokens_per_day)
+        return any(limit is not None for limit in rates)
 
 
 LIMIT_NAMES = tuple(field.name for field in fields(KeyLimits))

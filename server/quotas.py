@@ -1,15 +1,32 @@
-"""What each key has used: requests and tokens of the last minute, and what runs now."""
+"""What each key has used: requests and tokens of the last minute, tokens of the day, what runs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hal.server.errors import ApiError, jittered_s
 from hal.server.keys import KeyLimits
 
 _MINUTE_S = 60.0
+_DAY_S = 86_400.0
 _CONCURRENCY_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUse:
+    """What a restart must not forget.
+
+    at: seconds since 1970
+    tokens_today: of the UTC day that `at` is in, running requests as if they used all they may
+    requests_level, tokens_level: what the minute's buckets hold; None without such a limit
+    """
+
+    at: float
+    tokens_today: int
+    requests_level: float | None = None
+    tokens_level: float | None = None
 
 
 class Bucket:
@@ -39,11 +56,15 @@ class Lease:
     """One admitted request; settle it once it has ended, with what it really used.
 
     reserved_in: what its tokens were taken from, which new limits may have replaced meanwhile
+    day: that its tokens count for, also where it ends in the next
     """
 
-    def __init__(self, quota: Quota, reserved_in: Bucket | None, num_reserved: int) -> None:
+    def __init__(
+        self, quota: Quota, reserved_in: Bucket | None, day: int, num_reserved: int
+    ) -> None:
         self._quota = quota
         self._reserved_in = reserved_in
+        self._day = day
         self._num_reserved = num_reserved
         self._is_open = True
 
@@ -52,15 +73,26 @@ class Lease:
         if not self._is_open:
             return
         self._is_open = False
-        self._quota.end(self._reserved_in, num_tokens - self._num_reserved)
+        self._quota.end(self._reserved_in, self._day, num_tokens - self._num_reserved)
 
 
 class Quota:
-    """One key's use against its limits. Each refusal is an ApiError 429 with Retry-After."""
+    """One key's use against its limits. Each refusal is an ApiError 429 with Retry-After.
 
-    def __init__(self, limits: KeyLimits, clock: Callable[[], float] = time.monotonic) -> None:
+    clock, calendar: seconds that never jump, for rates; seconds since 1970, for days
+    """
+
+    def __init__(
+        self,
+        limits: KeyLimits,
+        clock: Callable[[], float] = time.monotonic,
+        calendar: Callable[[], float] = time.time,
+    ) -> None:
         self.num_running = 0
         self._clock = clock
+        self._calendar = calendar
+        self._day = self._today()
+        self._tokens_today = 0
         self._requests: Bucket | None = None
         self._tokens: Bucket | None = None
         self.set_limits(limits)
@@ -86,20 +118,74 @@ class Quota:
             limit = self._requests.per_minute
             message = f"this key's limit of {limit} requests per minute is reached"
             raise _refusal("rate_limit_exceeded", message, wait_s)
+        self._check_day(num_tokens)
         if self._tokens:
             _check_tokens(self._tokens, num_tokens, now)
             self._tokens.take(num_tokens)
         if self._requests:
             self._requests.take(1)
+        self._tokens_today += num_tokens
         self.num_running += 1
-        return Lease(self, self._tokens, num_tokens)
+        return Lease(self, self._tokens, self._day, num_tokens)
 
-    def end(self, reserved_in: Bucket | None, num_more: int) -> None:
+    def end(self, reserved_in: Bucket | None, day: int, num_more: int) -> None:
         """A request ended that used so many tokens more (less, if negative) than were reserved."""
         self.num_running -= 1
+        self._turn_day()
+        if day == self._day:
+            self._tokens_today += num_more
         if reserved_in is not None:
             reserved_in.level(self._clock())
             reserved_in.take(num_more)
+
+    def use(self) -> KeyUse:
+        now = self._clock()
+        self._turn_day()
+        return KeyUse(
+            at=self._calendar(),
+            tokens_today=self._tokens_today,
+            requests_level=None if self._requests is None else self._requests.level(now),
+            tokens_level=None if self._tokens is None else self._tokens.level(now),
+        )
+
+    def resume(self, use: KeyUse) -> None:
+        """Go on from what an earlier server has counted; buckets have filled since."""
+        self._turn_day()
+        if int(use.at // _DAY_S) == self._day:
+            self._tokens_today = use.tokens_today
+        since_s = max(self._calendar() - use.at, 0.0)
+        for bucket, level in (
+            (self._requests, use.requests_level),
+            (self._tokens, use.tokens_level),
+        ):
+            if bucket is not None and level is not None:
+                missing = bucket.per_minute - level - since_s * bucket.per_minute / _MINUTE_S
+                bucket.take(max(missing, 0.0))
+
+    def _today(self) -> int:
+        return int(self._calendar() // _DAY_S)
+
+    def _turn_day(self) -> None:
+        today = self._today()
+        if today != self._day:
+            self._day, self._tokens_today = today, 0
+
+    def _check_day(self, num_tokens: int) -> None:
+        """Raises ApiError, which clients should not try again: the day may be long."""
+        self._turn_day()
+        limit = self.limits.tokens_per_day
+        if limit is None or self._tokens_today + num_tokens <= limit:
+            return
+        left = max(limit - self._tokens_today, 0)
+        hours = (_DAY_S - self._calendar() % _DAY_S) / 3600
+        raise ApiError(
+            429,
+            "insufficient_quota",
+            f"prompt and max_tokens are {num_tokens} tokens; {left} of this key's {limit} per day "
+            f"are left, the next day (UTC) begins in {hours:.1f} h",
+            "insufficient_quota",
+            headers={"x-should-retry": "false"},
+        )
 
     def headers(self) -> dict[str, str]:
         """x-ratelimit-* as OpenAI has them, for the limits that are set."""

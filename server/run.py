@@ -22,6 +22,7 @@ from hal.server.errors import draining
 from hal.server.front import Front
 from hal.server.messages import Start
 from hal.server.text import TextModel
+from hal.server.usage import UsageFile
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
@@ -35,12 +36,13 @@ _log = logging.getLogger("hal.server")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How to serve one Front."""
+    """How to serve one Front; `usage` keeps its quotas, None forgets them."""
 
     start: Start
     load_text: Callable[[], TextModel]
     on_ready: Callable[[Front], None]
     shutdown_timeout_s: float = 30.0
+    usage: UsageFile | None = None
 
 
 class _HttpServer(uvicorn.Server):
@@ -68,6 +70,12 @@ class _Stop:
 
 async def serve(front: Front, listener: socket.socket, options: RunOptions) -> int:
     """Serve until a signal; returns the exit code. Raises the HalError that ended it otherwise."""
+    kept = contextlib.nullcontext() if options.usage is None else options.usage.kept(front.quotas)
+    async with kept:
+        return await _serve(front, listener, options)
+
+
+async def _serve(front: Front, listener: socket.socket, options: RunOptions) -> int:
     stop = _Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

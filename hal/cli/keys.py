@@ -23,6 +23,7 @@ _FLAGS = FlagGroup(
         Flag(
             name="tokens-per-minute", help="prompts and answers together", metavar="N", convert=int
         ),
+        Flag(name="tokens-per-day", help="the same, of a UTC day", metavar="N", convert=int),
         Flag(name="max-concurrency", help="requests at once", metavar="N", convert=int),
         Flag(name="min-priority", help="the most urgent it may ask for", metavar="N", convert=int),
     ),

@@ -42,6 +42,12 @@ SERVER_FLAGS = FlagGroup(
             help="TOML file of keys with scopes and limits; hal-serve keys add writes it",
             metavar="FILE",
         ),
+        Flag(
+            name="key-usage",
+            help="file in which the use of limited keys outlives restarts, or none; default: "
+            "beside --api-keys",
+            metavar="FILE",
+        ),
         Flag(name="served-model-name", help="name in the API; default MODEL", metavar="NAME"),
         Flag(
             name="shutdown-timeout",
@@ -108,6 +114,7 @@ class ServeOptions:
     host: str
     port: int
     keys: KeyRing | None
+    key_usage: Path | None
     queue: QueueLimits
     request_timeout_s: float | None
     served_name: str
@@ -147,11 +154,13 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         print(f"hal-serve: {line}", file=sys.stderr)
     config = engine_config({k: v for k, v in values.items() if k != "served_model_name"})
     given = {flag.dest: values.get(flag.dest, flag.default) for flag in SERVER_FLAGS.flags}
+    keys = _keys(_text(given["api_key"]), _text(given["api_keys"]))
     options = ServeOptions(
         config=config,
         host=str(given["host"]),
         port=_number(given["port"]),
-        keys=_keys(_text(given["api_key"]), _text(given["api_keys"])),
+        keys=keys,
+        key_usage=_key_usage(_text(given["key_usage"]), _text(given["api_keys"]), keys),
         queue=_queue_limits(given),
         request_timeout_s=(
             None
@@ -195,6 +204,16 @@ def _keys(single: str | None, file: str | None) -> KeyRing | None:
     return KeyRing(keys) if keys else None
 
 
+def _key_usage(given: str | None, keys_file: str | None, keys: KeyRing | None) -> Path | None:
+    """None where nothing is counted, or nothing shall be kept."""
+    if keys is None or not any(key.limits.is_counted for key in keys.keys) or given == "none":
+        return None
+    if given is not None:
+        return Path(given)
+    assert keys_file is not None, "only keys of a file have limits"
+    return Path(f"{keys_file}.usage")
+
+
 def _queue_limits(given: Mapping[str, object]) -> QueueLimits:
     size, tokens = _number(given["max_queue_size"]), _number(given["max_queued_tokens"])
     if size < 1 or tokens < 1:
@@ -226,6 +245,7 @@ def _serve(options: ServeOptions) -> int:
         from hal.server.messages import Start
         from hal.server.run import RunOptions, serve
         from hal.server.text import TextModel
+        from hal.server.usage import UsageFile
 
         _set_up_logging(options.log_level)
         url = f"http://{_url_host(options.host)}:{listener.getsockname()[1]}"
@@ -237,6 +257,8 @@ def _serve(options: ServeOptions) -> int:
 
         def on_ready(front: Front) -> None:
             print_banner(front, url, has_key=options.keys is not None)
+
+        usage = None if options.key_usage is None else UsageFile(options.key_usage)
 
         async def run() -> int:
             front = Front(
@@ -255,6 +277,7 @@ def _serve(options: ServeOptions) -> int:
                 ),
                 on_ready=on_ready,
                 shutdown_timeout_s=options.shutdown_timeout_s,
+                usage=usage,
             )
             return await serve(front, listener, run_options)
 

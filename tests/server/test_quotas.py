@@ -131,3 +131,42 @@ def test_no_window_sees_more_than_two_minutes_worth(
     for start, _ in used:
         assert sum(n for at, n in used if start <= at <= start + 60) <= 2 * limit + 1e-6
     assert quota.num_running == 0
+
+
+DAY_S = 86_400
+
+
+def test_the_budget_of_a_day() -> None:
+    clock, calendar = Clock(), Clock()
+    calendar.now = 20_000 * DAY_S + DAY_S - 5400  # half past ten in the evening
+    quota = Quota(KeyLimits(tokens_per_day=100), clock, calendar)
+    late = quota.admit(60)
+    quota.admit(40).settle(10)
+    assert quota.use().tokens_today == 70
+    error = refused(quota, 31)
+    assert (error.code, error.headers) == ("insufficient_quota", {"x-should-retry": "false"})
+    assert "30 of this key's 100 per day are left" in error.message
+    assert "1.5 h" in error.message
+    calendar.now += 5400
+    quota.admit(100)
+    late.settle(0)  # what it gives back was of yesterday
+    assert refused(quota, 1).code == "insufficient_quota"
+
+
+def test_another_server_goes_on_where_this_one_ended() -> None:
+    clock, calendar = Clock(), Clock()
+    limits = KeyLimits(requests_per_minute=60, tokens_per_minute=600, tokens_per_day=10_000)
+    first = Quota(limits, clock, calendar)
+    first.admit(500)  # never settled: a killed server cannot know what came of it
+    use = first.use()
+    calendar.now += 5
+    second = Quota(limits, clock, calendar)
+    second.resume(use)
+    assert second.use().tokens_today == 500
+    assert second.headers()["x-ratelimit-remaining-requests"] == "60"
+    assert second.headers()["x-ratelimit-remaining-tokens"] == "150"  # 100 left, 10 more a second
+    calendar.now += DAY_S
+    third = Quota(limits, clock, calendar)
+    third.resume(use)
+    assert third.use().tokens_today == 0
+    assert third.headers()["x-ratelimit-remaining-tokens"] == "600"
