@@ -38,6 +38,14 @@ class Admission:
     def num_waiting_tokens(self) -> int:
         return self._num_tokens
 
+    @property
+    def fill(self) -> float:
+        """The fuller of both limits, 0 to 1; one long prompt alone is not a queue."""
+        if len(self._waiting) < 2:
+            return len(self._waiting) / self._limits.max_requests
+        limits = self._limits
+        return max(len(self._waiting) / limits.max_requests, self._num_tokens / limits.max_tokens)
+
     def check(self, num_tokens: int, timeout_s: float | None) -> None:
         """Raises ApiError 503 where the queue is full, 504 where it moves too slowly for that."""
         if not self._waiting:
@@ -54,7 +62,7 @@ class Admission:
             raise too_late(wait_s, timeout_s)
         else:
             return
-        raise self._overloaded(what, wait_s)
+        raise self.overloaded(what)
 
     def enter(self, request_id: str, num_tokens: int) -> None:
         if not self._waiting:
@@ -85,7 +93,7 @@ class Admission:
         seconds = self._clock() - self._started[0][0]
         return self._num_tokens * seconds / num_tokens if num_tokens else None
 
-    def _overloaded(self, what: str, wait_s: float | None) -> ApiError:
+    def overloaded(self, what: str) -> ApiError:
         """Half the queue's time, so that clients come back to one that has room and is not idle."""
-        retry_s = min(max((wait_s or 0.0) / 2, 1.0), _MOST_RETRY_S)
+        retry_s = min(max((self.expected_wait_s() or 0.0) / 2, 1.0), _MOST_RETRY_S)
         return overloaded(what, jittered_s(retry_s))

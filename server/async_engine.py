@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from hal.engine.request import EngineStats, Output, Request
-from hal.errors import HalError
+from hal.engine.request import EngineStats, FinishReason, Output, Request
+from hal.errors import TOO_LATE, GrammarError, HalError
 from hal.server.admission import Admission
+from hal.server.breaker import Breaker
 from hal.server.errors import draining, engine_loading, engine_unavailable
 from hal.server.messages import (
     Abort,
@@ -19,10 +20,14 @@ from hal.server.messages import (
     Rejected,
     Start,
 )
+from hal.server.pressure import LoopLag, Pressure
 from hal.server.queue_limits import QueueLimits
 from hal.server.supervisor import EngineProcess, EngineState
 
 Sink = asyncio.Queue[Output | Exception]
+
+_NOT_THE_ENGINES = frozenset({TOO_LATE, GrammarError.code})
+"""Failed choices that say nothing about the engine's health."""
 
 
 class _Inflight:
@@ -51,6 +56,8 @@ class AsyncEngine:
     def __init__(self, process: EngineProcess, limits: QueueLimits | None = None) -> None:
         self.process = process
         self.admission = Admission(limits)
+        self.pressure = Pressure(self.admission, LoopLag())
+        self.breaker = Breaker()
         self.stats: EngineStats | None = None
         self.is_draining = False
         self.ready = asyncio.Event()
@@ -69,7 +76,11 @@ class AsyncEngine:
 
     async def run(self, start: Start) -> HalError:
         """Serve until the engine fails; every request in flight has then been told."""
-        failure = await self.process.run(start, self._dispatch)
+        lag = asyncio.create_task(self.pressure.lag.measure())
+        try:
+            failure = await self.process.run(start, self._dispatch)
+        finally:
+            lag.cancel()
         self.fail_all(failure)
         return failure
 
@@ -84,7 +95,10 @@ class AsyncEngine:
         """
         self.check_open()
         num_tokens = len(request.prompt_token_ids)
+        self.breaker.check()
         self.admission.check(num_tokens, request.timeout_s)
+        self.pressure.check(request)
+        self.breaker.start(request.request_id)
         self.admission.enter(request.request_id, num_tokens)
         entry = _Inflight(request, sink)
         self._inflight[request.request_id] = entry
@@ -158,12 +172,16 @@ class AsyncEngine:
         if output.token_ids or output.embedding is not None:
             self.admission.start(output.request_id)
         entry.put(output)
+        if output.finish_reason is not None and output.error_code not in _NOT_THE_ENGINES:
+            is_failed = output.finish_reason is FinishReason.ERROR
+            self.breaker.end(output.request_id, is_failed=is_failed)
         if not entry.open_choices:
             self._forget(output.request_id)
 
     def _forget(self, request_id: str) -> _Inflight | None:
         entry = self._inflight.pop(request_id, None)
         self.admission.leave(request_id)
+        self.breaker.leave(request_id)
         if not self._inflight:
             self._idle.set()
         return entry

@@ -110,6 +110,16 @@ def engine_unavailable(failure: HalError | None) -> ApiError:
     return _unavailable("engine_unavailable", f"the engine has failed ({reason})", 5)
 
 
+def circuit_open(num_failed: int, num_ends: int, wait_s: float) -> ApiError:
+    """Whom the breaker keeps out; see hal.server.breaker."""
+    retry_s = jittered_s(wait_s)
+    message = (
+        f"{num_failed} of the last {num_ends} requests failed in the engine; none is let in for "
+        f"a while, try again in {retry_s} s"
+    )
+    return _unavailable("engine_unavailable", message, retry_s)
+
+
 def _unavailable(code: str, message: str, retry_after_s: int) -> ApiError:
     headers = {"retry-after": str(retry_after_s)}
     return ApiError(503, code, message, "service_unavailable_error", headers=headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -12,7 +12,13 @@ from starlette.responses import Response
 from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
 from hal.server.async_engine import AsyncEngine
-from hal.server.errors import ApiError, api_error, engine_loading, model_not_found
+from hal.server.errors import (
+    ApiError,
+    api_error,
+    engine_loading,
+    invalid_value,
+    model_not_found,
+)
 from hal.server.generation import Generation, Job
 from hal.server.guided import Guided, under_its_name
 from hal.server.keys import ApiKey, KeyLimits, KeyRing
@@ -24,6 +30,7 @@ from hal.server.params import (
     check_token_ids,
     with_token_budget,
 )
+from hal.server.pressure import MOST_DEFAULT_TOKENS, Stage
 from hal.server.quotas import Quota
 from hal.server.schema import Body, ignored_fields
 from hal.server.stream import unless_disconnected
@@ -45,6 +52,7 @@ class Front:
     """One server's state; `text` is None until the tokenizer is loaded, `keys` where all may call.
 
     request_timeout_s: how long requests may wait that do not say it
+    priority_levels: requests have a priority of 0 to one less; None is any
     quotas: of each key, by its name
     """
 
@@ -54,6 +62,7 @@ class Front:
     created: int = field(default_factory=lambda: int(time.time()))
     keys: KeyRing | None = None
     request_timeout_s: float | None = None
+    priority_levels: int | None = None
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 
@@ -107,7 +116,7 @@ class Front:
             request_id=job_id,
             prompts=encoded.token_ids,
             params=[
-                with_token_budget(params, len(prompt), info.max_model_len, encoded.field)
+                self._with_token_budget(params, len(prompt), encoded.field)
                 for prompt in encoded.token_ids
             ],
             continues_text=encoded.continues_text,
@@ -122,6 +131,15 @@ class Front:
             raise under_its_name(error, guided) from error
         return generation
 
+    def _with_token_budget(
+        self, params: SamplingParams, num_prompt_tokens: int, field: str
+    ) -> SamplingParams:
+        budget = with_token_budget(params, num_prompt_tokens, self.info.max_model_len, field)
+        if params.max_tokens is not None or self.engine.pressure.stage is Stage.NORMAL:
+            return budget
+        assert budget.max_tokens is not None
+        return replace(budget, max_tokens=min(budget.max_tokens, MOST_DEFAULT_TOKENS))
+
     def quota_of(self, caller: ApiKey | None) -> Quota:
         """One without limits where all may call."""
         return Quota(KeyLimits()) if caller is None else self.quotas[caller.name]
@@ -130,6 +148,12 @@ class Front:
         """With the server's timeout where none was given, and no more urgent than allowed."""
         timeout_s = self.request_timeout_s if asked.timeout_s is None else asked.timeout_s
         least = None if caller is None else caller.limits.min_priority
+        levels = self.priority_levels
+        if levels is not None and not 0 <= asked.priority < levels:
+            raise invalid_value(
+                f"priority must be from 0, the most urgent, to {levels - 1}; got {asked.priority}",
+                "priority",
+            )
         priority = asked.priority if least is None else max(asked.priority, least)
         return QueueTerms(priority, timeout_s)
 
@@ -145,7 +169,15 @@ class Front:
         if stats is None or process.info is None or process.state is not EngineState.READY:
             return None
         info = process.info
-        return EngineView(stats, process.heartbeat_age_s, info.block_size, info.site_levels)
+        return EngineView(
+            stats,
+            process.heartbeat_age_s,
+            info.block_size,
+            info.site_levels,
+            pressure_stage=self.engine.pressure.stage,
+            circuit=self.engine.breaker.state,
+            loop_lag_s=self.engine.pressure.lag.seconds,
+        )
 
 
 Handler = Callable[[Front, HttpRequest], Awaitable[Response]]

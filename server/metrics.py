@@ -32,12 +32,18 @@ _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "D
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """What a scrape reads: the latest stats, the last heartbeat's age, and what never changes."""
+    """What a scrape reads: the latest stats, the last heartbeat's age, and what never changes.
+
+    pressure_stage, circuit: numbers of hal.server.pressure.Stage and hal.server.breaker.Circuit
+    """
 
     stats: EngineStats
     heartbeat_age_s: float
     block_size: int
     site_levels: Mapping[str, int]
+    pressure_stage: int
+    circuit: int
+    loop_lag_s: float
 
 
 class ServerMetrics:
@@ -114,6 +120,9 @@ class _EngineCollector(Collector):
         yield self._gauge(
             "engine_heartbeat_age_seconds", "Since the engine's last message", view.heartbeat_age_s
         )
+        yield self._gauge("pressure_stage", "What is given up (0: nothing)", view.pressure_stage)
+        yield self._gauge("circuit_state", "0 closed, 1 half-open, 2 open", view.circuit)
+        yield self._gauge("event_loop_lag_seconds", "Least of the last second", view.loop_lag_s)
         yield self._blocks(stats)
         yield self._evictions(stats)
         yield self._cache_config(view)

@@ -1,4 +1,4 @@
-"""Flags of all commands: a table, read from the command line first and HAL_<FLAG> second.
+"""Flags of all commands: a table, read from the command line, then HAL_<FLAG>, then --config.
 
 Parsing imports neither torch nor a server, so `--help` is quick.
 """
@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from hal.aliases import ALIASES, BY_NAME, apply_aliases, nearest
 from hal.cache_policy import POLICY_NAMES
+from hal.cli.settings_file import Setting, read_settings
 from hal.config import EngineConfig
 from hal.env import flag_value, parse_switch, unknown_names, variable_of
 from hal.errors import ConfigError, HalError, SelectionError
@@ -25,7 +26,10 @@ Convert = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One flag. `convert` is None for a switch; `sets` is what a switch means."""
+    """One flag. `convert` is None for a switch; `sets` is what a switch means.
+
+    variable: a second name in the environment, beside HAL_<FLAG>
+    """
 
     name: str
     help: str = ""
@@ -36,6 +40,7 @@ class Flag:
     default: object = None
     is_hidden: bool = False
     field: str = ""
+    variable: str = ""
 
     @property
     def dest(self) -> str:
@@ -63,6 +68,12 @@ def _setting(name: str, help: str, metavar: str, convert: Convert = str) -> Flag
 ENGINE_FLAGS = FlagGroup(
     "model and engine",
     (
+        Flag(
+            name="config",
+            help="TOML file of flags, as max-num-seqs = 64; flags and environment win over it",
+            metavar="FILE",
+            convert=Path,
+        ),
         _setting(
             "device", "auto, cpu, one that hal-info lists, or null:PROFILE to pose as it", "NAME"
         ),
@@ -199,7 +210,9 @@ class CommandLine:
         if given.pop("version"):
             _print_version(self._parser.prog)
         given = _merge_model(given)
-        return {**self._from_environment(environ, given), **given}
+        given = {**self._from_environment(environ, given), **given}
+        config = given.get("config")
+        return {**self._from_file(config), **given} if isinstance(config, Path) else given
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
         """Lines about HAL_ names in the environment that no flag has."""
@@ -216,13 +229,31 @@ class CommandLine:
     ) -> dict[str, object]:
         values: dict[str, object] = {}
         for flag in self._flags:
+            name = variable_of(flag.name)
             text = flag_value(flag.name, environ)
+            if text is None and flag.variable:
+                name, text = flag.variable, environ.get(flag.variable)
             if text is None or flag.dest in given:
                 continue
             try:
                 values[flag.dest] = _convert(flag, text)
             except ValueError as error:
-                raise ConfigError(f"{variable_of(flag.name)}={text!r}: {error}") from error
+                raise ConfigError(f"{name}={text!r}: {error}") from error
+        return values
+
+    def _from_file(self, path: Path) -> dict[str, object]:
+        known = {flag.name: flag for flag in self._flags if flag.name != "config"}
+        values: dict[str, object] = {}
+        for name, setting in read_settings(path):
+            flag = known.get(name)
+            if flag is None:
+                guess = nearest(name, known)
+                hint = f"; did you mean {guess}?" if guess else ""
+                raise ConfigError(f"--config {path}: {name!r} is not a flag{hint}")
+            try:
+                values[flag.dest] = _from_setting(flag, setting)
+            except ValueError as error:
+                raise ConfigError(f"--config {path}: {name} = {setting!r}: {error}") from error
         return values
 
     def _unknown(self, argument: str) -> str:
@@ -290,6 +321,16 @@ def _convert(flag: Flag, text: str) -> object:
     return flag.convert(text)
 
 
+def _from_setting(flag: Flag, setting: Setting) -> object:
+    if isinstance(setting, list):
+        if not flag.repeats or flag.convert is None:
+            raise ValueError("one value is wanted")
+        return [flag.convert(item) for item in setting]
+    if isinstance(setting, bool) != (flag.convert is None):
+        raise ValueError("true or false is wanted" if flag.convert is None else "not a switch")
+    return flag.sets == setting if isinstance(setting, bool) else _convert(flag, setting)
+
+
 def _add(section: argparse._ActionsContainer, flag: Flag) -> None:
     shown = argparse.SUPPRESS if flag.is_hidden else _shown(flag)
     name = f"--{flag.name}"
@@ -310,7 +351,8 @@ def _add(section: argparse._ActionsContainer, flag: Flag) -> None:
 
 def _shown(flag: Flag) -> str:
     default = "" if flag.default is None else f"; default {flag.default}"
-    return f"{flag.help}{default}  [{variable_of(flag.name)}]".replace("%", "%%")
+    names = " or ".join(filter(None, (variable_of(flag.name), flag.variable)))
+    return f"{flag.help}{default}  [{names}]".replace("%", "%%")
 
 
 def _merge_model(values: dict[str, object]) -> dict[str, object]:

@@ -76,6 +76,7 @@ SERVER_FLAGS = FlagGroup(
             metavar="N",
             convert=int,
             default=QueueLimits().max_requests,
+            variable="MAX_QUEUE_SIZE",
         ),
         Flag(
             name="max-queued-tokens",
@@ -89,6 +90,14 @@ SERVER_FLAGS = FlagGroup(
             help="seconds a request may wait that has no timeout_s; more get 504",
             metavar="S",
             convert=float,
+            variable="REQUEST_TIMEOUT",
+        ),
+        Flag(
+            name="priority-levels",
+            help="requests may have a priority of 0, the most urgent, to N-1; default: any",
+            metavar="N",
+            convert=int,
+            variable="PRIORITY_LEVELS",
         ),
         Flag(
             name="tool-call-parser",
@@ -117,6 +126,7 @@ class ServeOptions:
     key_usage: Path | None
     queue: QueueLimits
     request_timeout_s: float | None
+    priority_levels: int | None
     served_name: str
     shutdown_timeout_s: float
     heartbeat_timeout_s: float
@@ -167,6 +177,7 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
             if given["request_timeout"] is None
             else _seconds("request-timeout", given, least=0.001)
         ),
+        priority_levels=_priority_levels(given["priority_levels"]),
         served_name=_text(given["served_model_name"]) or config.model,
         shutdown_timeout_s=_seconds("shutdown-timeout", given, least=0.0),
         heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
@@ -223,6 +234,12 @@ def _queue_limits(given: Mapping[str, object]) -> QueueLimits:
     return QueueLimits(max_requests=size, max_tokens=tokens)
 
 
+def _priority_levels(value: object) -> int | None:
+    if value is not None and _number(value) < 1:
+        raise ConfigError(f"--priority-levels must be at least 1; got {value}")
+    return None if value is None else _number(value)
+
+
 def _serve(options: ServeOptions) -> int:
     listener = bind(options.host, options.port)
     folder = _model_folder(options)
@@ -266,6 +283,7 @@ def _serve(options: ServeOptions) -> int:
                 options.served_name,
                 keys=options.keys,
                 request_timeout_s=options.request_timeout_s,
+                priority_levels=options.priority_levels,
             )
             run_options = RunOptions(
                 start=Start(replace(options.config, model=str(folder)), options.fake_script),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,55 @@ def test_a_command_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bare.parse(["--help"], {})
     assert "MODEL" not in capsys.readouterr().out.replace("MAX_MODEL_LEN", "")
+
+
+def in_file(folder: Path, text: str) -> str:
+    path = folder / "hal.toml"
+    path.write_text(text)
+    return f"--config={path}"
+
+
+def test_a_file_of_flags(tmp_path: Path) -> None:
+    flag = in_file(
+        tmp_path,
+        """
+        model = "m"
+        max-num-seqs = 5
+        max_model_len = 9
+        cache-ttl = 1.5
+        enforce-eager = true
+        no-prefix-caching = true
+        strict = false
+        kernel = ["a=b", "c=d"]
+        gpu-memory-utilization = 0.25
+        """,
+    )
+    found = config(flag, "--max-num-seqs", "7", HAL_MAX_MODEL_LEN="11")
+    assert (found.model, found.max_num_seqs, found.max_model_len) == ("m", 7, 11)
+    assert (found.cache_ttl, found.memory) == (1.5, 0.25)
+    assert (found.enforce_eager, found.prefix_caching, found.strict) == (True, False, False)
+    assert found.kernel == ("a=b", "c=d")
+    assert config(HAL_CONFIG=flag.removeprefix("--config=")).max_num_seqs == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max-num-seq = 1", "'max-num-seq' is not a flag; did you mean max-num-seqs"),
+        ("config = 'x'", "'config' is not a flag"),
+        ("max-num-seqs = 'many'", "max-num-seqs = 'many'"),
+        ("max-num-seqs = true", "max-num-seqs = True: not a switch"),
+        ("strict = 1", "strict = '1': true or false is wanted"),
+        ("dtype = ['a']", "one value is wanted"),
+        ("[server]\nport = 1", "server: a dict cannot be a flag"),
+        ("model = ", "is not TOML"),
+    ],
+)
+def test_a_wrong_file_of_flags(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config(in_file(tmp_path, text))
+
+
+def test_no_file_of_flags(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        config(f"--config={tmp_path / 'none'}")
