@@ -46,7 +46,11 @@ def build_app(front: Front) -> ASGIApp:
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_exception_handler(Exception, _unexpected_error)
     checked = RequestLimits(ApiKeyCheck(app, front.keys, front.quotas))
-    return RequestLog(checked, lambda record: front.metrics.http_answer(record, known_paths))
+    return RequestLog(
+        checked,
+        lambda record: front.metrics.http_answer(record, known_paths),
+        lambda: front.is_leaving,
+    )
 
 
 def _endpoint(front: Front, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from hal.engine.request import Request
 from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
-from hal.server.async_engine import AsyncEngine
+from hal.server.async_engine import AsyncEngine, Sink
 from hal.server.errors import (
     ApiError,
     api_error,
@@ -21,10 +23,12 @@ from hal.server.errors import (
 )
 from hal.server.generation import Generation, Job
 from hal.server.guided import Guided, under_its_name
+from hal.server.hot_prefixes import HotPrefix, RecentPrompts
 from hal.server.keys import ApiKey, KeyLimits, KeyRing
 from hal.server.messages import EngineInfo
 from hal.server.metrics import EngineView, ServerMetrics
 from hal.server.params import (
+    MAX_PRIORITY,
     QueueTerms,
     check_num_choices,
     check_token_ids,
@@ -53,6 +57,8 @@ class Front:
 
     request_timeout_s: how long requests may wait that do not say it
     priority_levels: requests have a priority of 0 to one less; None is any
+    is_leaving: each answer closes its connection, another server takes the next
+    recent: prompts that were accepted
     quotas: of each key, by its name
     """
 
@@ -63,6 +69,8 @@ class Front:
     keys: KeyRing | None = None
     request_timeout_s: float | None = None
     priority_levels: int | None = None
+    is_leaving: bool = False
+    recent: RecentPrompts = field(default_factory=RecentPrompts)
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 
@@ -129,7 +137,35 @@ class Front:
             await unless_disconnected(http.receive, generation.start())
         except RequestError as error:
             raise under_its_name(error, guided) from error
+        for prompt in encoded.token_ids:
+            self.recent.note(job.tenant, prompt)
         return generation
+
+    def hot_prefixes(self, tokenizer: bytes) -> list[HotPrefix]:
+        """What recent prompts have in common, unless another tokenizer made their ids."""
+        if self.text is None or self.text.tokenizer.fingerprint() != tokenizer:
+            return []
+        return self.recent.hot_prefixes(self.info.block_size)
+
+    async def read_prefix(self, prefix: HotPrefix) -> None:
+        """Into the engine's cache, behind every request of a client. Raises as the engine does."""
+        engine = self.engine
+        request = Request(
+            request_id=engine.request_id("hand-over"),
+            prompt_token_ids=tuple(prefix.token_ids),
+            params=SamplingParams(temperature=0, max_tokens=1),
+            priority=MAX_PRIORITY,
+            tenant=prefix.tenant,
+        )
+        sink: Sink = asyncio.Queue()
+        await engine.submit(request, sink)
+        while True:
+            item = await sink.get()
+            if isinstance(item, Exception):
+                raise item
+            if item.finish_reason is not None:
+                engine.end_choice(request.request_id, 0)
+                return
 
     def _with_token_budget(
         self, params: SamplingParams, num_prompt_tokens: int, field: str

@@ -49,11 +49,21 @@ class HttpRecord:
 
 
 class RequestLog:
-    """Gives every request an id and one log line, and turns what nobody caught into a 500."""
+    """Gives every request an id and one log line, and turns what nobody caught into a 500.
 
-    def __init__(self, app: ASGIApp, observe: Callable[[HttpRecord], None]) -> None:
+    is_leaving: whether an answer closes its connection, so that the next request finds another
+    server behind the same address
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        observe: Callable[[HttpRecord], None],
+        is_leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._app = app
         self._observe = observe
+        self._is_leaving = is_leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
@@ -68,6 +78,8 @@ class RequestLog:
                 own = [(b"x-request-id", request_id)]
                 if is_anthropic(scope):
                     own.append((b"request-id", request_id))
+                if self._is_leaving():
+                    own.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +29,8 @@ from hal.server.keys import KeyRing, load_keys, single_key
 from hal.server.queue_limits import QueueLimits
 
 if TYPE_CHECKING:
-    from hal.server.front import Front
+    from hal.server.hand_over import TakeOver
+    from hal.server.supervisor import EngineProcess
 
 EXIT_INTERRUPTED = 130
 FAKE_PREFIX = "fake:"
@@ -36,6 +40,11 @@ SERVER_FLAGS = FlagGroup(
     (
         Flag(name="host", help="address to listen on", metavar="ADDRESS", default="127.0.0.1"),
         Flag(name="port", help="port; 0 takes a free one", metavar="N", convert=int, default=8000),
+        Flag(
+            name="take-over",
+            help="load, then take the socket of the hal-serve at this host and port, which ends",
+            convert=None,
+        ),
         Flag(name="api-key", help="clients must send it; prefer the environment", metavar="KEY"),
         Flag(
             name="api-keys",
@@ -122,6 +131,7 @@ class ServeOptions:
     config: EngineConfig
     host: str
     port: int
+    is_take_over: bool
     keys: KeyRing | None
     key_usage: Path | None
     queue: QueueLimits
@@ -169,6 +179,7 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         config=config,
         host=str(given["host"]),
         port=_number(given["port"]),
+        is_take_over=bool(given["take_over"]),
         keys=keys,
         key_usage=_key_usage(_text(given["key_usage"]), _text(given["api_keys"]), keys),
         queue=_queue_limits(given),
@@ -194,6 +205,8 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
 def _check(options: ServeOptions) -> None:
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port {options.port} is not a port; choose 1 to 65535, or 0 for any")
+    if options.is_take_over and options.port == 0:
+        raise ConfigError("--take-over with --port 0: name the port of the server to take it from")
     if options.log_level not in LOG_LEVELS:
         raise ConfigError(
             f"--log-level {options.log_level!r} is not one of {', '.join(LOG_LEVELS)}"
@@ -241,68 +254,81 @@ def _priority_levels(value: object) -> int | None:
 
 
 def _serve(options: ServeOptions) -> int:
-    listener = bind(options.host, options.port)
-    folder = _model_folder(options)
-    # The child starts first: it needs seconds for its imports, this process a second for its own.
-    from hal.server.supervisor import EngineProcess, WatchdogLimits
+    with contextlib.ExitStack() as open_things:
+        door = _door(options)
+        open_things.callback(door.close)
+        folder = _model_folder(options)
+        # The child starts first: it needs seconds for its imports, this process a second.
+        from hal.server.supervisor import EngineProcess, WatchdogLimits
 
-    process = EngineProcess(
-        [sys.executable, "-P", "-m", "hal.cli.engine_process"],
-        WatchdogLimits(
-            heartbeat_timeout_s=options.heartbeat_timeout_s, step_timeout_s=options.step_timeout_s
-        ),
-    )
-    try:
-        process.spawn()
-        import asyncio
-
-        from hal.cli.banner import print_banner
-        from hal.server.async_engine import AsyncEngine
-        from hal.server.front import Front
-        from hal.server.messages import Start
-        from hal.server.run import RunOptions, serve
-        from hal.server.text import TextModel
-        from hal.server.usage import UsageFile
-
-        _set_up_logging(options.log_level)
-        url = f"http://{_url_host(options.host)}:{listener.getsockname()[1]}"
-        print(
-            f"hal-serve: loading {options.config.model}; {url}/ready turns 200 when it is done",
-            file=sys.stderr,
-            flush=True,
+        process = EngineProcess(
+            [sys.executable, "-P", "-m", "hal.cli.engine_process"],
+            WatchdogLimits(
+                heartbeat_timeout_s=options.heartbeat_timeout_s,
+                step_timeout_s=options.step_timeout_s,
+            ),
         )
+        open_things.callback(process.kill)
+        process.spawn()
+        return _run(options, folder, process, door)
 
-        def on_ready(front: Front) -> None:
-            print_banner(front, url, has_key=options.keys is not None)
 
-        usage = None if options.key_usage is None else UsageFile(options.key_usage)
+def _door(options: ServeOptions) -> socket.socket | TakeOver:
+    """A socket that listens, or the server that has it; raises ConfigError."""
+    if not options.is_take_over:
+        return bind(options.host, options.port)
+    from hal.server.hand_over import TakeOver
 
-        async def run() -> int:
-            front = Front(
-                AsyncEngine(process, options.queue),
-                options.served_name,
-                keys=options.keys,
-                request_timeout_s=options.request_timeout_s,
-                priority_levels=options.priority_levels,
-            )
-            run_options = RunOptions(
-                start=Start(replace(options.config, model=str(folder)), options.fake_script),
-                load_text=lambda: TextModel.load(
-                    folder,
-                    options.config.chat_template,
-                    options.tool_parser,
-                    options.reasoning_parser,
-                ),
-                on_ready=on_ready,
-                shutdown_timeout_s=options.shutdown_timeout_s,
-                usage=usage,
-            )
-            return await serve(front, listener, run_options)
+    return TakeOver(options.host, options.port)
 
-        return asyncio.run(run())
-    finally:
-        process.kill()
-        listener.close()
+
+def _run(
+    options: ServeOptions, folder: Path, process: EngineProcess, door: socket.socket | TakeOver
+) -> int:
+    import asyncio
+
+    from hal.cli.banner import print_banner
+    from hal.server.async_engine import AsyncEngine
+    from hal.server.front import Front
+    from hal.server.messages import Start
+    from hal.server.run import RunOptions, serve
+    from hal.server.text import TextModel
+    from hal.server.usage import UsageFile
+
+    _set_up_logging(options.log_level)
+    port = door.getsockname()[1] if isinstance(door, socket.socket) else options.port
+    url = f"http://{_url_host(options.host)}:{port}"
+    when = (
+        f"{url}/ready turns 200 when it is done"
+        if isinstance(door, socket.socket)
+        else f"{url}/ready is answered by pid {door.pid} until then"
+    )
+    print(f"hal-serve: loading {options.config.model}; {when}", file=sys.stderr, flush=True)
+
+    async def run() -> int:
+        front = Front(
+            AsyncEngine(process, options.queue),
+            options.served_name,
+            keys=options.keys,
+            request_timeout_s=options.request_timeout_s,
+            priority_levels=options.priority_levels,
+        )
+        run_options = RunOptions(
+            start=Start(replace(options.config, model=str(folder)), options.fake_script),
+            load_text=lambda: TextModel.load(
+                folder,
+                options.config.chat_template,
+                options.tool_parser,
+                options.reasoning_parser,
+            ),
+            on_ready=lambda front: print_banner(front, url, has_key=options.keys is not None),
+            host=options.host,
+            shutdown_timeout_s=options.shutdown_timeout_s,
+            open_usage=None if options.key_usage is None else partial(UsageFile, options.key_usage),
+        )
+        return await serve(front, door, run_options)
+
+    return asyncio.run(run())
 
 
 def _model_folder(options: ServeOptions) -> Path:
