@@ -27,8 +27,8 @@ class Tokenizer:
     """One checkpoint's tokenizer.
 
     `special_tokens` has the named ones (bos_token, eos_token, ...) as templates use them.
-    Text that spells a control token becomes that control token; keeping the two apart in user
-    text is not supported yet.
+    Text that spells a control token becomes that control token; chats keep the two apart, see
+    hal.engine.chat_prompt.
     """
 
     def __init__(
@@ -106,6 +106,11 @@ class Tokenizer:
             data = b"" if token is None else self._rules.to_bytes(token)
             self._bytes[token_id] = data
         return data
+
+    def control_texts(self) -> list[str]:
+        """How control tokens are written in a text."""
+        texts = (self._backend.id_to_token(token_id) for token_id in self.special_token_ids)
+        return [text for text in texts if text]
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it."""

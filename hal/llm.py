@@ -19,7 +19,8 @@ from hal.embedding import (
     check_dimensions,
     finished_embedding,
 )
-from hal.engine.chat_template import ChatTemplate, load_chat_template
+from hal.engine.chat_prompt import ChatEncoder
+from hal.engine.chat_template import load_chat_template
 from hal.engine.collector import (
     CompletionOutput,
     Delta,
@@ -60,7 +61,7 @@ class Session:
         self.engine = self.built.engine
         self._tokenizer, self._tokenizer_error = _load_tokenizer(self.built)
         self._defaults = read_generation_defaults(self.built.folder, self._tokenizer)
-        self._templates: ChatTemplate | None = None
+        self._chats: ChatEncoder | None = None
         self._ids = itertools.count()
 
     def tokenizer(self) -> Tokenizer:
@@ -104,14 +105,11 @@ class Session:
     def render(self, messages: Conversation, **options: Any) -> Sequence[int]:
         """Token ids of a conversation, through the chat template."""
         tokenizer = self.tokenizer()
-        if self._templates is None:
-            self._templates = load_chat_template(
-                self.built.folder,
-                tokenizer.special_tokens,
-                self.built.resolved.config.chat_template,
-            )
-        text = self._templates.render(messages, **options)
-        return tokenizer.encode(text, add_special_tokens=False)
+        if self._chats is None:
+            override = self.built.resolved.config.chat_template
+            template = load_chat_template(self.built.folder, tokenizer.special_tokens, override)
+            self._chats = ChatEncoder(template, tokenizer)
+        return self._chats.encode(self._chats.render(messages, **options))
 
     def _encode(self, prompt: Prompt) -> _Encoded:
         if isinstance(prompt, Mapping):

@@ -32,6 +32,7 @@ from hal.server.params import chat_messages, check_token_ids
 from hal.server.responses import create_response
 from hal.server.schema import ChatBody, DetokenizeBody, TokenizeBody, parse_body
 from hal.server.supervisor import EngineState
+from hal.server.text import TextModel
 from hal.server.wire import error_response, json_response
 
 
@@ -142,19 +143,7 @@ async def tokenize(front: Front, http: HttpRequest) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise invalid_value("give either prompt or messages", "prompt")
     max_model_len = front.info.max_model_len
-    if body.messages is not None:
-        prompt = await text.render(
-            chat_messages(body.messages),
-            add_generation_prompt=body.add_generation_prompt is not False,
-            variables=None,
-        )
-        add_special_tokens = bool(body.add_special_tokens)
-    else:
-        prompt = body.prompt or ""
-        add_special_tokens = body.add_special_tokens is not False
-    token_ids = await text.encode(
-        prompt, max_model_len, add_special_tokens=add_special_tokens, param="prompt"
-    )
+    token_ids = await _tokenized(text, body, max_model_len)
     strings = [text.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in token_ids]
     return json_response(
         {
@@ -165,6 +154,23 @@ async def tokenize(front: Front, http: HttpRequest) -> Response:
         },
         ignored_header(body),
     )
+
+
+async def _tokenized(text: TextModel, body: TokenizeBody, max_model_len: int) -> list[int]:
+    """A prompt as /v1/completions reads it, or a chat as /v1/chat/completions does."""
+    if body.messages is None:
+        add_special_tokens = body.add_special_tokens is not False
+        return await text.encode(
+            body.prompt or "", max_model_len, add_special_tokens=add_special_tokens, param="prompt"
+        )
+    chat = await text.render(
+        chat_messages(body.messages),
+        add_generation_prompt=body.add_generation_prompt is not False,
+        variables=None,
+    )
+    if not body.add_special_tokens:
+        return await text.encode_chat(chat, max_model_len)
+    return await text.encode(chat.text, max_model_len, add_special_tokens=True, param="messages")
 
 
 async def detokenize(front: Front, http: HttpRequest) -> Response:
@@ -194,7 +200,7 @@ async def render(front: Front, http: HttpRequest) -> Response:
     prompt = await render_turn(front, body)
     encoded = await encode_turn(front, prompt)
     token_ids = list(encoded.token_ids[0])
-    answer = {"prompt": prompt, "tokens": token_ids, "count": len(token_ids)}
+    answer = {"prompt": prompt.text, "tokens": token_ids, "count": len(token_ids)}
     return json_response(answer, ignored_header(body))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from starlette.requests import Request as HttpRequest
 
+from hal.engine.chat_prompt import ChatPrompt
 from hal.engine.request import TokenLogprobs
 from hal.sampling_params import SamplingParams
 from hal.server.errors import invalid_value, unsupported
@@ -90,7 +91,7 @@ async def start_turn(front: Front, http: HttpRequest, body: ChatBody, prefix: st
         # Some families mark calls and reasoning by control tokens.
         params = replace(params, skip_special_tokens=False)
     prompt = await render_turn(front, body)
-    split = None if text.marks is None else Split(text.marks, text.marks.is_open_after(prompt))
+    split = None if text.marks is None else Split(text.marks, text.marks.is_open_after(prompt.text))
     params = _behind_reasoning(params, forced or guided, split, text)
     encoded = await encode_turn(front, prompt)
     params = _with_default_budget(front, text, params, len(encoded.token_ids[0]))
@@ -127,8 +128,8 @@ def _with_default_budget(
     return replace(params, max_tokens=max(1, min(left, text.defaults.max_new_tokens)))
 
 
-async def render_turn(front: Front, body: ChatBody) -> str:
-    """The text of a turn's prompt, through the chat template."""
+async def render_turn(front: Front, body: ChatBody) -> ChatPrompt:
+    """A turn's prompt, through the chat template."""
     text, tools = front.loaded_text(), tools_of(body)
     return await text.render(
         chat_messages(body.messages),
@@ -138,10 +139,7 @@ async def render_turn(front: Front, body: ChatBody) -> str:
     )
 
 
-async def encode_turn(front: Front, prompt: str) -> EncodedPrompts:
+async def encode_turn(front: Front, prompt: ChatPrompt) -> EncodedPrompts:
     """The token ids of a turn's prompt."""
-    # The template has written the control tokens itself.
-    token_ids = await front.loaded_text().encode(
-        prompt, front.info.max_model_len, add_special_tokens=False, param="messages"
-    )
+    token_ids = await front.loaded_text().encode_chat(prompt, front.info.max_model_len)
     return EncodedPrompts(token_ids=[token_ids], field="messages", continues_text=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from hal.engine.chat_template import ChatTemplate, load_chat_template
+from hal.engine.chat_prompt import ChatEncoder, ChatPrompt
+from hal.engine.chat_template import load_chat_template
 from hal.engine.generation_config import GenerationDefaults, read_generation_defaults
 from hal.engine.tokenizer import Tokenizer
 from hal.errors import ContextLengthError
@@ -24,7 +25,7 @@ class TextModel:
     """Tokenizer, chat template and generation defaults of one model folder."""
 
     tokenizer: Tokenizer
-    template: ChatTemplate
+    chats: ChatEncoder
     defaults: GenerationDefaults
     tool_family: str
     marks: Marks | None
@@ -45,25 +46,35 @@ class TextModel:
         template = load_chat_template(folder, tokenizer.special_tokens, chat_template)
         family = family_of(template.text, tool_parser)
         marks = marks_of(template.text, reasoning_parser)
-        return cls(tokenizer, template, read_generation_defaults(folder, tokenizer), family, marks)
+        chats = ChatEncoder(template, tokenizer)
+        return cls(tokenizer, chats, read_generation_defaults(folder, tokenizer), family, marks)
 
     async def encode(
         self, text: str, max_model_len: int, *, add_special_tokens: bool, param: str
     ) -> list[int]:
         """Token ids; a text that cannot fit whatever its tokens are is refused unread."""
-        if len(text) <= LONG_TEXT_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return await self._encode(encode, len(text), max_model_len, param)
+
+    async def encode_chat(self, prompt: ChatPrompt, max_model_len: int) -> list[int]:
+        """As encode() does."""
+        encode = partial(self.chats.encode, prompt)
+        return await self._encode(encode, len(prompt.text), max_model_len, "messages")
+
+    async def _encode(
+        self, encode: Callable[[], list[int]], num_chars: int, max_model_len: int, param: str
+    ) -> list[int]:
+        if num_chars <= LONG_TEXT_CHARS:
+            return encode()
         longest = await asyncio.to_thread(lambda: self.longest_token_bytes)
-        if len(text) > max_model_len * longest:
+        if num_chars > max_model_len * longest:
             raise ContextLengthError(
-                f"the prompt has {len(text)} characters; a context of {max_model_len} tokens holds "
+                f"the prompt has {num_chars} characters; a context of {max_model_len} tokens holds "
                 f"at most {max_model_len * longest} (the longest token has {longest} bytes). "
                 "Shorten the prompt",
                 param=param,
             )
-        return await asyncio.to_thread(
-            self.tokenizer.encode, text, add_special_tokens=add_special_tokens
-        )
+        return await asyncio.to_thread(encode)
 
     async def render(
         self,
@@ -72,10 +83,10 @@ class TextModel:
         add_generation_prompt: bool,
         variables: Mapping[str, object] | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
-    ) -> str:
-        """The prompt text of a chat, through the model's template."""
+    ) -> ChatPrompt:
+        """A chat through the model's template."""
         render = partial(
-            self.template.render,
+            self.chats.render,
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
