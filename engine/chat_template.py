@@ -25,6 +25,8 @@ from hal.engine.config_fields import ConfigFields
 from hal.errors import RequestError, TokenizerError
 
 MAX_OUTPUT_CHARS = 4 * 2**20
+MAX_COUNTED = 1_000_000
+"""Numbers that one rendering may count through: loops in loops would never end otherwise."""
 
 _DEFAULT = "default"
 _TOOL_USE = "tool_use"
@@ -108,7 +110,7 @@ class ChatTemplate:
         parts: list[str] = []
         num_chars = 0
         try:
-            for part in template.generate(values):
+            for part in template.generate({**values, "range": _CountedRange().range}):
                 num_chars += len(part)
                 if num_chars > self._max_output_chars:
                     raise RequestError(
@@ -153,6 +155,20 @@ def make_environment(clock: Clock) -> ImmutableSandboxedEnvironment:
     environment.globals["strftime_now"] = lambda layout: clock().strftime(layout)
     environment.globals["namespace"] = _PublicNamespace
     return environment
+
+
+class _CountedRange:
+    """`range` for one rendering."""
+
+    def __init__(self) -> None:
+        self._num_left = MAX_COUNTED
+
+    def range(self, *bounds: int) -> range:
+        found = range(*bounds)
+        self._num_left -= len(found)
+        if self._num_left < 0:
+            raise OverflowError(f"it counts through more than {MAX_COUNTED} numbers")
+        return found
 
 
 class _GenerationTag(Extension):
@@ -234,6 +250,12 @@ def _compile(environment: ImmutableSandboxedEnvironment, text: str, source: str)
         raise TokenizerError(
             f"{source}: the chat template is not valid Jinja at line {error.lineno}: "
             f"{error.message}. Correct it, or give another with --chat-template FILE."
+        ) from error
+    except (RecursionError, MemoryError, ValueError, SyntaxError) as error:
+        # Jinja's parser calls itself, and makes Python of what it has read.
+        raise TokenizerError(
+            f"{source}: the chat template cannot be compiled: {type(error).__name__}. Give another "
+            "with --chat-template FILE."
         ) from error
 
 

@@ -91,7 +91,7 @@ def _indexed_shards(index: Path) -> ShardListing:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(name): index.parent / str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{index} is not a safetensors index ({error!r}). Download the file again."
         ) from error

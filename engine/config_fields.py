@@ -25,7 +25,7 @@ class ConfigFields:
         """Parse `path`; raises ModelError when it is not a JSON object."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(
                 f"{path} is not readable JSON: {error}. Download the file again."
             ) from error

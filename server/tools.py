@@ -203,7 +203,7 @@ class ToolCall:
         """The arguments as a value; {} where a cut answer left no JSON."""
         try:
             return json.loads(self.arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
 
 
