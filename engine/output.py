@@ -34,6 +34,8 @@ class StopMatcher:
 
     def feed(self, text: str) -> TextDelta:
         """The part of all text so far that is certain to be output."""
+        if not self._stop_strings:
+            return TextDelta(text)
         buffer = self._held + text
         found = [
             (buffer.find(stop) + len(stop), stop) for stop in self._stop_strings if stop in buffer

@@ -70,9 +70,7 @@ class _Logprobs:
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
 
-    def describe(self, logprobs: tuple[TokenLogprobs, ...]) -> dict[str, object] | None:
-        if not logprobs:
-            return None
+    def describe(self, logprobs: tuple[TokenLogprobs, ...]) -> dict[str, object]:
         offsets: list[int] = []
         positions = []
         for entry in logprobs:
@@ -128,8 +126,12 @@ class _Answer:
     def _described(
         self, index: int, logprobs: tuple[TokenLogprobs, ...]
     ) -> dict[str, object] | None:
-        hidden = self.tokenizer.special_token_ids if self.skip_special_tokens else frozenset()
-        describer = self._logprobs.setdefault(index, _Logprobs(self.tokenizer, hidden))
+        if not logprobs:
+            return None
+        describer = self._logprobs.get(index)
+        if describer is None:
+            hidden = self.tokenizer.special_token_ids if self.skip_special_tokens else frozenset()
+            describer = self._logprobs[index] = _Logprobs(self.tokenizer, hidden)
         return describer.describe(logprobs)
 
     def _object(self, choices: list[dict[str, object]]) -> dict[str, object]:

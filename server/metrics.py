@@ -58,7 +58,8 @@ class ServerMetrics:
         self._rejected = self._counter("requests_rejected_total", "Refused requests", "reason")
         self._aborted = self._counter("requests_aborted_total", "Aborted requests", "cause")
         self._ttft = self._histogram("time_to_first_token_seconds", "Until the first", _SECONDS)
-        self._itl = self._histogram("inter_token_latency_seconds", "Between two", _TOKEN_SECONDS)
+        itl = self._histogram("inter_token_latency_seconds", "Between two", _TOKEN_SECONDS)
+        self._itl = itl.labels(model_name)  # looked up once: it is fed with every token
         self._e2e = self._histogram("e2e_request_latency_seconds", "Whole request", _SECONDS)
         self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens", _TOKENS)
         self._generated = self._histogram("request_generation_tokens", "New tokens", _TOKENS)
@@ -79,7 +80,7 @@ class ServerMetrics:
         self._ttft.labels(self._model_name).observe(seconds)
 
     def next_token(self, seconds: float) -> None:
-        self._itl.labels(self._model_name).observe(seconds)
+        self._itl.observe(seconds)
 
     def choice_finished(self, reason: str) -> None:
         self._success.labels(self._model_name, reason).inc()

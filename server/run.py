@@ -22,9 +22,9 @@ from hal.server.app import build_app
 from hal.server.errors import ApiError, draining
 from hal.server.front import Front
 from hal.server.hand_over import Offer, TakeOver
+from hal.server.key_usage import UsageFile
 from hal.server.messages import Start
 from hal.server.text import TextModel
-from hal.server.usage import UsageFile
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 

@@ -290,10 +290,10 @@ def _run(
     from hal.cli.banner import print_banner
     from hal.server.async_engine import AsyncEngine
     from hal.server.front import Front
+    from hal.server.key_usage import UsageFile
     from hal.server.messages import Start
     from hal.server.run import RunOptions, serve
     from hal.server.text import TextModel
-    from hal.server.usage import UsageFile
 
     _set_up_logging(options.log_level)
     port = door.getsockname()[1] if isinstance(door, socket.socket) else options.port

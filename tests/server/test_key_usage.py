@@ -19,9 +19,9 @@ from fake_serving import (
 
 from hal.cli.serve import main
 from hal.errors import ConfigError
+from hal.server.key_usage import UsageFile
 from hal.server.keys import KeyLimits
 from hal.server.quotas import Quota
-from hal.server.usage import UsageFile
 
 
 def quotas() -> dict[str, Quota]:
@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_written_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "use.new").mkdir()
-    monkeypatch.setattr("hal.server.usage._SAVE_INTERVAL_S", 0.01)
+    monkeypatch.setattr("hal.server.key_usage._SAVE_INTERVAL_S", 0.01)
 
     async def serve() -> None:
         async with UsageFile(tmp_path / "use").kept(quotas()):
