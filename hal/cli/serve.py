@@ -126,6 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         if words[:1] == ["keys"]:
             return keys_command(words[1:])
+        if words[:1] == ["top"]:
+            from hal.cli.top.command import top_command
+
+            return top_command(words[1:], environment())
         return _serve(parse_options(words, environment()))
     except HalError as error:
         if wants_traceback():
@@ -139,7 +143,9 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
     """Raises ConfigError or UnsupportedError."""
     command = CommandLine(
         "hal-serve",
-        "Serve a model over the OpenAI API. Ctrl-C drains and stops; a second Ctrl-C stops now.",
+        "Serve a model over the OpenAI API. Ctrl-C drains and stops; a second Ctrl-C stops now.\n\n"
+        "Instead of MODEL: keys add FILE NAME makes an API key, top [URL] watches a running "
+        "server. A folder of such a name is ./keys or ./top.",
         (ENGINE_FLAGS, SERVER_FLAGS),
     )
     values = command.parse(argv, environ)
