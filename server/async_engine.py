@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from dataclasses import dataclass
 
 from hal.engine.request import EngineStats, Output, Request
 from hal.errors import HalError
@@ -25,6 +27,20 @@ from hal.server.supervisor import EngineProcess, EngineState
 Sink = asyncio.Queue[Output | Exception]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InflightRequest:
+    """One request inside the engine as others may see it; started_at is of the monotonic clock."""
+
+    request_id: str
+    started_at: float
+    num_prompt_tokens: int
+    num_new_tokens: int
+    max_tokens: int
+    n: int
+    num_open: int
+    is_waiting: bool
+
+
 class _Inflight:
     """One request inside the engine; its outputs go to `sink`."""
 
@@ -32,8 +48,25 @@ class _Inflight:
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sink = sink
         self.open_choices = set(range(request.params.n))
+        self.started_at = time.monotonic()
+        self.num_new_tokens = 0
+        self._request = request
+
+    def shown(self) -> InflightRequest:
+        request = self._request
+        return InflightRequest(
+            request_id=request.request_id,
+            started_at=self.started_at,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            num_new_tokens=self.num_new_tokens,
+            max_tokens=request.params.max_tokens or 0,
+            n=request.params.n,
+            num_open=len(self.open_choices),
+            is_waiting=self.num_new_tokens == 0,
+        )
 
     def put(self, output: Output) -> None:
+        self.num_new_tokens += len(output.token_ids)
         if output.finish_reason is not None:
             self.open_choices.discard(output.index)
         self.sink.put_nowait(output)
@@ -62,6 +95,10 @@ class AsyncEngine:
     @property
     def num_inflight(self) -> int:
         return len(self._inflight)
+
+    def inflight(self) -> list[InflightRequest]:
+        """The oldest first."""
+        return [entry.shown() for entry in self._inflight.values()]
 
     @property
     def is_ready(self) -> bool:

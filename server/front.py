@@ -13,10 +13,12 @@ from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
 from hal.server.async_engine import AsyncEngine
 from hal.server.errors import ApiError, api_error, engine_loading, model_not_found
+from hal.server.facts import facts_of
 from hal.server.generation import Generation, Job
 from hal.server.guided import Guided, under_its_name
 from hal.server.keys import ApiKey, KeyLimits, KeyRing
 from hal.server.messages import EngineInfo
+from hal.server.metric_names import MetricsCompat
 from hal.server.metrics import EngineView, ServerMetrics
 from hal.server.params import (
     QueueTerms,
@@ -29,6 +31,7 @@ from hal.server.schema import Body, ignored_fields
 from hal.server.stream import unless_disconnected
 from hal.server.supervisor import EngineState
 from hal.server.text import TextModel
+from hal.server.tracing import RequestSpans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,7 @@ class Front:
 
     request_timeout_s: how long requests may wait that do not say it
     quotas: of each key, by its name
+    spans: where the spans of requests go; None makes none
     """
 
     engine: AsyncEngine
@@ -54,13 +58,15 @@ class Front:
     created: int = field(default_factory=lambda: int(time.time()))
     keys: KeyRing | None = None
     request_timeout_s: float | None = None
+    metrics_compat: MetricsCompat = MetricsCompat.NONE
+    spans: RequestSpans | None = None
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 
     def __post_init__(self) -> None:
         keys = () if self.keys is None else self.keys.keys
         self.quotas = {key.name: Quota(key.limits) for key in keys}
-        self.metrics = ServerMetrics(self.served_name, self._engine_view)
+        self.metrics = ServerMetrics(self.served_name, self._engine_view, self.metrics_compat)
 
     @property
     def is_ready(self) -> bool:
@@ -115,7 +121,8 @@ class Front:
             tenant=tenant_of(caller),
         )
         quota = self.quota_of(caller)
-        generation = Generation(self.engine, self.loaded_text(), self.metrics, job, quota)
+        text, facts = self.loaded_text(), facts_of(http.scope)
+        generation = Generation(self.engine, text, self.metrics, job, quota, facts)
         try:
             await unless_disconnected(http.receive, generation.start())
         except RequestError as error:
@@ -145,7 +152,13 @@ class Front:
         if stats is None or process.info is None or process.state is not EngineState.READY:
             return None
         info = process.info
-        return EngineView(stats, process.heartbeat_age_s, info.block_size, info.site_levels)
+        return EngineView(
+            stats=stats,
+            heartbeat_age_s=process.heartbeat_age_s,
+            num_queued_tokens=self.engine.admission.num_waiting_tokens,
+            block_size=info.block_size,
+            site_levels=info.site_levels,
+        )
 
 
 Handler = Callable[[Front, HttpRequest], Awaitable[Response]]

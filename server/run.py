@@ -18,6 +18,7 @@ import uvicorn
 
 from hal.errors import HalError
 from hal.server.app import build_app
+from hal.server.dump import dump_on_signal
 from hal.server.errors import draining
 from hal.server.front import Front
 from hal.server.messages import Start
@@ -72,6 +73,7 @@ async def serve(front: Front, listener: socket.socket, options: RunOptions) -> i
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.receive, number)
+    dump_on_signal(front)
     server = _HttpServer(_uvicorn_config(front))
     http = asyncio.create_task(server.serve(sockets=[listener]))
     engine = asyncio.create_task(front.engine.run(options.start))
@@ -82,6 +84,8 @@ async def serve(front: Front, listener: socket.socket, options: RunOptions) -> i
         await http
         engine.cancel()
         await front.engine.process.stop()
+        if front.spans is not None:
+            await asyncio.to_thread(front.spans.close)
 
 
 async def _until_stopped(

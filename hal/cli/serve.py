@@ -6,8 +6,9 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hal.cli.arguments import (
     ENGINE_FLAGS,
@@ -22,11 +23,17 @@ from hal.cli.listener import bind, is_loopback
 from hal.config import EngineConfig
 from hal.env import LOG_LEVELS, environment, wants_traceback
 from hal.errors import ConfigError, HalError
+from hal.server.json_log import LogFormat, formatter
 from hal.server.keys import KeyRing, load_keys, single_key
+from hal.server.metric_names import MetricsCompat
 from hal.server.queue_limits import QueueLimits
 
 if TYPE_CHECKING:
     from hal.server.front import Front
+    from hal.server.supervisor import EngineProcess
+    from hal.server.tracing import RequestSpans
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 EXIT_INTERRUPTED = 130
 FAKE_PREFIX = "fake:"
@@ -95,6 +102,18 @@ SERVER_FLAGS = FlagGroup(
             metavar="FAMILY",
         ),
         Flag(name="log-level", help=", ".join(LOG_LEVELS), metavar="LEVEL", default="info"),
+        Flag(name="log-format", help="text or json", metavar="FORMAT", default="text"),
+        Flag(
+            name="metrics-compat",
+            help="none, or vllm: /metrics has every sample under vLLM's name as well",
+            metavar="NAME",
+            default="none",
+        ),
+        Flag(
+            name="otlp-endpoint",
+            help="send a span of each request there, as http://127.0.0.1:4318/v1/traces",
+            metavar="URL",
+        ),
         Flag(name="engine", help="fake:SCRIPT runs a scripted engine in tests", is_hidden=True),
     ),
 )
@@ -115,6 +134,9 @@ class ServeOptions:
     heartbeat_timeout_s: float
     step_timeout_s: float
     log_level: str
+    log_format: LogFormat
+    metrics_compat: MetricsCompat
+    otlp_endpoint: str | None
     tool_parser: str | None
     reasoning_parser: str | None
     fake_script: str | None
@@ -169,6 +191,9 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
         step_timeout_s=_seconds("step-timeout", given, least=1.0),
         log_level=str(given["log_level"]),
+        log_format=_choice(LogFormat, "log-format", given),
+        metrics_compat=_choice(MetricsCompat, "metrics-compat", given),
+        otlp_endpoint=_text(given["otlp_endpoint"]),
         tool_parser=_text(given["tool_call_parser"]),
         reasoning_parser=_text(given["reasoning_parser"]),
         fake_script=_fake_script(_text(given["engine"])),
@@ -211,18 +236,12 @@ def _queue_limits(given: Mapping[str, object]) -> QueueLimits:
 
 
 def _serve(options: ServeOptions) -> int:
+    spans = _spans(options)
     listener = bind(options.host, options.port)
     folder = _model_folder(options)
-    # The child starts first: it needs seconds for its imports, this process a second for its own.
-    from hal.server.supervisor import EngineProcess, WatchdogLimits
-
-    process = EngineProcess(
-        [sys.executable, "-P", "-m", "hal.cli.engine_process"],
-        WatchdogLimits(
-            heartbeat_timeout_s=options.heartbeat_timeout_s, step_timeout_s=options.step_timeout_s
-        ),
-    )
+    process = _engine_process(options)
     try:
+        # The child starts first: it needs seconds for its imports, this process one for its own.
         process.spawn()
         import asyncio
 
@@ -233,7 +252,7 @@ def _serve(options: ServeOptions) -> int:
         from hal.server.run import RunOptions, serve
         from hal.server.text import TextModel
 
-        _set_up_logging(options.log_level)
+        _set_up_logging(options.log_level, options.log_format)
         url = f"http://{_url_host(options.host)}:{listener.getsockname()[1]}"
         print(
             f"hal-serve: loading {options.config.model}; {url}/ready turns 200 when it is done",
@@ -250,6 +269,8 @@ def _serve(options: ServeOptions) -> int:
                 options.served_name,
                 keys=options.keys,
                 request_timeout_s=options.request_timeout_s,
+                metrics_compat=options.metrics_compat,
+                spans=spans,
             )
             run_options = RunOptions(
                 start=Start(replace(options.config, model=str(folder)), options.fake_script),
@@ -270,6 +291,15 @@ def _serve(options: ServeOptions) -> int:
         listener.close()
 
 
+def _engine_process(options: ServeOptions) -> EngineProcess:
+    from hal.server.supervisor import EngineProcess, WatchdogLimits
+
+    limits = WatchdogLimits(
+        heartbeat_timeout_s=options.heartbeat_timeout_s, step_timeout_s=options.step_timeout_s
+    )
+    return EngineProcess([sys.executable, "-P", "-m", "hal.cli.engine_process"], limits)
+
+
 def _model_folder(options: ServeOptions) -> Path:
     """A scripted engine reads no weights, so its folder needs none."""
     if options.fake_script is not None:
@@ -279,9 +309,9 @@ def _model_folder(options: ServeOptions) -> Path:
     return resolve_model(options.config.model, offline=options.config.offline)
 
 
-def _set_up_logging(level: str) -> None:
+def _set_up_logging(level: str, log_format: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(formatter(log_format))
     logging.getLogger("hal").addHandler(handler)
     logging.getLogger("hal").setLevel(level.upper())
     logging.getLogger("uvicorn.error").addHandler(handler)
@@ -302,6 +332,26 @@ def _seconds(flag: str, given: Mapping[str, object], *, least: float) -> float:
     if not least <= value < float("inf"):
         raise ConfigError(f"--{flag} must be at least {least:g} seconds; got {value:g}")
     return value
+
+
+def _choice(kind: type[Choice], flag: str, given: Mapping[str, object]) -> Choice:
+    value = given[flag.replace("-", "_")]
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise ConfigError(f"--{flag} {value!r} is not one of {', '.join(kind)}") from None
+
+
+def _spans(options: ServeOptions) -> RequestSpans | None:
+    if options.otlp_endpoint is None:
+        return None
+    from hal.server.tracing import otlp_spans
+
+    if not options.otlp_endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"--otlp-endpoint {options.otlp_endpoint!r} is not a URL as http://127.0.0.1:4318/v1/traces"
+        )
+    return otlp_spans(options.otlp_endpoint, options.served_name)
 
 
 def _number(value: object) -> int:
