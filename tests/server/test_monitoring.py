@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +164,19 @@ def test_prometheus_reads_the_rules_beside_it() -> None:
 def test_wrong_queries_are_found(query: str) -> None:
     with pytest.raises(WrongQuery):
         read_query(query)
+
+
+def test_the_page_names_every_metric(known: Known) -> None:
+    page = Path(__file__).parent.parent.parent / "docs/observability.md"
+    text = page.read_text(encoding="utf-8")
+    documented = set(re.findall(r"`([a-z0-9_]+)[`{]", text))
+    for name in known:
+        if name.startswith("hal:") and not name.endswith("_created"):
+            short = re.sub(r"_(bucket|sum|count)$", "", name.removeprefix("hal:"))
+            assert short in documented, name
+
+
+def test_the_page_names_every_alert() -> None:
+    page = Path(__file__).parent.parent.parent / "docs/observability.md"
+    named = set(re.findall(r"`(Hal[A-Za-z]+)`", page.read_text(encoding="utf-8")))
+    assert named == {str(one["alert"]) for one in rules()}

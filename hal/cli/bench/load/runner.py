@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hal.cli.bench.load.http_client import HttpClient
 from hal.cli.bench.load.stream import Record, Style, ask
 
-_LAG_INTERVAL_S = 0.01
+_LAG_INTERVAL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
