@@ -89,7 +89,7 @@ class RequestLog:
             if status == 0:
                 await send_error(answer, scope, send_with_id)
             elif answer.status == 499:
-                status = 499
+                status, facts.error_code = 499, answer.code
         seconds = time.monotonic() - facts.started_at
         record = HttpRecord(
             method=scope["method"],

@@ -269,6 +269,7 @@ def test_a_stream_that_is_cut_is_a_failure(rival: str, capsys: pytest.CaptureFix
         (["http://x", "--concurrency", "0"], ["--concurrency 0", "from 1 to"]),
         (["http://x", "--rate", "1", "--concurrency", "1,2"], ["sweep over one of them"]),
         (["http://x", "--workload", "trace"], ["--trace-file"]),
+        (["http://x", "--api-key", "a\nb"], ["--api-key has characters"]),
         (["http://x", "--requests", "0"], ["--requests must be from 1 to"]),
         (["http://x", "--workload", "prefix", "--prefix-tokens", "300"], ["--prefix-tokens 300"]),
     ],

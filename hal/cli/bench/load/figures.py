@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hal.cli.bench.load.runner import Point
 from hal.cli.bench.load.stream import Record
@@ -73,7 +74,7 @@ class Figures:
     generator: Generator
 
 
-def spread(seconds: Sequence[float]) -> Spread | None:
+def spread(seconds: Sequence[float] | NDArray[np.float64]) -> Spread | None:
     """None for no values."""
     if not len(seconds):
         return None
@@ -133,7 +134,7 @@ def figures(point: Point, goodput: Mapping[str, float]) -> Figures:
         tokens_counted_by="server" if all(r.is_counted for r in done) else "pieces of text",
         ttft_ms=spread([r.ttft_s for r in done if r.ttft_s is not None]),
         tpot_ms=spread([r.tpot_s for r in done if r.tpot_s is not None]),
-        itl_ms=spread(gaps.tolist()),
+        itl_ms=spread(gaps),
         e2el_ms=spread([r.e2el_s for r in done]),
         goodput_per_s=num_good / seconds if goodput else None,
         goodput_share=num_good / max(len(point.records), 1) if goodput else None,

@@ -17,6 +17,7 @@ import h11
 
 from hal.errors import ConfigError
 
+MAX_BODY_BYTES = 2**20
 _READ_BYTES = 2**16
 
 
@@ -63,7 +64,13 @@ class Answer:
     chunks: AsyncIterator[bytes]
 
     async def body(self) -> bytes:
-        return b"".join([chunk async for chunk in self.chunks])
+        """What is beyond MAX_BODY_BYTES is not read."""
+        body = b""
+        async for chunk in self.chunks:
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                break
+        return body
 
 
 @dataclass(slots=True)

@@ -16,7 +16,8 @@ from hal.cli.bench.load.stream import Api
 from hal.cli.bench.load.workload import Lengths, Workload
 from hal.errors import ConfigError
 
-MAX_REQUESTS = 1_000_000
+MAX_REQUESTS = 100_000
+"""Their bodies and records are kept in memory."""
 MAX_CONCURRENCY = 10_000
 CLOSED_CONCURRENCY, OPEN_CONCURRENCY = 8, 512
 """Requests at once where --concurrency does not say it: without and with times to send them at."""
@@ -188,7 +189,7 @@ def parse_options(arguments: Sequence[str], environ: Mapping[str, str]) -> Optio
         target=target_of(str(given["url"])),
         model=_text(given["model"]),
         api=_choice(Api, "api", given),
-        api_key=_text(given["api_key"]),
+        api_key=_key(_text(given["api_key"])),
         workload=workload,
         trace_file=_text(given["trace_file"]),
         lengths=_lengths(workload, given),
@@ -292,6 +293,12 @@ def _strings(value: object) -> list[str]:
         return []
     assert isinstance(value, list)
     return [part for item in value for part in str(item).split(",")]
+
+
+def _key(text: str | None) -> str | None:
+    if text is not None and not (text.isascii() and text.isprintable() and text.strip()):
+        raise ConfigError("--api-key has characters that no HTTP header can have, or is empty")
+    return text
 
 
 def _text(value: object) -> str | None:

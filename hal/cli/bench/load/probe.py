@@ -54,7 +54,7 @@ async def _get(client: HttpClient, path: str) -> tuple[int, bytes]:
             f"no connection to {client.target.url}: {error.strerror or error}; is a server "
             "running there?"
         ) from error
-    except (CutOff, h11.RemoteProtocolError) as error:
+    except (CutOff, h11.ProtocolError) as error:
         raise ConfigError(f"{client.target.url} does not speak HTTP/1.1 as expected") from error
 
 
@@ -97,8 +97,9 @@ async def _count(client: HttpClient, style: Style, num_words: int, timeout_s: fl
     record = Record(now, now)
     await ask(client, style, record, style.body(words("probe", num_words), 1), timeout_s)
     if record.error:
+        said = f" ({record.detail})" if record.detail else ""
         raise ConfigError(
-            f"{client.target.url}{style.api.path} answers the first request with: {record.error}. "
-            f"Asked was model {style.model!r}; see --model, --api and --no-ignore-eos"
+            f"{client.target.url}{style.api.path} answers the first request with: {record.error}"
+            f"{said}. Asked was model {style.model!r}; see --model, --api and --no-ignore-eos"
         )
     return record.prompt_tokens

@@ -16,6 +16,9 @@ from hal.cli.bench.load.http_client import Answer, CutOff, HttpClient
 
 Json = dict[str, object]
 
+_MAX_LINE_BYTES = 2**24
+_MAX_DETAIL_CHARS = 300
+
 
 class Api(StrEnum):
     """Values of --api."""
@@ -61,7 +64,7 @@ class Record:
 
     due_s: when it should have been sent; everything is measured from there
     possible_s: when the limit on requests at once let it; sent later is the generator's fault
-    error: why it failed; "" where it did not
+    error: why it failed; "" where it did not. detail: what the server said about it
     output_tokens: as the server counted them, or else pieces of text
     """
 
@@ -77,6 +80,7 @@ class Record:
     cached_tokens: int = 0
     is_counted: bool = False
     error: str = ""
+    detail: str = ""
 
     @property
     def ttft_s(self) -> float | None:
@@ -95,7 +99,11 @@ class Record:
 
 
 class ServerError(Exception):
-    """The server answered with an error; the text is for people."""
+    """The server answered with an error: what kind, of which there are few, and its own words."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind)
+        self.detail = detail[:_MAX_DETAIL_CHARS]
 
 
 async def ask(
@@ -110,8 +118,8 @@ async def ask(
     except TimeoutError:
         record.error = f"no end within {timeout_s:g} s"
     except ServerError as error:
-        record.error = str(error)
-    except (CutOff, h11.RemoteProtocolError):
+        record.error, record.detail = str(error), error.detail
+    except (CutOff, h11.ProtocolError):
         record.error = "the server closed the connection"
     except OSError as error:
         record.error = f"connection: {error.strerror or error}"
@@ -125,7 +133,7 @@ async def ask(
 
 async def _read(answer: Answer, record: Record) -> None:
     if answer.status != 200:
-        raise ServerError(refusal(answer.status, await answer.body()))
+        raise refusal(answer.status, await answer.body())
     if not answer.headers.get("content-type", "").startswith("text/event-stream"):
         raise ServerError("the answer is no event stream: does the server stream?")
     is_finished = is_done = False
@@ -156,20 +164,23 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     rest = b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _MAX_LINE_BYTES:
+            raise ServerError(f"a line of more than {_MAX_LINE_BYTES} bytes")
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()
 
 
-def refusal(status: int, body: bytes) -> str:
-    """The status with the code that the body has, if any: few different texts for many errors."""
+def refusal(status: int, body: bytes) -> ServerError:
+    """The status with the code that the body has, if any."""
     try:
         error = _object(body).get("error")
     except ServerError:
-        return f"HTTP {status}"
-    if isinstance(error, dict):
-        return f"HTTP {status} {error.get('code') or error.get('type') or ''}".rstrip()
-    return f"HTTP {status}"
+        return ServerError(f"HTTP {status}")
+    if not isinstance(error, dict):
+        return ServerError(f"HTTP {status}", str(error or ""))
+    kind = f"HTTP {status} {error.get('code') or error.get('type') or ''}".rstrip()
+    return ServerError(kind, str(error.get("message") or ""))
 
 
 def _object(data: bytes) -> Json:
