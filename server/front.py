@@ -17,6 +17,7 @@ from hal.server.facts import facts_of
 from hal.server.generation import Generation, Job
 from hal.server.guided import Guided, under_its_name
 from hal.server.keys import ApiKey, KeyLimits, KeyRing
+from hal.server.loop_lag import LoopLag
 from hal.server.messages import EngineInfo
 from hal.server.metric_names import MetricsCompat
 from hal.server.metrics import EngineView, ServerMetrics
@@ -60,6 +61,7 @@ class Front:
     request_timeout_s: float | None = None
     metrics_compat: MetricsCompat = MetricsCompat.NONE
     spans: RequestSpans | None = None
+    loop_lag: LoopLag = field(default_factory=LoopLag)
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 
@@ -67,6 +69,7 @@ class Front:
         keys = () if self.keys is None else self.keys.keys
         self.quotas = {key.name: Quota(key.limits) for key in keys}
         self.metrics = ServerMetrics(self.served_name, self._engine_view, self.metrics_compat)
+        self.metrics.watch_loop(lambda: self.loop_lag.worst_s)
 
     @property
     def is_ready(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     generate_latest,
 )
@@ -134,6 +135,16 @@ class ServerMetrics:
         self._errors.labels(
             self._model_name, code if isinstance(code, str) else EngineError.code
         ).inc()
+
+    def watch_loop(self, worst_lag_s: Callable[[], float]) -> None:
+        """Read at each scrape."""
+        gauge = Gauge(
+            _PREFIX + "event_loop_lag_seconds",
+            "Longest delay of the front's event loop in ten seconds",
+            ["model_name"],
+            registry=self._registry,
+        )
+        gauge.labels(self._model_name).set_function(worst_lag_s)
 
     def render(self) -> bytes:
         return generate_latest(self._shown)

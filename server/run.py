@@ -22,6 +22,7 @@ from hal.server.dump import dump_on_signal
 from hal.server.errors import draining
 from hal.server.front import Front
 from hal.server.messages import Start
+from hal.server.stats_line import log_stats
 from hal.server.text import TextModel
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -77,11 +78,17 @@ async def serve(front: Front, listener: socket.socket, options: RunOptions) -> i
     server = _HttpServer(_uvicorn_config(front))
     http = asyncio.create_task(server.serve(sockets=[listener]))
     engine = asyncio.create_task(front.engine.run(options.start))
+    watching = [
+        asyncio.create_task(front.loop_lag.watch()),
+        asyncio.create_task(log_stats(front.engine)),
+    ]
     try:
         return await _until_stopped(front, engine, stop, options)
     finally:
         server.should_exit = True
         await http
+        for task in watching:
+            task.cancel()
         engine.cancel()
         await front.engine.process.stop()
         if front.spans is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +32,11 @@ from fake_serving import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from hal.cli.serve import main
+from hal.engine.request import EngineStats
 from hal.server.facts import RequestFacts
+from hal.server.loop_lag import LoopLag
 from hal.server.metric_names import OLDER, SAME
+from hal.server.stats_line import TEXT, Snapshot, between
 
 if TYPE_CHECKING:
     from opentelemetry.proto.common.v1.common_pb2 import AnyValue
@@ -80,9 +85,9 @@ class Server:
     def log(self, request_id: str) -> dict[str, object]:
         """The access line of a request; all lines of a logger are JSON."""
         line = self.process.line(request_id, self.process.error_lines)
-        fields = json.loads(line)
-        assert isinstance(fields, dict)
-        return fields
+        found = json.loads(line)
+        assert isinstance(found, dict)
+        return found
 
 
 @dataclass
@@ -192,13 +197,13 @@ def test_phases_and_errors_are_counted(server: Server) -> None:
 def test_log_lines_are_json_without_text(server: Server) -> None:
     headers = {"x-request-id": "log-1"}
     assert server.complete(CANARY, headers, max_tokens=2, stop=["STOP" + CANARY]) == 200
-    fields = server.log("log-1")
-    ttft_ms, total_ms = fields.pop("ttft_ms"), fields.pop("total_ms")
+    access = server.log("log-1")
+    ttft_ms, total_ms = access.pop("ttft_ms"), access.pop("total_ms")
     assert isinstance(ttft_ms, float) and isinstance(total_ms, float)
     assert 0 < ttft_ms <= total_ms
     for name in ("time", "queue_ms"):
-        fields.pop(name)
-    assert fields == {
+        access.pop(name)
+    assert access == {
         "level": "info",
         "logger": "hal.server.access",
         "request_id": "log-1",
@@ -353,6 +358,49 @@ def test_without_the_extra(
 def test_wrong_flags(arguments: list[str], piece: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert piece in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_line_of_stats() -> None:
+    before = Snapshot(10.0, stats_of(num_steps=1, num_blocks_total=8))
+    after = stats_of(
+        num_steps=9,
+        num_blocks_total=8,
+        num_blocks_used=2,
+        num_generated_tokens=30,
+        num_prompt_tokens=5,
+        num_prefix_queries=8,
+        num_prefix_hits=2,
+    )
+    found = between(before, Snapshot(12.0, after))
+    assert "15.0 generated tok/s" in TEXT % found and "25.0 % of KV blocks used" in TEXT % found
+    assert found == {
+        "generated_tokens_per_s": 15.0,
+        "prompt_tokens_per_s": 2.5,
+        "running": 0,
+        "waiting": 0,
+        "kv_used_percent": 25.0,
+        "prompt_cached_percent": 25.0,
+        "preemptions": 0,
+    }
+
+
+def stats_of(**counts: int) -> EngineStats:
+    zeros = {one.name: 0 for one in fields(EngineStats)}
+    return EngineStats(**(zeros | counts))
+
+
+def test_a_blocked_loop_shows() -> None:
+    async def blocked() -> float:
+        lag = LoopLag()
+        watching = asyncio.create_task(lag.watch())
+        await asyncio.sleep(0)
+        time.sleep(0.3)
+        while lag.worst_s == 0.0:
+            await asyncio.sleep(0)
+        watching.cancel()
+        return lag.worst_s
+
+    assert asyncio.run(blocked()) >= 0.19
 
 
 def test_phases_of_two_clocks_never_overlap() -> None:
