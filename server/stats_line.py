@@ -11,6 +11,7 @@ from hal.engine.request import EngineStats
 from hal.server.async_engine import AsyncEngine
 
 _INTERVAL_S = 10.0
+_FIRST_INTERVAL_S = 0.5
 TEXT = (
     "%(generated_tokens_per_s)s generated tok/s, %(prompt_tokens_per_s)s prompt tok/s, "
     "%(running)s running, %(waiting)s waiting, %(kv_used_percent)s %% of KV blocks used, "
@@ -30,13 +31,13 @@ class Snapshot:
 
 async def log_stats(engine: AsyncEngine) -> None:
     """Until cancelled."""
-    before: Snapshot | None = None
+    while engine.stats is None:
+        await asyncio.sleep(_FIRST_INTERVAL_S)
+    before = Snapshot(time.monotonic(), engine.stats)
     while True:
         await asyncio.sleep(_INTERVAL_S)
-        if engine.stats is None:
-            continue
         now = Snapshot(time.monotonic(), engine.stats)
-        if before is not None and before.stats.num_steps != now.stats.num_steps:
+        if before.stats.num_steps != now.stats.num_steps:
             fields = between(before, now)
             _log.info(TEXT, fields, extra={"hal": fields})
         before = now

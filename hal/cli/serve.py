@@ -314,8 +314,9 @@ def _set_up_logging(level: str, log_format: LogFormat) -> None:
     handler.setFormatter(formatter(log_format))
     logging.getLogger("hal").addHandler(handler)
     logging.getLogger("hal").setLevel(level.upper())
-    logging.getLogger("uvicorn.error").addHandler(handler)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    for other in ("uvicorn.error", "opentelemetry"):
+        logging.getLogger(other).addHandler(handler)
+        logging.getLogger(other).setLevel(logging.WARNING)
 
 
 def _fake_script(engine: str | None) -> str | None:

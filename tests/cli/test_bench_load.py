@@ -203,6 +203,29 @@ def test_ctrl_c_prints_what_was_measured(target: ServerProcess, tmp_path: Path) 
     wait_for(lambda: target.metric("num_requests_running") == 0, target)
 
 
+def test_a_server_that_dies(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    slow = rule("SLOW", tokens=ids("slow"), step_delay_s=STEP_S)
+    script = write_script(tmp_path / "script.json", [slow], max_model_len=4096, num_blocks=8192)
+    model = write_byte_model(tmp_path / "model")
+    trace = trace_of(tmp_path, *({"prompt": "SLOW", "max_tokens": 4000} for _ in range(4)))
+    arguments = ["--workload", "trace", "--trace-file", trace, "--concurrency", "2"]
+    with serving(fake_arguments(model, script)) as server:
+        server.wait_ready()
+
+        def kill() -> None:
+            wait_for(lambda: server.metric("num_requests_running") == 2, server)
+            server.process.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        assert main(["serve", server.url, *arguments]) == 1
+        killer.join()
+    out = capfd.readouterr().out
+    assert "0 completed, 4 failed" in out
+    assert "failed 2x: connection: " in out  # the two that came too late for it
+    assert sum(map(int, re.findall(r"failed (\d)x:", out))) == 4
+
+
 class Rival(BaseHTTPRequestHandler):
     """A server of another kind: no usage, CRLF between lines, a connection for each request."""
 
