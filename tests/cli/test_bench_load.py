@@ -41,7 +41,7 @@ from hal.cli.bench.load.workload import (
     Workload,
     fitted,
     from_trace,
-    prompt_text,
+    prompt_of,
     synthetic,
 )
 from hal.cli.bench.trace_file import read_lines
@@ -79,6 +79,12 @@ def trace_of(folder: Path, *records: Mapping[str, object]) -> str:
     path = folder / "requests.jsonl"
     path.write_text("\n".join(json.dumps(record) for record in records))
     return str(path)
+
+
+def words_of(wanted: Wanted, size: TextSize | None = None) -> list[str]:
+    prompt = prompt_of(wanted, size or TextSize())
+    assert isinstance(prompt, str)
+    return prompt.split()
 
 
 def test_counts_are_those_of_the_server(
@@ -341,9 +347,7 @@ def test_lengths_like_sharegpt() -> None:
 
 def test_prefixes_are_shared_and_the_rest_is_not() -> None:
     lengths = Lengths(input=40, output=1, prefix=30, num_prefixes=2)
-    texts = [
-        prompt_text(one, TextSize()).split() for one in synthetic(Workload.PREFIX, lengths, 4, "0")
-    ]
+    texts = [words_of(one) for one in synthetic(Workload.PREFIX, lengths, 4, "0")]
     assert texts[0][:30] == texts[2][:30] != texts[1][:30] == texts[3][:30]
     assert len({tuple(text[30:]) for text in texts}) == 4
     assert {len(text) for text in texts} == {40}
@@ -358,15 +362,27 @@ def test_a_trace_with_hashes(tmp_path: Path) -> None:
     first, second = from_trace(read_lines(trace), 50)
     assert (first.at_s, second.at_s) == (0.0, 2.5)
     assert (first.output_tokens, second.output_tokens) == (50, 3)
-    texts = [prompt_text(one, TextSize()).split() for one in (first, second)]
+    texts = [words_of(one) for one in (first, second)]
     assert texts[0][:10] == texts[1][:10] and texts[0][10:] != texts[1][10:20]
-    with pytest.raises(ConfigError, match="line 1 has neither a text 'prompt' nor 'input_length'"):
+    with pytest.raises(ConfigError, match="line 1 has no text 'prompt'"):
         from_trace(read_lines(trace_of(tmp_path, {"timestamp": 1})), 50)
+
+
+def test_token_ids_of_a_trace(
+    target: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = trace_of(tmp_path, {"prompt_token_ids": [5, 6, 7], "max_tokens": 2})
+    arguments = ["--workload", "trace", "--trace-file", trace]
+    report = run_json(capsys, target.url, *arguments)
+    assert isinstance(report["points"], list)
+    assert (report["points"][0]["input_tokens"], report["points"][0]["output_tokens"]) == (3, 2)
+    assert main(["serve", target.url, *arguments, "--api", "chat"]) == 2
+    assert "prompt_token_ids need --api completions" in capsys.readouterr().err
 
 
 def test_text_has_the_wanted_number_of_tokens() -> None:
     wanted = Wanted(parts=(Part("a", 30), Part("b", 30)), output_tokens=1)
-    assert len(prompt_text(wanted, TextSize(fixed=10.0, per_word=2.0)).split()) == 15 + 10
+    assert len(words_of(wanted, TextSize(fixed=10.0, per_word=2.0))) == 15 + 10
 
 
 def test_what_does_not_fit_is_shortened() -> None:

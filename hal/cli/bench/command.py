@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from hal.cli.arguments import CommandLine, Flag, FlagGroup, report_error
 from hal.cli.bench.cache_replay import print_replays
-from hal.cli.bench.load.command import EXIT_INTERRUPTED, bench_serve
 from hal.cli.bench.timeline import write_timeline
 from hal.cli.bench.trace_file import Lines, read_lines
 from hal.env import environment, wants_traceback
 from hal.errors import ConfigError, HalError
 
 PROG = "hal-bench"
+EXIT_INTERRUPTED = 130
 DEFAULT_BLOCKS = "1024,8192"
 USAGE = f"""usage: {PROG} serve URL [--concurrency N,N...] [--rate R,R...] [--html FILE] ...
        {PROG} timeline FILE [--html FILE]
@@ -68,6 +68,8 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
         print(USAGE)
         return 0
     if name == "serve":
+        from hal.cli.bench.load.command import bench_serve
+
         return bench_serve(arguments[1:], environ)
     if name == "timeline":
         return _timeline(arguments[1:], environ)

@@ -22,14 +22,14 @@ from hal.cli.bench.load.page import page
 from hal.cli.bench.load.probe import Served, served_model, text_size
 from hal.cli.bench.load.report import Report, table, write_file
 from hal.cli.bench.load.runner import Load, Point, Runner
-from hal.cli.bench.load.stream import Style
+from hal.cli.bench.load.stream import Api, Style
 from hal.cli.bench.load.workload import (
     TextSize,
     Wanted,
     Workload,
     fitted,
     from_trace,
-    prompt_text,
+    prompt_of,
     synthetic,
 )
 from hal.cli.bench.trace_file import Lines, read_lines
@@ -122,7 +122,7 @@ class _Session:
             wanted = self._wanted(lines, index)
             load = self._load(wanted, concurrency, rate)
             bodies = [
-                style.body(prompt_text(one, self.size or TextSize()), one.output_tokens)
+                style.body(prompt_of(one, self.size or TextSize()), one.output_tokens)
                 for one in wanted
             ]
             progress = StreamProgress(sys.stderr, load.name, Unit.REQUESTS)
@@ -145,6 +145,10 @@ class _Session:
         options = self.options
         if lines is not None:
             found = from_trace(lines, options.lengths.output)[: options.num_requests]
+            if options.api is Api.CHAT and any(one.token_ids for one in found):
+                raise ConfigError(
+                    "prompt_token_ids need --api completions; a chat takes texts only"
+                )
         else:
             count = options.num_requests or _DEFAULT_REQUESTS
             found = synthetic(options.workload, options.lengths, count, f"{options.seed} {index}")

@@ -40,7 +40,7 @@ _FLAGS = FlagGroup(
         ),
         Flag(
             name="trace-file",
-            help="JSON lines with prompt or input_length, output_length, timestamp, hash_ids",
+            help="JSON lines; docs/benchmarks.md has the fields",
             metavar="FILE",
         ),
         Flag(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -40,7 +40,7 @@ class Style:
     exact_length: bool = True
     temperature: float | None = None
 
-    def body(self, prompt: str, max_tokens: int) -> bytes:
+    def body(self, prompt: str | Sequence[int], max_tokens: int) -> bytes:
         body: Json = {
             "model": self.model,
             "max_tokens": max_tokens,

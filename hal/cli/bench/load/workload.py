@@ -61,13 +61,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """One request: the parts of its prompt, or its text where a trace has one.
+    """One request: the parts of its prompt, or its text or token ids where a trace has them.
 
     at_s: when a trace sent it, from its first request; None without a timestamp
     """
 
     parts: tuple[Part, ...] = ()
     text: str = ""
+    token_ids: tuple[int, ...] = ()
     output_tokens: int
     at_s: float | None = None
 
@@ -87,10 +88,10 @@ class TextSize:
         return max(1, round((num_tokens - self.fixed) / self.per_word))
 
 
-def prompt_text(wanted: Wanted, size: TextSize) -> str:
+def prompt_of(wanted: Wanted, size: TextSize) -> str | tuple[int, ...]:
     """Words for all parts; what the server adds to every prompt comes off the last part."""
-    if wanted.text:
-        return wanted.text
+    if wanted.text or wanted.token_ids:
+        return wanted.text or wanted.token_ids
     *shared, last = wanted.parts
     free = TextSize(0.0, size.per_word)
     texts = [words(part.seed, free.num_words(part.num_tokens)) for part in shared]
@@ -131,9 +132,9 @@ def _lognormal(rng: random.Random, mean: int) -> int:
 
 
 def from_trace(lines: Lines, output_tokens: int) -> list[Wanted]:
-    """A request for each line: `prompt`, or `input_length` with `hash_ids` or without.
+    """A request for each line: `prompt`, `prompt_token_ids`, or `input_length`, maybe `hash_ids`.
 
-    Raises ConfigError for a line with neither. `output_length` or `max_tokens` say how long the
+    Raises ConfigError for a line with none. `output_length` or `max_tokens` say how long the
     answer is, else it is `output_tokens`; `timestamp` is in seconds from any start, and where all
     have one, the requests are in its order.
     """
@@ -154,10 +155,13 @@ def _from_lines(lines: Lines, output_tokens: int) -> Iterator[Wanted]:
         text = line.fields.get("prompt")
         if isinstance(text, str) and text:
             yield Wanted(text=text, output_tokens=length, at_s=at_s)
+        elif "prompt_token_ids" in line.fields:
+            ids = tuple(line.ids_of("prompt_token_ids"))
+            yield Wanted(token_ids=ids, output_tokens=length, at_s=at_s)
         elif "input_length" in line.fields:
             yield Wanted(parts=_parts(line), output_tokens=length, at_s=at_s)
         else:
-            raise line.wrong("has neither a text 'prompt' nor 'input_length'")
+            raise line.wrong("has no text 'prompt', no 'prompt_token_ids' and no 'input_length'")
 
 
 def _parts(line: Line) -> tuple[Part, ...]:
@@ -177,7 +181,7 @@ def fitted(wanted: Wanted, max_model_len: int) -> Wanted:
     Lengths in words are not exact, so a twentieth of the context is left free.
     """
     room = max_model_len - max_model_len // 20 - _MARGIN_TOKENS
-    if wanted.text or wanted.input_tokens + wanted.output_tokens <= room:
+    if not wanted.parts or wanted.input_tokens + wanted.output_tokens <= room:
         return wanted
     output = min(wanted.output_tokens, max(room // 2, room - wanted.input_tokens))
     left, parts = room - output, []
