@@ -140,6 +140,12 @@ def test_a_server_of_vllm_has_the_same_names() -> None:
             parse(wrong, 0.0)
 
 
+def test_a_server_without_an_engine() -> None:
+    text = 'hal:http_requests_total{handler="/ready"} 3\n'
+    lines = screen(Window(parse(text, 0.0), parse(text, 1.0)), {}, "http://x")
+    assert lines[1] == "the engine is not up: http://x/ready says in which state it is"
+
+
 def test_states_of_blocks_fill_the_bar() -> None:
     states = {"used": 1, "cached": 50, "pinned": 0, "free": 949}
     text = "".join(f'hal:kv_blocks{{state="{name}"}} {n}\n' for name, n in states.items())

@@ -18,9 +18,10 @@ _STATES = (("used", "#"), ("pinned", "P"), ("cached", "+"), ("free", "."))
 
 def screen(window: Window, plan: Mapping[str, object], url: str) -> list[str]:
     """Rates and percentiles are those of the window; gauges those of its end."""
+    has_engine = "num_requests_running" in window.now.samples
     return [
         f"{_title(plan)}  {url}  last {window.now.at_s - window.before.at_s:.0f} s",
-        "",
+        "" if has_engine else f"the engine is not up: {url}/ready says in which state it is",
         *_throughput(window),
         "",
         *_latencies(window),
