@@ -48,20 +48,20 @@ class EncodedPrompts:
 class Front:
     """One server's state; `text` is None until the tokenizer is loaded, `keys` where all may call.
 
+    spans: where the spans of requests go; None makes none
     request_timeout_s: how long requests may wait that do not say it
     quotas: of each key, by its name
-    spans: where the spans of requests go; None makes none
     """
 
     engine: AsyncEngine
     served_name: str
     text: TextModel | None = None
-    created: int = field(default_factory=lambda: int(time.time()))
-    keys: KeyRing | None = None
-    request_timeout_s: float | None = None
     metrics_compat: MetricsCompat = MetricsCompat.NONE
     spans: RequestSpans | None = None
     loop_lag: LoopLag = field(default_factory=LoopLag)
+    created: int = field(default_factory=lambda: int(time.time()))
+    keys: KeyRing | None = None
+    request_timeout_s: float | None = None
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 

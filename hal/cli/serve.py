@@ -91,17 +91,6 @@ SERVER_FLAGS = FlagGroup(
             metavar="S",
             convert=float,
         ),
-        Flag(
-            name="tool-call-parser",
-            help="how the model writes tool calls; default: as its chat template does",
-            metavar="FAMILY",
-        ),
-        Flag(
-            name="reasoning-parser",
-            help="how the model marks its reasoning, or none; default: as its chat template does",
-            metavar="FAMILY",
-        ),
-        Flag(name="log-level", help=", ".join(LOG_LEVELS), metavar="LEVEL", default="info"),
         Flag(name="log-format", help="text or json", metavar="FORMAT", default="text"),
         Flag(
             name="metrics-compat",
@@ -114,6 +103,17 @@ SERVER_FLAGS = FlagGroup(
             help="send a span of each request there, as http://127.0.0.1:4318/v1/traces",
             metavar="URL",
         ),
+        Flag(
+            name="tool-call-parser",
+            help="how the model writes tool calls; default: as its chat template does",
+            metavar="FAMILY",
+        ),
+        Flag(
+            name="reasoning-parser",
+            help="how the model marks its reasoning, or none; default: as its chat template does",
+            metavar="FAMILY",
+        ),
+        Flag(name="log-level", help=", ".join(LOG_LEVELS), metavar="LEVEL", default="info"),
         Flag(name="engine", help="fake:SCRIPT runs a scripted engine in tests", is_hidden=True),
     ),
 )
@@ -267,10 +267,10 @@ def _serve(options: ServeOptions) -> int:
             front = Front(
                 AsyncEngine(process, options.queue),
                 options.served_name,
-                keys=options.keys,
-                request_timeout_s=options.request_timeout_s,
                 metrics_compat=options.metrics_compat,
                 spans=spans,
+                keys=options.keys,
+                request_timeout_s=options.request_timeout_s,
             )
             run_options = RunOptions(
                 start=Start(replace(options.config, model=str(folder)), options.fake_script),
