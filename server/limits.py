@@ -33,6 +33,7 @@ PROBE_PATHS = OPEN_PATHS | {"/metrics"}
 _DISCARD_TIMEOUT_S = 5.0
 _HOST = re.compile(rb"([A-Za-z0-9]([A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _JSON_TYPE = re.compile(rb"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
 access_log = logging.getLogger("hal.server.access")
@@ -115,6 +116,8 @@ def _log_access(record: HttpRecord) -> None:
         "total_ms": round(1000 * record.seconds, 2),
         **facts,
     }
+    if trace := _TRACE_PARENT.fullmatch(record.parent.get("traceparent", "")):
+        fields["trace_id"] = trace[1]
     # Probes and scrapes come every few seconds; their lines would bury the requests.
     access_log.log(
         logging.DEBUG if record.path in PROBE_PATHS else logging.INFO,

@@ -217,7 +217,9 @@ def test_log_lines_are_json_without_text(server: Server) -> None:
         "completion_tokens": 2,
     }
     headers = {"x-request-id": "log-2"}
+    headers["traceparent"] = f"00-{'ab' * 16}-{'cd' * 8}-01"
     assert server.complete(CANARY, headers, max_tokens="2", stop=CANARY) == 400
+    assert server.log("log-2")["trace_id"] == "ab" * 16
     assert (server.log("log-2")["status"], server.log("log-2")["error"]) == (400, "invalid_value")
     assert server.complete("nan" + CANARY, {"x-request-id": "log-3"}, stream=True) == 200
     third = server.log("log-3")
