@@ -65,6 +65,7 @@ class Output:
 
     error, error_code: why it ended, where finish_reason is ERROR; the code as in hal.errors
     embedding: [hidden_size] float32, little-endian, where the request has `pooling`
+    queued_s: how long its request waited until it ran for the first time; 0.0 if it never did
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class Output:
     error: str | None = None
     error_code: str | None = None
     num_cached_tokens: int = 0
+    queued_s: float = 0.0
     embedding: bytes | None = None
 
 

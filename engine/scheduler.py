@@ -7,7 +7,6 @@ is recomputed later from its tokens, which were all sampled already: greedy outp
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -105,7 +104,7 @@ class Scheduler:
             seed,
             self.config.max_model_len,
             turn=turn,
-            deadline=self._now + (math.inf if request.timeout_s is None else request.timeout_s),
+            arrived_at=self._now,
         )
         self._num_arrivals += 1
         self._requests[request.request_id] = first.family
@@ -360,6 +359,7 @@ class Scheduler:
         self._waiting.charge(seq.request.tenant, len(seq.tokens) - num_cached)
         for member in seq.family:
             member.num_cached_tokens = num_cached
+            member.queued_s = self._now - seq.arrived_at
 
     def _preempt_for(self, seq: Sequence, num_blocks: int) -> bool:
         """Preempt one less urgent sequence, if all of them together would do."""

@@ -50,6 +50,7 @@ class Sequence:
     urgency    when its turn comes, in seconds of the scheduler's clock: its arrival, moved by its
                priority, but never by so much that it would wait for ever
     deadline   on the same clock; inf: none
+    arrived_at on the same clock; queued_s: from then until it ran for the first time
     prefix     what its tokens are found by in the prefix cache, once somebody looked
     max_len    prompt and output tokens at which it ends with FinishReason.LENGTH
     unforked   choices that wait for this one's prefill, their slots reserved
@@ -64,12 +65,14 @@ class Sequence:
     stop_ids: frozenset[int]
     urgency: float = 0.0
     deadline: float = math.inf
+    arrived_at: float = 0.0
     prefix: PrefixKeys | None = None
     unforked: list[Sequence] = field(default_factory=list)
     slot: int = NO_SLOT
     status: Status = Status.UNFORKED
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    queued_s: float = 0.0
     grammar: Grammar | None = None
 
     @property
@@ -107,6 +110,7 @@ class Sequence:
             error=error,
             error_code=error_code,
             num_cached_tokens=self.num_cached_tokens,
+            queued_s=self.queued_s,
         )
 
     @property
@@ -136,7 +140,7 @@ def make_sequences(
     max_model_len: int,
     *,
     turn: float = 0.0,
-    deadline: float = math.inf,
+    arrived_at: float = 0.0,
 ) -> Sequence:
     """The first choice of a request, with the others unforked behind it."""
     params = request.params
@@ -155,7 +159,8 @@ def make_sequences(
             max_len=min(len(tokens) + params.max_tokens, max_model_len),
             stop_ids=stop_ids,
             urgency=turn,
-            deadline=deadline,
+            deadline=arrived_at + (math.inf if request.timeout_s is None else request.timeout_s),
+            arrived_at=arrived_at,
         )
         for index in range(params.n)
     ]

@@ -66,6 +66,7 @@ class StepOutput:
                     index=seq.index,
                     token_ids=(token,),
                     num_cached_tokens=seq.num_cached_tokens,
+                    queued_s=seq.queued_s,
                 )
             )
         return outputs
@@ -87,6 +88,7 @@ class StepOutput:
             finish_reason=None if ended is None else ended.reason,
             stop_reason=None if ended is None else ended.stop_reason,
             num_cached_tokens=seq.num_cached_tokens,
+            queued_s=seq.queued_s,
             embedding=None if hidden is None else hidden.astype("<f4").tobytes(),
         )
 

@@ -52,7 +52,9 @@ class Tokenizer:
             path = converted_tokenizer_file(folder, cache_folder)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
+        except BaseException as error:  # the library raises nothing narrower
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             raise TokenizerError(
                 f"{path} is not a usable tokenizer: {error}. Download it again."
             ) from error
@@ -80,6 +82,10 @@ class Tokenizer:
             encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
         except (UnicodeEncodeError, TypeError) as error:
             raise RequestError(f"the text is not valid Unicode: {error}", param="prompt") from error
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise RequestError(f"the tokenizer failed on it: {error}", param="prompt") from error
         return list(encoding.ids)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -128,6 +134,11 @@ class Tokenizer:
     def _named_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self.token_id(token)
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether it is a failed assertion of the Rust library, which is no Exception in Python."""
+    return type(error).__name__ == "PanicException"
 
 
 def _special_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:

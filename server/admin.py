@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from dataclasses import asdict
 
 from starlette.requests import Request as HttpRequest
@@ -84,6 +85,17 @@ async def drain(front: Front, http: HttpRequest) -> Response:
     return json_response({"status": "draining", "running": front.engine.num_inflight}, status=202)
 
 
+async def list_requests(front: Front, http: HttpRequest) -> Response:
+    """What is inside the engine, the oldest first; ids and counts, no text."""
+    now = time.monotonic()
+    shown = [
+        {**asdict(one), "age_s": round(now - one.started_at, 3)} for one in front.engine.inflight()
+    ]
+    for fields in shown:
+        del fields["started_at"]
+    return json_response({"requests": shown})
+
+
 async def set_log_level(front: Front, http: HttpRequest) -> Response:
     body = parse_body(await http.body(), LogLevelBody)
     _refuse_unknown(body)
@@ -112,6 +124,7 @@ def _as_json(front: Front, key: ApiKey) -> dict[str, object]:
 ADMIN_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/admin/keys", list_keys),
     ("PATCH", "/admin/limits", change_limits),
+    ("GET", "/admin/requests", list_requests),
     ("POST", "/admin/drain", drain),
     ("PUT", "/admin/log-level", set_log_level),
 )

@@ -13,11 +13,11 @@ from hal.server.anthropic_request import MessagesBody, chat_body
 from hal.server.chat_turn import ChatTurn, ReadDelta, encode_turn, render_turn, start_turn
 from hal.server.errors import ApiError
 from hal.server.front import Front, ignored_header
-from hal.server.generation import Usage
 from hal.server.schema import parse_body
 from hal.server.stream import EventStream, unless_disconnected
 from hal.server.tool_calls import CallArguments, CallStart, Content, Event, Reasoning
 from hal.server.tools import ToolCall, whole_choice
+from hal.server.usage import Usage
 from hal.server.wire import anthropic_error, json_response
 
 _NO_THOUGHT = {"thinking": "", "signature": ""}

@@ -26,7 +26,7 @@ from hal.server.errors import (
     not_implemented,
 )
 from hal.server.front import Front, Handler, ignored_header
-from hal.server.limits import ApiKeyCheck, RequestLimits, RequestLog
+from hal.server.limits import ApiKeyCheck, HttpRecord, RequestLimits, RequestLog
 from hal.server.metrics import CONTENT_TYPE
 from hal.server.params import chat_messages, check_token_ids
 from hal.server.responses import create_response
@@ -47,11 +47,13 @@ def build_app(front: Front) -> ASGIApp:
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_exception_handler(Exception, _unexpected_error)
     checked = RequestLimits(ApiKeyCheck(app, front.keys, front.quotas))
-    return RequestLog(
-        checked,
-        lambda record: front.metrics.http_answer(record, known_paths),
-        lambda: front.is_leaving,
-    )
+
+    def observe(record: HttpRecord) -> None:
+        front.metrics.http_answer(record, known_paths)
+        if front.spans is not None:
+            front.spans.request_ended(record)
+
+    return RequestLog(checked, observe, lambda: front.is_leaving)
 
 
 def _endpoint(front: Front, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from dataclasses import dataclass
 
 from hal.engine.request import EngineStats, FinishReason, Output, Request
 from hal.errors import TOO_LATE, GrammarError, HalError
 from hal.server.admission import Admission
 from hal.server.breaker import Breaker
 from hal.server.errors import draining, engine_loading, engine_unavailable
+from hal.server.loop_lag import LoopLag
 from hal.server.messages import (
     Abort,
     Add,
@@ -20,7 +23,7 @@ from hal.server.messages import (
     Rejected,
     Start,
 )
-from hal.server.pressure import LoopLag, Pressure
+from hal.server.pressure import Pressure
 from hal.server.queue_limits import QueueLimits
 from hal.server.supervisor import EngineProcess, EngineState
 
@@ -30,6 +33,20 @@ _NOT_THE_ENGINES = frozenset({TOO_LATE, GrammarError.code})
 """Failed choices that say nothing about the engine's health."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InflightRequest:
+    """One request inside the engine as others may see it; started_at is of the monotonic clock."""
+
+    request_id: str
+    started_at: float
+    num_prompt_tokens: int
+    num_new_tokens: int
+    max_tokens: int
+    n: int
+    num_open: int
+    is_waiting: bool
+
+
 class _Inflight:
     """One request inside the engine; its outputs go to `sink`."""
 
@@ -37,8 +54,25 @@ class _Inflight:
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sink = sink
         self.open_choices = set(range(request.params.n))
+        self.started_at = time.monotonic()
+        self.num_new_tokens = 0
+        self._request = request
+
+    def shown(self) -> InflightRequest:
+        request = self._request
+        return InflightRequest(
+            request_id=request.request_id,
+            started_at=self.started_at,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            num_new_tokens=self.num_new_tokens,
+            max_tokens=request.params.max_tokens or 0,
+            n=request.params.n,
+            num_open=len(self.open_choices),
+            is_waiting=self.num_new_tokens == 0,
+        )
 
     def put(self, output: Output) -> None:
+        self.num_new_tokens += len(output.token_ids)
         if output.finish_reason is not None:
             self.open_choices.discard(output.index)
         self.sink.put_nowait(output)
@@ -70,17 +104,17 @@ class AsyncEngine:
     def num_inflight(self) -> int:
         return len(self._inflight)
 
+    def inflight(self) -> list[InflightRequest]:
+        """The oldest first."""
+        return [entry.shown() for entry in self._inflight.values()]
+
     @property
     def is_ready(self) -> bool:
         return self.process.state is EngineState.READY and not self.is_draining
 
     async def run(self, start: Start) -> HalError:
         """Serve until the engine fails; every request in flight has then been told."""
-        lag = asyncio.create_task(self.pressure.lag.measure())
-        try:
-            failure = await self.process.run(start, self._dispatch)
-        finally:
-            lag.cancel()
+        failure = await self.process.run(start, self._dispatch)
         self.fail_all(failure)
         return failure
 

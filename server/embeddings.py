@@ -17,10 +17,12 @@ from hal.engine.request import FinishReason, Output, Pooling, Request
 from hal.errors import RequestError
 from hal.server.async_engine import Sink
 from hal.server.errors import invalid_value, request_lost
+from hal.server.facts import facts_of
 from hal.server.front import Front, caller_of, ignored_header, job_id, tenant_of
 from hal.server.params import QueueTerms, check_token_ids, prompts_of, with_token_budget
 from hal.server.schema import EmbeddingsBody, parse_body, shown
 from hal.server.stream import unless_disconnected
+from hal.server.usage import Usage
 from hal.server.wire import json_response
 
 MAX_INPUTS = 2048
@@ -55,6 +57,7 @@ async def create_embeddings(front: Front, http: HttpRequest) -> Response:
     ]
     num_tokens = sum(map(len, prompts))
     lease = front.quota_of(caller).admit(num_tokens)
+    facts_of(http.scope).usage = Usage(num_prompt=num_tokens)
     try:
         pooled = await unless_disconnected(http.receive, _pool_all(front, requests))
     finally:
@@ -128,6 +131,7 @@ async def _pool(front: Front, requests: Sequence[Request]) -> list[bytes]:
 def _embedding_of(front: Front, output: Output) -> bytes:
     front.metrics.choice_finished(output.finish_reason or FinishReason.ERROR)
     if output.finish_reason is FinishReason.ERROR or output.embedding is None:
+        front.metrics.request_failed(output.error_code)
         raise request_lost(output.error_code, output.error)
     return output.embedding
 

@@ -7,6 +7,7 @@ the front still drains) and ends when its parent does.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import queue
 import signal
@@ -87,6 +88,7 @@ def run_engine_process(fd: int, parent_pid: int, build: Build) -> int:
     """Serve the engine on the inherited socket `fd`; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the front passes on its own
     die_with_parent(parent_pid)  # elsewhere the closed socket ends it
     return EngineLoop(socket.socket(fileno=fd)).run(build)
 

@@ -21,11 +21,13 @@ from hal.server.errors import (
     invalid_value,
     model_not_found,
 )
+from hal.server.facts import facts_of
 from hal.server.generation import Generation, Job
 from hal.server.guided import Guided, under_its_name
 from hal.server.hot_prefixes import HotPrefix, RecentPrompts
 from hal.server.keys import ApiKey, KeyLimits, KeyRing
 from hal.server.messages import EngineInfo
+from hal.server.metric_names import MetricsCompat
 from hal.server.metrics import EngineView, ServerMetrics
 from hal.server.params import (
     MAX_PRIORITY,
@@ -40,6 +42,7 @@ from hal.server.schema import Body, ignored_fields
 from hal.server.stream import unless_disconnected
 from hal.server.supervisor import EngineState
 from hal.server.text import TextModel
+from hal.server.tracing import RequestSpans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class EncodedPrompts:
 class Front:
     """One server's state; `text` is None until the tokenizer is loaded, `keys` where all may call.
 
+    spans: where the spans of requests go; None makes none
     request_timeout_s: how long requests may wait that do not say it
     priority_levels: requests have a priority of 0 to one less; None is any
     is_leaving: each answer closes its connection, another server takes the next
@@ -65,6 +69,8 @@ class Front:
     engine: AsyncEngine
     served_name: str
     text: TextModel | None = None
+    metrics_compat: MetricsCompat = MetricsCompat.NONE
+    spans: RequestSpans | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     keys: KeyRing | None = None
     request_timeout_s: float | None = None
@@ -77,7 +83,8 @@ class Front:
     def __post_init__(self) -> None:
         keys = () if self.keys is None else self.keys.keys
         self.quotas = {key.name: Quota(key.limits) for key in keys}
-        self.metrics = ServerMetrics(self.served_name, self._engine_view)
+        self.metrics = ServerMetrics(self.served_name, self._engine_view, self.metrics_compat)
+        self.metrics.watch_loop(lambda: self.engine.pressure.lag.worst_s)
 
     @property
     def is_ready(self) -> bool:
@@ -132,7 +139,8 @@ class Front:
             tenant=tenant_of(caller),
         )
         quota = self.quota_of(caller)
-        generation = Generation(self.engine, self.loaded_text(), self.metrics, job, quota)
+        text, facts = self.loaded_text(), facts_of(http.scope)
+        generation = Generation(self.engine, text, self.metrics, job, quota, facts)
         try:
             await unless_disconnected(http.receive, generation.start())
         except RequestError as error:
@@ -206,13 +214,13 @@ class Front:
             return None
         info = process.info
         return EngineView(
-            stats,
-            process.heartbeat_age_s,
-            info.block_size,
-            info.site_levels,
+            stats=stats,
+            heartbeat_age_s=process.heartbeat_age_s,
+            num_queued_tokens=self.engine.admission.num_waiting_tokens,
+            block_size=info.block_size,
+            site_levels=info.site_levels,
             pressure_stage=self.engine.pressure.stage,
             circuit=self.engine.breaker.state,
-            loop_lag_s=self.engine.pressure.lag.seconds,
         )
 
 

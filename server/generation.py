@@ -12,10 +12,12 @@ from hal.engine.request import FinishReason, Output, Request, TokenLogprobs
 from hal.sampling_params import SamplingParams
 from hal.server.async_engine import AsyncEngine, Sink
 from hal.server.errors import request_lost
+from hal.server.facts import RequestFacts
 from hal.server.metrics import ServerMetrics
 from hal.server.params import QueueTerms
 from hal.server.quotas import Lease, Quota
 from hal.server.text import TextModel
+from hal.server.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +43,6 @@ class WholeChoice:
     @property
     def text(self) -> str:
         return "".join(self.texts)
-
-
-@dataclass(slots=True)
-class Usage:
-    """Tokens of a whole API request; each prompt counts once, whatever n is."""
-
-    num_prompt: int = 0
-    num_completion: int = 0
-    num_cached: int = 0
-    num_reasoning: int = 0
-
-    def as_json(self) -> dict[str, object]:
-        return {
-            "prompt_tokens": self.num_prompt,
-            "completion_tokens": self.num_completion,
-            "total_tokens": self.num_prompt + self.num_completion,
-            "prompt_tokens_details": {"cached_tokens": self.num_cached},
-            "completion_tokens_details": {"reasoning_tokens": self.num_reasoning},
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +71,14 @@ class _Choice:
         self.processor = processor
         self.is_open = True
         self.last_token_at: float | None = None
+        self.num_tokens = 0
 
 
 class Generation:
     """Start it, read its deltas to the end, and close it in any case: close() aborts the rest.
 
     quota: of the caller; start() takes from it, and what was not used is given back at the end
+    facts: of the HTTP request, told what becomes known here
     """
 
     def __init__(
@@ -103,8 +88,11 @@ class Generation:
         metrics: ServerMetrics,
         job: Job,
         quota: Quota,
+        facts: RequestFacts,
     ) -> None:
         self.usage = Usage(num_prompt=sum(len(prompt) for prompt in job.prompts))
+        facts.answer_id, facts.params, facts.usage = job.request_id, job.params[0], self.usage
+        self._facts = facts
         self._engine = engine
         self._metrics = metrics
         self._job = job
@@ -136,6 +124,7 @@ class Generation:
         Raises ApiError 429 where the quota is used up.
         """
         self._lease = self._quota.admit(self._job.most_tokens())
+        self._facts.submitted_at = time.monotonic()
         try:
             for request in self._requests:
                 await self._engine.submit(request, self._sink)
@@ -153,12 +142,15 @@ class Generation:
             item = await self._sink.get()
             if isinstance(item, Exception):
                 self._is_failed = True
+                self._metrics.request_failed(item)
                 raise item
             delta = self._delta_of(item)
             if delta is not None:
                 yield delta
         seconds = time.monotonic() - self._started_at
         self._metrics.request_finished(seconds, self.usage.num_prompt, self.usage.num_completion)
+        longest = max(choice.num_tokens for choice in self._choices)
+        self._metrics.generation_finished(self._facts, longest)
 
     async def whole(self) -> list[WholeChoice]:
         """Every choice once it has ended, in order of index; raises as deltas() does."""
@@ -192,7 +184,8 @@ class Generation:
             return None
         if output.finish_reason is FinishReason.ERROR:
             self._is_failed = True
-            self._metrics.choice_finished(FinishReason.ERROR)
+            self._end(FinishReason.ERROR)
+            self._metrics.request_failed(output.error_code)
             raise request_lost(output.error_code, output.error)
         self._count(choice, output)
         text = choice.processor.process(output)
@@ -209,8 +202,12 @@ class Generation:
     def _finish(self, choice: _Choice, reason: str) -> None:
         choice.is_open = False
         self._num_open -= 1
-        self._metrics.choice_finished(reason)
+        self._end(reason)
         self._engine.end_choice(choice.request_id, choice.index_in_request)
+
+    def _end(self, reason: str) -> None:
+        self._metrics.choice_finished(reason)
+        self._facts.finish_reasons.append(str(reason))
 
     def _count(self, choice: _Choice, output: Output) -> None:
         now = time.monotonic()
@@ -223,6 +220,8 @@ class Generation:
         else:
             self._metrics.next_token(now - choice.last_token_at)
         choice.last_token_at = now
+        choice.num_tokens += len(output.token_ids)
+        self._facts.count_tokens(now, output.queued_s)
         self.usage.num_completion += len(output.token_ids)
 
 

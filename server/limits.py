@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hal.server.errors import ApiError, api_error, internal_error, invalid_value
+from hal.server.facts import RequestFacts, facts_of
 from hal.server.keys import KeyRing
 from hal.server.quotas import Quota
 from hal.server.wire import error_answer, is_anthropic
@@ -32,6 +33,7 @@ PROBE_PATHS = OPEN_PATHS | {"/metrics"}
 _DISCARD_TIMEOUT_S = 5.0
 _HOST = re.compile(rb"([A-Za-z0-9]([A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _JSON_TYPE = re.compile(rb"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
 access_log = logging.getLogger("hal.server.access")
@@ -40,12 +42,18 @@ error_log = logging.getLogger("hal.server")
 
 @dataclass(frozen=True, slots=True)
 class HttpRecord:
-    """One answered request, for the log and the metrics."""
+    """One answered request, for the log, the metrics and the spans.
+
+    parent: the trace that it belongs to, as the W3C's headers say it
+    """
 
     method: str
     path: str
     status: int
     seconds: float
+    request_id: str
+    facts: RequestFacts
+    parent: Mapping[str, str]
 
 
 class RequestLog:
@@ -68,7 +76,7 @@ class RequestLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
         scope["hal_request_id"] = request_id.decode("ascii")
-        started_at = time.monotonic()
+        facts = facts_of(scope)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -94,20 +102,46 @@ class RequestLog:
             if status == 0:
                 await send_error(answer, scope, send_with_id)
             elif answer.status == 499:
-                status = 499
-        seconds = time.monotonic() - started_at
-        self._observe(HttpRecord(scope["method"], scope["path"], status, seconds))
-        # Probes and scrapes come every few seconds; their lines would bury the requests.
-        level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
-        access_log.log(
-            level,
-            "%s %s %r %d %.1f ms",
-            scope["hal_request_id"],
-            scope["method"],
-            scope["path"],
-            status,
-            1000 * seconds,
+                status, facts.error_code = 499, answer.code
+        seconds = time.monotonic() - facts.started_at
+        record = HttpRecord(
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            seconds=seconds,
+            request_id=scope["hal_request_id"],
+            facts=facts,
+            parent=_trace_headers(scope),
         )
+        self._observe(record)
+        _log_access(record)
+
+
+def _log_access(record: HttpRecord) -> None:
+    """One line, the same whatever its text: programs read `hal` of it."""
+    facts = record.facts.as_log()
+    fields = {
+        "request_id": record.request_id,
+        "method": record.method,
+        "path": record.path,
+        "status": record.status,
+        "total_ms": round(1000 * record.seconds, 2),
+        **facts,
+    }
+    if trace := _TRACE_PARENT.fullmatch(record.parent.get("traceparent", "")):
+        fields["trace_id"] = trace[1]
+    # Probes and scrapes come every few seconds; their lines would bury the requests.
+    access_log.log(
+        logging.DEBUG if record.path in PROBE_PATHS else logging.INFO,
+        "%s %s %r %d %.1f ms%s",
+        record.request_id,
+        record.method,
+        record.path,
+        record.status,
+        1000 * record.seconds,
+        "".join(f" {name}={value}" for name, value in facts.items()),
+        extra={"hal": fields},
+    )
 
 
 class RequestLimits:
@@ -157,6 +191,7 @@ class ApiKeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = scope["hal_key"] = None if self._keys is None else self._keys.find(_key_text(scope))
         if key is not None:
+            facts_of(scope).key = key.name
             await self._app(scope, receive, _with_quota(send, self._quotas[key.name]))
         elif self._keys is None or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
@@ -258,6 +293,11 @@ def _check_headers(scope: Scope) -> None:
 
 def _header(scope: Scope, wanted: bytes) -> bytes | None:
     return next((value for name, value in scope["headers"] if name == wanted), None)
+
+
+def _trace_headers(scope: Scope) -> dict[str, str]:
+    found = ((name, _header(scope, name)) for name in (b"traceparent", b"tracestate"))
+    return {n.decode(): value.decode("latin-1") for n, value in found if value is not None}
 
 
 def _request_id(scope: Scope) -> bytes:

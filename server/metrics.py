@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     generate_latest,
 )
@@ -19,7 +20,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from hal.engine.request import EngineStats
+from hal.errors import NOT_FINITE, DeviceOutOfMemory, EngineError, HalError
+from hal.server.errors import ApiError
+from hal.server.facts import RequestFacts
 from hal.server.limits import HttpRecord
+from hal.server.metric_names import MetricsCompat
+from hal.server.metrics_compat import WithTheirNames
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -27,6 +33,7 @@ _PREFIX = "hal:"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _TOKENS = tuple(2**i for i in range(18))
+_KNOWN_ERRORS = (EngineError.code, NOT_FINITE, DeviceOutOfMemory.code)
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
@@ -39,18 +46,25 @@ class EngineView:
 
     stats: EngineStats
     heartbeat_age_s: float
+    num_queued_tokens: int
     block_size: int
     site_levels: Mapping[str, int]
     pressure_stage: int
     circuit: int
-    loop_lag_s: float
 
 
 class ServerMetrics:
     """All metrics of one server, in a registry of its own."""
 
-    def __init__(self, model_name: str, view: Callable[[], EngineView | None]) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        view: Callable[[], EngineView | None],
+        compat: MetricsCompat = MetricsCompat.NONE,
+    ) -> None:
         self._registry = CollectorRegistry()
+        is_theirs = compat is MetricsCompat.VLLM
+        self._shown: Collector = WithTheirNames(self._registry) if is_theirs else self._registry
         self._model_name = model_name
         self._registry.register(_EngineCollector(model_name, view))
         self._http = self._counter("http_requests_total", "HTTP answers", "handler method status")
@@ -63,6 +77,23 @@ class ServerMetrics:
         self._e2e = self._histogram("e2e_request_latency_seconds", "Whole request", _SECONDS)
         self._prompt = self._histogram("request_prompt_tokens", "Prompt tokens", _TOKENS)
         self._generated = self._histogram("request_generation_tokens", "New tokens", _TOKENS)
+        self._longest = self._histogram(
+            "request_max_num_generation_tokens", "New tokens of the longest choice", _TOKENS
+        )
+        self._queue = self._phase("queue", "From the engine's acceptance to the first step")
+        self._prefill = self._phase("prefill", "From the first step to the first token")
+        self._decode = self._phase("decode", "From the first token to the last")
+        self._inference = self._phase("inference", "From the first step to the last token")
+        self._n = self._histogram("request_params_n", "Choices that were asked for", _TOKENS[:8])
+        self._max_tokens = self._histogram(
+            "request_params_max_tokens", "Longest answer that was asked for", _TOKENS
+        )
+        self._errors = self._counter(
+            "request_errors_total", "Requests that the engine lost", "code"
+        )
+        for code in _KNOWN_ERRORS:
+            # An alert on an increase would miss the first of a counter that was not there.
+            self._errors.labels(model_name, code)
 
     def http_answer(self, record: HttpRecord, known_paths: Container[str]) -> None:
         # A label for every path that somebody tries would grow without bound.
@@ -90,8 +121,42 @@ class ServerMetrics:
         self._prompt.labels(self._model_name).observe(num_prompt)
         self._generated.labels(self._model_name).observe(num_generated)
 
+    def generation_finished(self, facts: RequestFacts, num_longest: int) -> None:
+        """All choices of a request have ended, each in its own way."""
+        name = self._model_name
+        self._longest.labels(name).observe(num_longest)
+        if facts.params is not None:
+            self._n.labels(name).observe(facts.params.n)
+            self._max_tokens.labels(name).observe(facts.params.max_tokens or 0)
+        phases = facts.phases
+        if phases is not None:
+            self._queue.labels(name).observe(phases.queue_s)
+            self._prefill.labels(name).observe(phases.prefill_s)
+            self._decode.labels(name).observe(phases.decode_s)
+            self._inference.labels(name).observe(phases.prefill_s + phases.decode_s)
+
+    def request_failed(self, cause: Exception | str | None) -> None:
+        """The engine ended a request: its error, or only the code of it."""
+        code = cause.code if isinstance(cause, HalError | ApiError) else cause
+        self._errors.labels(
+            self._model_name, code if isinstance(code, str) else EngineError.code
+        ).inc()
+
+    def watch_loop(self, worst_lag_s: Callable[[], float]) -> None:
+        """Read at each scrape."""
+        gauge = Gauge(
+            _PREFIX + "event_loop_lag_seconds",
+            "Longest delay of the front's event loop in ten seconds",
+            ["model_name"],
+            registry=self._registry,
+        )
+        gauge.labels(self._model_name).set_function(worst_lag_s)
+
     def render(self) -> bytes:
-        return generate_latest(self._registry)
+        return generate_latest(self._shown)
+
+    def _phase(self, name: str, help: str) -> Histogram:
+        return self._histogram(f"request_{name}_time_seconds", help, _SECONDS)
 
     def _counter(self, name: str, help: str, labels: str) -> Counter:
         names = ["model_name", *labels.split()]
@@ -121,9 +186,11 @@ class _EngineCollector(Collector):
         yield self._gauge(
             "engine_heartbeat_age_seconds", "Since the engine's last message", view.heartbeat_age_s
         )
+        yield self._gauge(
+            "queue_tokens", "Prompt tokens without a first token", view.num_queued_tokens
+        )
         yield self._gauge("pressure_stage", "What is given up (0: nothing)", view.pressure_stage)
         yield self._gauge("circuit_state", "0 closed, 1 half-open, 2 open", view.circuit)
-        yield self._gauge("event_loop_lag_seconds", "Least of the last second", view.loop_lag_s)
         yield self._blocks(stats)
         yield self._evictions(stats)
         yield self._cache_config(view)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from collections import deque
 from enum import IntEnum
 
 from hal.engine.request import Request
 from hal.server.admission import Admission
+from hal.server.loop_lag import LoopLag
 
 MOST_DEFAULT_TOKENS = 1024
 """Of an answer whose request names no max_tokens, from the first stage on."""
 
-_LAG_INTERVAL_S = 0.25
-_NUM_LAGS = 4
 _MOST_LAG_S = 0.25
 _CALM = 0.8
 """A stage ends at this share of where it began, so that it does not come and go."""
@@ -41,25 +37,6 @@ _MEANING = {
 }
 
 
-class LoopLag:
-    """How late the event loop runs what is due; one slow moment is no pressure."""
-
-    def __init__(self) -> None:
-        self._lags: deque[float] = deque([0.0], maxlen=_NUM_LAGS)
-
-    @property
-    def seconds(self) -> float:
-        """The least of the last second."""
-        return min(self._lags)
-
-    async def measure(self) -> None:
-        """Until cancelled."""
-        while True:
-            due_at = time.monotonic() + _LAG_INTERVAL_S
-            await asyncio.sleep(_LAG_INTERVAL_S)
-            self._lags.append(max(time.monotonic() - due_at, 0.0))
-
-
 class Pressure:
     """From the queue's fill and the loop's lag to a stage, and who is refused in it."""
 
@@ -78,7 +55,7 @@ class Pressure:
                 "pressure stage %d: the queue is %.0f %% full, the event loop %.0f ms late; %s",
                 found,
                 100 * self._admission.fill,
-                1000 * self.lag.seconds,
+                1000 * self.lag.steady_s,
                 _MEANING[found],
             )
         return found
@@ -96,7 +73,7 @@ class Pressure:
     def _find(self) -> Stage:
         fill = self._admission.fill
         # Without a queue there is nobody to prefer.
-        if fill > 0 and self.lag.seconds > _MOST_LAG_S:
+        if fill > 0 and self.lag.steady_s > _MOST_LAG_S:
             return Stage.DEADLINES_ONLY
         reached = [
             stage

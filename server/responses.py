@@ -15,11 +15,11 @@ from hal.errors import RequestError
 from hal.server.chat_turn import ChatTurn, start_turn
 from hal.server.errors import ApiError
 from hal.server.front import Front, ignored_header
-from hal.server.generation import Usage
 from hal.server.responses_request import ResponsesBody, chat_body, under_its_name
 from hal.server.schema import parse_body
 from hal.server.stream import EventStream, unless_disconnected
 from hal.server.tool_calls import CallArguments, CallStart, Content, Event, Reasoning
+from hal.server.usage import Usage
 from hal.server.wire import json_response
 
 Fields = dict[str, object]

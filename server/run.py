@@ -19,11 +19,13 @@ import uvicorn
 
 from hal.errors import HalError, RequestError
 from hal.server.app import build_app
+from hal.server.dump import dump_on_signal
 from hal.server.errors import ApiError, draining
 from hal.server.front import Front
 from hal.server.hand_over import Offer, TakeOver
 from hal.server.key_usage import UsageFile
 from hal.server.messages import Start
+from hal.server.stats_line import log_stats
 from hal.server.text import TextModel
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -125,8 +127,13 @@ class _Serving:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.receive, number)
+        dump_on_signal(self._front)
         engine = self._front.engine
         running = asyncio.create_task(engine.run(self._options.start))
+        watching = [
+            asyncio.create_task(engine.pressure.lag.watch()),
+            asyncio.create_task(log_stats(engine)),
+        ]
         async with self._open_files:
             try:
                 if isinstance(door, socket.socket):
@@ -134,10 +141,13 @@ class _Serving:
                 return await self._until_stopped(running, door)
             finally:
                 await self._http.close()
-                running.cancel()
+                for task in (running, *watching):
+                    task.cancel()
                 await engine.process.stop()
                 if self._offering is not None:
                     self._offering.cancel()
+                if self._front.spans is not None:
+                    await asyncio.to_thread(self._front.spans.close)
 
     async def _open(self, listener: socket.socket) -> None:
         """Take requests, and offer the socket to whoever comes to take it over."""

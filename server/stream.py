@@ -13,6 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from hal.server.errors import ApiError, api_error
+from hal.server.facts import RequestFacts, facts_of
 
 PING_INTERVAL_S = 15.0
 PING = b": ping\n\n"
@@ -54,9 +55,12 @@ class EventStream(StreamingResponse):
         self._ping_interval_s = ping_interval_s
         self._sent_at = time.monotonic()
         self._done = done
+        self._facts = RequestFacts()
         self._error_frame = error_frame
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._facts = facts_of(scope)
+        self._facts.is_stream = True
         try:
             await unless_disconnected(receive, self._send_all(send))
         finally:
@@ -83,6 +87,7 @@ class EventStream(StreamingResponse):
             answer = api_error(error)
             if answer.status == 500 and not isinstance(error, ApiError):
                 _log.exception("a stream failed")
+            self._facts.error_code = answer.code
             yield self._error_frame(answer)
         else:
             if self._done:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from hal.server.errors import ApiError
+from hal.server.facts import facts_of
 
 LOWEST_LOGPROB = -9999.0
 """What -inf is written as; JSON has no infinity."""
@@ -47,6 +48,7 @@ class ErrorAnswer:
 
 
 def error_answer(error: ApiError, scope: Scope) -> ErrorAnswer:
+    facts_of(scope).error_code = error.code
     if not is_anthropic(scope):
         return ErrorAnswer(error.status, error.headers, error.to_json())
     status = _OVERLOADED if error.status == 503 else error.status

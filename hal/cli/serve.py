@@ -8,9 +8,10 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hal.cli.arguments import (
     ENGINE_FLAGS,
@@ -25,12 +26,17 @@ from hal.cli.listener import bind, is_loopback
 from hal.config import EngineConfig
 from hal.env import LOG_LEVELS, environment, wants_traceback
 from hal.errors import ConfigError, HalError
+from hal.server.json_log import LogFormat, formatter
 from hal.server.keys import KeyRing, load_keys, single_key
+from hal.server.metric_names import MetricsCompat
 from hal.server.queue_limits import QueueLimits
 
 if TYPE_CHECKING:
     from hal.server.hand_over import TakeOver
     from hal.server.supervisor import EngineProcess
+    from hal.server.tracing import RequestSpans
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 EXIT_INTERRUPTED = 130
 FAKE_PREFIX = "fake:"
@@ -108,6 +114,18 @@ SERVER_FLAGS = FlagGroup(
             convert=int,
             variable="PRIORITY_LEVELS",
         ),
+        Flag(name="log-format", help="text or json", metavar="FORMAT", default="text"),
+        Flag(
+            name="metrics-compat",
+            help="none, or vllm: /metrics has every sample under vLLM's name as well",
+            metavar="NAME",
+            default="none",
+        ),
+        Flag(
+            name="otlp-endpoint",
+            help="send a span of each request there, as http://127.0.0.1:4318/v1/traces",
+            metavar="URL",
+        ),
         Flag(
             name="tool-call-parser",
             help="how the model writes tool calls; default: as its chat template does",
@@ -142,6 +160,9 @@ class ServeOptions:
     heartbeat_timeout_s: float
     step_timeout_s: float
     log_level: str
+    log_format: LogFormat
+    metrics_compat: MetricsCompat
+    otlp_endpoint: str | None
     tool_parser: str | None
     reasoning_parser: str | None
     fake_script: str | None
@@ -153,6 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         if words[:1] == ["keys"]:
             return keys_command(words[1:])
+        if words[:1] == ["top"]:
+            from hal.cli.top.command import top_command
+
+            return top_command(words[1:], environment())
         return _serve(parse_options(words, environment()))
     except HalError as error:
         if wants_traceback():
@@ -166,7 +191,9 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
     """Raises ConfigError or UnsupportedError."""
     command = CommandLine(
         "hal-serve",
-        "Serve a model over the OpenAI API. Ctrl-C drains and stops; a second Ctrl-C stops now.",
+        "Serve a model over the OpenAI API. Ctrl-C drains and stops; a second Ctrl-C stops now.\n\n"
+        "Instead of MODEL: keys add FILE NAME makes an API key, top [URL] watches a running "
+        "server. A folder of such a name is ./keys or ./top.",
         (ENGINE_FLAGS, SERVER_FLAGS),
     )
     values = command.parse(argv, environ)
@@ -194,6 +221,9 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
         heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
         step_timeout_s=_seconds("step-timeout", given, least=1.0),
         log_level=str(given["log_level"]),
+        log_format=_choice(LogFormat, "log-format", given),
+        metrics_compat=_choice(MetricsCompat, "metrics-compat", given),
+        otlp_endpoint=_text(given["otlp_endpoint"]),
         tool_parser=_text(given["tool_call_parser"]),
         reasoning_parser=_text(given["reasoning_parser"]),
         fake_script=_fake_script(_text(given["engine"])),
@@ -254,23 +284,16 @@ def _priority_levels(value: object) -> int | None:
 
 
 def _serve(options: ServeOptions) -> int:
+    spans = _spans(options)
     with contextlib.ExitStack() as open_things:
         door = _door(options)
         open_things.callback(door.close)
         folder = _model_folder(options)
-        # The child starts first: it needs seconds for its imports, this process a second.
-        from hal.server.supervisor import EngineProcess, WatchdogLimits
-
-        process = EngineProcess(
-            [sys.executable, "-P", "-m", "hal.cli.engine_process"],
-            WatchdogLimits(
-                heartbeat_timeout_s=options.heartbeat_timeout_s,
-                step_timeout_s=options.step_timeout_s,
-            ),
-        )
+        process = _engine_process(options)
         open_things.callback(process.kill)
+        # The child starts first: it needs seconds for its imports, this process a second.
         process.spawn()
-        return _run(options, folder, process, door)
+        return _run(options, folder, process, door, spans)
 
 
 def _door(options: ServeOptions) -> socket.socket | TakeOver:
@@ -283,7 +306,11 @@ def _door(options: ServeOptions) -> socket.socket | TakeOver:
 
 
 def _run(
-    options: ServeOptions, folder: Path, process: EngineProcess, door: socket.socket | TakeOver
+    options: ServeOptions,
+    folder: Path,
+    process: EngineProcess,
+    door: socket.socket | TakeOver,
+    spans: RequestSpans | None,
 ) -> int:
     import asyncio
 
@@ -295,7 +322,7 @@ def _run(
     from hal.server.run import RunOptions, serve
     from hal.server.text import TextModel
 
-    _set_up_logging(options.log_level)
+    _set_up_logging(options.log_level, options.log_format)
     port = door.getsockname()[1] if isinstance(door, socket.socket) else options.port
     url = f"http://{_url_host(options.host)}:{port}"
     when = (
@@ -309,6 +336,8 @@ def _run(
         front = Front(
             AsyncEngine(process, options.queue),
             options.served_name,
+            metrics_compat=options.metrics_compat,
+            spans=spans,
             keys=options.keys,
             request_timeout_s=options.request_timeout_s,
             priority_levels=options.priority_levels,
@@ -331,6 +360,15 @@ def _run(
     return asyncio.run(run())
 
 
+def _engine_process(options: ServeOptions) -> EngineProcess:
+    from hal.server.supervisor import EngineProcess, WatchdogLimits
+
+    limits = WatchdogLimits(
+        heartbeat_timeout_s=options.heartbeat_timeout_s, step_timeout_s=options.step_timeout_s
+    )
+    return EngineProcess([sys.executable, "-P", "-m", "hal.cli.engine_process"], limits)
+
+
 def _model_folder(options: ServeOptions) -> Path:
     """A scripted engine reads no weights, so its folder needs none."""
     if options.fake_script is not None:
@@ -340,13 +378,14 @@ def _model_folder(options: ServeOptions) -> Path:
     return resolve_model(options.config.model, offline=options.config.offline)
 
 
-def _set_up_logging(level: str) -> None:
+def _set_up_logging(level: str, log_format: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(formatter(log_format))
     logging.getLogger("hal").addHandler(handler)
     logging.getLogger("hal").setLevel(level.upper())
-    logging.getLogger("uvicorn.error").addHandler(handler)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    for other in ("uvicorn.error", "opentelemetry"):
+        logging.getLogger(other).addHandler(handler)
+        logging.getLogger(other).setLevel(logging.WARNING)
 
 
 def _fake_script(engine: str | None) -> str | None:
@@ -363,6 +402,26 @@ def _seconds(flag: str, given: Mapping[str, object], *, least: float) -> float:
     if not least <= value < float("inf"):
         raise ConfigError(f"--{flag} must be at least {least:g} seconds; got {value:g}")
     return value
+
+
+def _choice(kind: type[Choice], flag: str, given: Mapping[str, object]) -> Choice:
+    value = given[flag.replace("-", "_")]
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise ConfigError(f"--{flag} {value!r} is not one of {', '.join(kind)}") from None
+
+
+def _spans(options: ServeOptions) -> RequestSpans | None:
+    if options.otlp_endpoint is None:
+        return None
+    from hal.server.tracing import otlp_spans
+
+    if not options.otlp_endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"--otlp-endpoint {options.otlp_endpoint!r} is not a URL as http://127.0.0.1:4318/v1/traces"
+        )
+    return otlp_spans(options.otlp_endpoint, options.served_name)
 
 
 def _number(value: object) -> int:

@@ -207,6 +207,10 @@ def test_a_client_that_leaves_gives_its_place_back(keyed: Keyed) -> None:
     ) as stream:
         next(iter(stream))
         assert keyed.running("small") == 1
+        (inside,) = keyed.ask("ops", "GET", "/admin/requests").json()["requests"]
+        assert inside["request_id"].startswith("cmpl-") and inside["age_s"] > 0
+        assert (inside["num_prompt_tokens"], inside["max_tokens"]) == (4, 100)
+        assert inside["num_new_tokens"] >= 1 and not inside["is_waiting"]
         with pytest.raises(openai.RateLimitError) as refused:
             complete(small)
         assert refused.value.code == "concurrency_exceeded"

@@ -1,4 +1,4 @@
-"""`hal-bench`: looks at recorded traces, offline and without a device."""
+"""`hal-bench`: recorded traces drawn and replayed, and load for servers."""
 
 from hal.cli.bench.command import main
 

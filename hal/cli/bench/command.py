@@ -1,4 +1,4 @@
-"""`hal-bench SUBCOMMAND`: what a recorded trace shows."""
+"""`hal-bench SUBCOMMAND`: what a recorded trace shows, and what a server does under load."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from hal.env import environment, wants_traceback
 from hal.errors import ConfigError, HalError
 
 PROG = "hal-bench"
+EXIT_INTERRUPTED = 130
 DEFAULT_BLOCKS = "1024,8192"
-USAGE = f"""usage: {PROG} timeline FILE [--html FILE]
+USAGE = f"""usage: {PROG} serve URL [--concurrency N,N...] [--rate R,R...] [--html FILE] ...
+       {PROG} timeline FILE [--html FILE]
        {PROG} cache-replay FILE [--blocks N,N...] [--block-size N] [--cache-ttl SECONDS]
 
+serve          send load to any OpenAI-compatible server: latencies, throughput, goodput
 timeline       draw what `hal-serve --trace FILE` wrote: who ran, the KV pool, preemptions
 cache-replay   the hit rate that each --cache-policy would have had on a trace of prompts
 
-Both have --help."""
+All have --help."""
 
 _TIMELINE = FlagGroup(
     "timeline",
@@ -55,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if wants_traceback():
             raise
         return report_error(PROG, error)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
@@ -62,11 +67,15 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
     if name in ("", "-h", "--help"):
         print(USAGE)
         return 0
+    if name == "serve":
+        from hal.cli.bench.load.command import bench_serve
+
+        return bench_serve(arguments[1:], environ)
     if name == "timeline":
         return _timeline(arguments[1:], environ)
     if name == "cache-replay":
         return _cache_replay(arguments[1:], environ)
-    raise ConfigError(f"unknown subcommand {name!r}; choose timeline or cache-replay")
+    raise ConfigError(f"unknown subcommand {name!r}; choose serve, timeline or cache-replay")
 
 
 def _timeline(arguments: list[str], environ: Mapping[str, str]) -> int:

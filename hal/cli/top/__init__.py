@@ -1,0 +1,1 @@
+"""`hal-serve top [URL]`: a running server at a glance."""
