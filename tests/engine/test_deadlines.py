@@ -105,6 +105,16 @@ def test_all_choices_are_dropped_together() -> None:
     assert timed.scheduler.num_late == 4
 
 
+def test_outputs_say_how_long_their_request_waited() -> None:
+    timed = Timed(replace(CONFIG, max_num_seqs=2), step_s=1.0)
+    timed.add("first", n=2, max_tokens=3, ignore_eos=True)
+    timed.step()
+    timed.add("second", max_tokens=2, ignore_eos=True)
+    outputs = [output for _ in range(9) for output in timed.step()]
+    assert {output.queued_s for output in outputs if output.request_id == "first"} == {0.0}
+    assert [output.queued_s for output in outputs if output.request_id == "second"] == [2.0, 2.0]
+
+
 def test_requests_that_are_over_are_not_kept_until_their_time_is() -> None:
     timed = Timed(CONFIG, step_s=1.0)
     for number in range(1000):
