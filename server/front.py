@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,7 +85,7 @@ class Front:
         keys = () if self.keys is None else self.keys.keys
         self.quotas = {key.name: Quota(key.limits) for key in keys}
         self.metrics = ServerMetrics(self.served_name, self._engine_view, self.metrics_compat)
-        self.metrics.watch_loop(lambda: self.engine.pressure.lag.worst_s)
+        self.metrics.watch(lambda: self.engine.pressure.lag.worst_s, self._pids)
 
     @property
     def is_ready(self) -> bool:
@@ -221,7 +222,13 @@ class Front:
             site_levels=info.site_levels,
             pressure_stage=self.engine.pressure.stage,
             circuit=self.engine.breaker.state,
+            memory=info.memory_parts(),
         )
+
+    def _pids(self) -> dict[str, int]:
+        process = self.engine.process
+        pids = {"front": os.getpid()}
+        return pids if process.state is not EngineState.READY else {**pids, "engine": process.pid}
 
 
 Handler = Callable[[Front, HttpRequest], Awaitable[Response]]

@@ -94,6 +94,19 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     site_levels: dict[str, int]
     explain_json: bytes
 
+    def memory_parts(self) -> dict[str, int]:
+        """Bytes of each part of the memory plan, as "kv"; {} where nothing was planned."""
+        ledger = msgspec.json.decode(self.explain_json, type=_Explained).memory
+        found = {part: ledger.get(f"{part}_bytes") for part in _MEMORY_PARTS}
+        return {part: size for part, size in found.items() if isinstance(size, int)}
+
+
+_MEMORY_PARTS = "weights kv activation logits graphs communicator others unused".split()
+
+
+class _Explained(msgspec.Struct, frozen=True):
+    memory: dict[str, object]
+
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
     info: EngineInfo

@@ -26,6 +26,7 @@ from hal.server.facts import RequestFacts
 from hal.server.limits import HttpRecord
 from hal.server.metric_names import MetricsCompat
 from hal.server.metrics_compat import WithTheirNames
+from hal.server.process_metrics import ProcessMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -42,6 +43,7 @@ class EngineView:
     """What a scrape reads: the latest stats, the last heartbeat's age, and what never changes.
 
     pressure_stage, circuit: numbers of hal.server.pressure.Stage and hal.server.breaker.Circuit
+    memory: bytes of each part of the plan made at the start
     """
 
     stats: EngineStats
@@ -51,6 +53,7 @@ class EngineView:
     site_levels: Mapping[str, int]
     pressure_stage: int
     circuit: int
+    memory: Mapping[str, int]
 
 
 class ServerMetrics:
@@ -142,8 +145,12 @@ class ServerMetrics:
             self._model_name, code if isinstance(code, str) else EngineError.code
         ).inc()
 
-    def watch_loop(self, worst_lag_s: Callable[[], float]) -> None:
-        """Read at each scrape."""
+    def watch(
+        self, worst_lag_s: Callable[[], float], pids: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """Both are read at each scrape; pids: of every process that runs, by its name."""
+        labels = {"model_name": self._model_name}
+        self._registry.register(ProcessMetrics(_PREFIX, labels, pids))
         gauge = Gauge(
             _PREFIX + "event_loop_lag_seconds",
             "Longest delay of the front's event loop in ten seconds",
@@ -193,6 +200,7 @@ class _EngineCollector(Collector):
         yield self._gauge("circuit_state", "0 closed, 1 half-open, 2 open", view.circuit)
         yield self._blocks(stats)
         yield self._evictions(stats)
+        yield self._memory(view)
         yield self._cache_config(view)
         yield self._site_levels(view)
         yield self._counter("num_preemptions", "Preempted sequences", stats.num_preemptions)
@@ -231,6 +239,16 @@ class _EngineCollector(Collector):
         )
         for level, count in view.site_levels.items():
             family.add_metric([self._model_name, level], count)
+        return family
+
+    def _memory(self, view: EngineView) -> Metric:
+        family = GaugeMetricFamily(
+            _PREFIX + "memory_bytes",
+            "Of the device, as planned at the start",
+            labels=["model_name", "part"],
+        )
+        for part, num_bytes in view.memory.items():
+            family.add_metric([self._model_name, part], num_bytes)
         return family
 
     def _cache_config(self, view: EngineView) -> Metric:

@@ -54,6 +54,7 @@ def samples_after_traffic(server: ServerProcess) -> Known:
     for name, label in (
         ("hal:requests_aborted_total", "cause"),
         ("hal:kernel_sites", "level"),
+        ("hal:memory_bytes", "part"),
     ):
         assert name in found
         found[name].add(label)

@@ -194,6 +194,17 @@ def test_phases_and_errors_are_counted(server: Server) -> None:
     assert grown("hal:request_errors_total code=HAL-E310") == 0
 
 
+def test_both_processes_are_measured(server: Server) -> None:
+    found = server.samples()
+    for process in ("front", "engine"):
+        assert found[f"hal:process_resident_memory_bytes process={process}"] > 2**20
+        assert found[f"hal:process_cpu_seconds_total process={process}"] > 0
+        assert found[f"hal:process_open_fds process={process}"] > 3
+    starts = [found[f"hal:process_start_time_seconds process={p}"] for p in ("front", "engine")]
+    assert starts == sorted(starts)  # the front starts the engine
+    assert found["hal:event_loop_lag_seconds"] >= 0
+
+
 def test_log_lines_are_json_without_text(server: Server) -> None:
     headers = {"x-request-id": "log-1"}
     assert server.complete(CANARY, headers, max_tokens=2, stop=["STOP" + CANARY]) == 200
