@@ -26,11 +26,12 @@ from hal.server.errors import (
     not_implemented,
 )
 from hal.server.front import Front, Handler, ignored_header
-from hal.server.limits import ApiKeyCheck, RequestLimits, RequestLog
+from hal.server.limits import OPEN_PATHS, ApiKeyCheck, RequestLimits, RequestLog
 from hal.server.metrics import CONTENT_TYPE
 from hal.server.params import chat_messages, check_token_ids
 from hal.server.responses import create_response
 from hal.server.schema import ChatBody, DetokenizeBody, TokenizeBody, parse_body
+from hal.server.static_page import page_routes
 from hal.server.supervisor import EngineState
 from hal.server.wire import error_response, json_response
 
@@ -38,14 +39,16 @@ from hal.server.wire import error_response, json_response
 def build_app(front: Front) -> ASGIApp:
     """The whole HTTP side as one ASGI application."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    known_paths = {path for _, path, _ in (*ROUTES, *ADMIN_ROUTES)}
-    for method, path, handler in ROUTES:
+    page = page_routes() if front.has_page else ()
+    known_paths = {path for _, path, _ in (*ROUTES, *ADMIN_ROUTES, *page)}
+    for method, path, handler in (*ROUTES, *page):
         app.add_route(path, _endpoint(front, handler), methods=[method])
     for method, path, handler in ADMIN_ROUTES:
         app.add_route(path, _endpoint(front, for_admins(handler)), methods=[method])
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    checked = RequestLimits(ApiKeyCheck(app, front.keys, front.quotas))
+    open_paths = OPEN_PATHS | {path for _, path, _ in page}
+    checked = RequestLimits(ApiKeyCheck(app, front.keys, front.quotas, open_paths))
     return RequestLog(checked, lambda record: front.metrics.http_answer(record, known_paths))
 
 

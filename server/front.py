@@ -45,6 +45,7 @@ class Front:
     """One server's state; `text` is None until the tokenizer is loaded, `keys` where all may call.
 
     request_timeout_s: how long requests may wait that do not say it
+    has_page: whether `/` serves the page
     quotas: of each key, by its name
     """
 
@@ -54,6 +55,7 @@ class Front:
     created: int = field(default_factory=lambda: int(time.time()))
     keys: KeyRing | None = None
     request_timeout_s: float | None = None
+    has_page: bool = True
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 
