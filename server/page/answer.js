@@ -48,7 +48,7 @@ export class Answer {
   /** The message as the next request repeats it. */
   message() {
     const message = { role: "assistant", content: this.text };
-    if (this.calls.length) message.tool_calls = this.calls;
+    if (this.finish === "tool_calls") message.tool_calls = this.calls;
     return message;
   }
 
@@ -61,6 +61,7 @@ export class Answer {
     this.#paint();
     this.node.setAttribute("aria-busy", "false");
     this.body.querySelector(".caret")?.remove();
+    this.body.hidden = !this.text;
     this.thinking.querySelector("summary").textContent = this.#reasoningTitle();
     if (how instanceof Error) this.node.append(errorCard(how, this.actions.retry));
     else if (how) this.finish = how;
@@ -106,11 +107,7 @@ export class Answer {
 
   #paintFooter() {
     const facts = h("p", { class: "quiet" }, this.#facts().join(" · "));
-    const copy = button("Copy", async () => {
-      await navigator.clipboard.writeText(this.text);
-      copy.textContent = "Copied";
-    });
-    const buttons = [copy, button("Again", this.actions.regenerate, "only-last")];
+    const buttons = [copyButton("Copy", this.text), button("Again", this.actions.regenerate, "only-last")];
     if (this.tokens.entries.length) {
       const toggle = button("Tokens", () => {
         const isShown = toggle.getAttribute("aria-pressed") !== "true";
@@ -147,10 +144,7 @@ export class Answer {
     return h("details", { class: "inspector" }, h("summary", {}, "Request"),
       h("p", { class: "quiet" }, this.requestId && `Answer ${this.requestId}`),
       h("pre", { tabindex: 0 }, body),
-      button("Copy as curl", (event) => {
-        navigator.clipboard.writeText(curl);
-        event.target.textContent = "Copied";
-      }));
+      copyButton("Copy as curl", curl));
   }
 
   #askResults() {
@@ -172,7 +166,7 @@ export function paintText(node, text) {
   const blocks = [...node.children].filter((child) => !child.classList.contains("caret"));
   for (const [index, part] of parts.entries()) {
     const isCode = index % 2 === 1;
-    const shown = isCode ? part.replace(/^[^\n]*\n?/, "") : part.replace(/^\n/, "");
+    const shown = (isCode ? part.replace(/^.*\n?/, "") : part).replace(/^\n+|\n+$/g, "");
     const block = blocks[index] ?? node.appendChild(
       h(isCode ? "pre" : "div", isCode ? { tabindex: 0 } : { class: "prose" }));
     if (block.textContent !== shown) block.textContent = shown;
@@ -196,7 +190,16 @@ export function errorCard(error, retry) {
   return card;
 }
 
-export function button(label, act, kind = "") {
+/** Nothing where the browser lets nobody copy: pages without HTTPS from other machines. */
+function copyButton(label, text) {
+  const found = button(label, async () => {
+    await navigator.clipboard.writeText(text);
+    found.textContent = "Copied";
+  });
+  return navigator.clipboard ? found : "";
+}
+
+function button(label, act, kind = "") {
   return h("button", { type: "button", class: `ghost small ${kind}`, onclick: act }, label);
 }
 

@@ -82,6 +82,7 @@ function openDialog(wasWrong) {
       sessionStorage.setItem(KEY, input.value.trim());
       find("forget").hidden = false;
       dialog.close("given");
+      dispatchEvent(new Event("hal-key"));
     };
     find("key-cancel").onclick = () => dialog.close("");
     dialog.onclose = () => {

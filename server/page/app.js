@@ -1,7 +1,7 @@
 /* The frame: views by the address's hash, the state of the server, the theme. */
 
 import { forgetKey, hasKey, request } from "./api.js";
-import { startChat, useModel } from "./chat.js";
+import { showChat, startChat, useModel } from "./chat.js";
 import { showDashboard } from "./dashboard.js";
 import { find } from "./dom.js";
 import { forgetPlan, showPlan } from "./plan.js";
@@ -25,7 +25,7 @@ function route() {
   scrollTo(0, 0);
   showDashboard(view === "dashboard" && !document.hidden);
   if (view === "plan") showPlan();
-  if (view === "chat" && matchMedia("(hover: hover)").matches) find("message").focus();
+  if (view === "chat") showChat();
 }
 
 /** Ask again and again how the server is; the model's name is read once it is ready. */
@@ -50,14 +50,18 @@ async function watchState() {
 async function welcome() {
   forgetPlan();
   if (!find("plan").hidden) showPlan();
+  await readModel();
+}
+
+async function readModel(asks = true) {
   try {
-    const answer = await request("v1/models");
+    const answer = await request("v1/models", { asks });
     const [model] = (await answer.json()).data;
     useModel(model.id);
     const length = model.max_model_len?.toLocaleString("en");
     find("model").textContent = length ? `${model.id} · ${length} tokens` : model.id;
   } catch {
-    find("model").textContent = ""; // asked again when the chat is used
+    find("model").textContent = ""; // read again once there is a key
   }
 }
 
@@ -74,6 +78,7 @@ find("theme").addEventListener("click", () => {
 find("forget").hidden = !hasKey();
 find("forget").addEventListener("click", forgetKey);
 addEventListener("hashchange", route);
+addEventListener("hal-key", () => readModel(false));
 document.addEventListener("visibilitychange", () => {
   showDashboard(!find("dashboard").hidden && !document.hidden);
 });

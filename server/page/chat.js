@@ -210,8 +210,15 @@ function fitBox() {
   box.style.height = `${box.scrollHeight + 2}px`;
 }
 
-/** Follow the answer, unless the reader has scrolled away from its end. */
+/** To the end of the chat, as the view is opened. */
+export function showChat() {
+  follows = messages.length > 0;
+  scrollDown();
+  if (matchMedia("(hover: hover)").matches) find("message").focus();
+}
+
+/** Follow the answer, unless the reader has scrolled away from its end or is elsewhere. */
 function scrollDown() {
   const root = document.scrollingElement;
-  if (follows) requestAnimationFrame(() => { root.scrollTop = root.scrollHeight; });
+  if (follows && !find("chat").hidden) requestAnimationFrame(() => { root.scrollTop = root.scrollHeight; });
 }

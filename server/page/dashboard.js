@@ -14,28 +14,33 @@ const LATENCIES = [
 ];
 
 let scrapes = [];
-let timer = 0;
+let showing = null;
 
 /** Scrape again and again until told to stop. */
 export function showDashboard(isShown) {
-  clearTimeout(timer);
-  timer = 0;
-  if (isShown) loop();
+  showing = isShown ? {} : null;
+  if (isShown) loop(showing);
 }
 
-async function loop() {
-  const mine = (timer = setTimeout(() => {}, 0));
+async function loop(mine) {
   try {
     const answer = await request("metrics");
-    scrapes.push(new Scrape(await answer.text(), performance.now() / 1000));
-    const now = scrapes.at(-1);
-    const isRestarted = now.sum("engine_steps_total") < (scrapes.at(-2)?.sum("engine_steps_total") ?? 0);
-    scrapes = isRestarted ? [now] : scrapes.filter((one) => now.at - one.at <= WINDOW_S + INTERVAL_S);
-    if (timer === mine) paint(now);
+    keep(new Scrape(await answer.text(), performance.now() / 1000));
+    if (showing === mine) paint(scrapes.at(-1));
   } catch (error) {
-    if (timer === mine) find("board").replaceChildren(errorCard(error));
+    if (showing !== mine) return;
+    find("board").replaceChildren(errorCard(error, () => showDashboard(true)));
+    if (error.status === 401) return; // whoever closed the dialog is not asked again
   }
-  if (timer === mine) timer = setTimeout(loop, 1000 * INTERVAL_S);
+  setTimeout(() => showing === mine && loop(mine), 1000 * INTERVAL_S);
+}
+
+/** Those of the last minute, and none of a server before this one. */
+function keep(now) {
+  const steps = "engine_steps_total";
+  const isRestarted = scrapes.length > 0 && now.sum(steps) < scrapes.at(-1).sum(steps);
+  const kept = isRestarted ? [] : scrapes.filter((one) => now.at - one.at <= WINDOW_S + INTERVAL_S);
+  scrapes = [...kept, now];
 }
 
 function paint(now) {

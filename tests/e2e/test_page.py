@@ -202,7 +202,7 @@ def test_what_the_model_writes_is_text(chat: Visit) -> None:
     page.get_by_role("button", name="Tokens").last.click()
     assert page.locator("#log img, #log script, #log svg").count() == 0
     expect(last_answer(page)).to_contain_text("alert(2)")
-    expect(page.locator(".text pre").first).to_have_text(f"{HOSTILE}\n")
+    expect(page.locator(".text pre").first).to_have_text(HOSTILE)
     is_blocked = page.evaluate(
         "() => { try { document.body.innerHTML = '<b>'; return false } catch { return true } }"
     )
@@ -319,6 +319,43 @@ def test_the_dashboard_follows_the_server(chat: Visit) -> None:
     page.get_by_role("link", name="Chat").click()
     expect(last_answer(page)).to_contain_text("Take a hat.")
     assert scrapes
+
+
+def test_an_answer_goes_on_while_the_reader_is_elsewhere(chat: Visit) -> None:
+    page = chat.page
+    page.set_viewport_size({"width": 600, "height": 300})
+    say(page, "slow")
+    expect(last_answer(page)).to_contain_text("word word")
+    page.get_by_role("link", name="Dashboard").click()
+    expect(page.get_by_role("img", name="KV blocks")).to_be_visible()
+    assert page.evaluate("scrollY") == 0
+    page.get_by_role("link", name="Chat").click()
+    page.wait_for_function("scrollY + innerHeight > document.body.scrollHeight - 2 && scrollY > 0")
+    page.keyboard.press("Escape")
+    wait_done(page)
+
+
+def test_the_plan_of_a_real_engine(browser: Browser) -> None:
+    with serving(["--device", "cpu"]) as server:
+        url = server.wait_ready().url
+        plan = server.get("/hal/plan").json()
+        with visit(browser, url, "#plan") as found:
+            page = found.page
+            expect(page.get_by_role("img", name="Memory: weights")).to_be_visible()
+            expect(page.locator("#plan-body")).to_contain_text(plan["device"]["reason"])
+            assert page.locator(".kernel").count() == len(plan["kernels"])
+            for setting in plan["choices"]:
+                expect(page.get_by_role("row", name=setting["name"]).first).to_be_visible()
+            page.get_by_label("Filter kernels").fill("vocab")
+            assert 0 < page.locator(".kernel:visible").count() < len(plan["kernels"])
+            kernel = page.locator(".kernel", has=page.locator("code:text-is('vocab')"))
+            kernel.locator("summary").focus()
+            page.keyboard.press("Enter")
+            (site,) = [site for site in plan["kernels"] if site["op"] == "vocab"]
+            expect(kernel).to_contain_text(site["reason"])
+            for other in site["rejected"]:
+                expect(kernel).to_contain_text(other["reason"])
+            assert violations(page) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
