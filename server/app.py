@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -28,6 +29,7 @@ from hal.server.errors import (
 from hal.server.front import Front, Handler, ignored_header
 from hal.server.limits import OPEN_PATHS, ApiKeyCheck, RequestLimits, RequestLog
 from hal.server.metrics import CONTENT_TYPE
+from hal.server.openapi import openapi_document
 from hal.server.params import chat_messages, check_token_ids
 from hal.server.responses import create_response
 from hal.server.schema import ChatBody, DetokenizeBody, TokenizeBody, parse_body
@@ -102,10 +104,24 @@ async def health(front: Front, http: HttpRequest) -> Response:
 
 
 async def metrics(front: Front, http: HttpRequest) -> Response:
+    """Prometheus text."""
     return Response(front.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
+async def show_openapi(front: Front, http: HttpRequest) -> Response:
+    """This document."""
+    document = _openapi(front.keys is not None)
+    return Response(document, media_type="application/json")
+
+
+@functools.cache
+def _openapi(has_keys: bool) -> bytes:
+    routes = [route for route in (*ROUTES, *ADMIN_ROUTES) if route[1] not in MISSING]
+    return orjson.dumps(openapi_document(routes, OPEN_PATHS, has_keys=has_keys))
+
+
 async def show_version(front: Front, http: HttpRequest) -> Response:
+    """The version of hal."""
     return json_response({"version": hal.__version__})
 
 
@@ -124,10 +140,12 @@ async def show_plan(front: Front, http: HttpRequest) -> Response:
 
 
 async def list_models(front: Front, http: HttpRequest) -> Response:
+    """The served model, as a list of one."""
     return json_response({"object": "list", "data": [_model_card(front)]})
 
 
 async def show_model(front: Front, http: HttpRequest) -> Response:
+    """The served model."""
     name = http.path_params["name"]
     if name != front.served_name:
         raise model_not_found(name, front.served_name)
@@ -220,6 +238,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/health", health),
     ("GET", "/metrics", metrics),
     ("GET", "/version", show_version),
+    ("GET", "/openapi.json", show_openapi),
     ("GET", "/hal/plan", show_plan),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{name:path}", show_model),

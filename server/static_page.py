@@ -1,4 +1,4 @@
-"""The page at `/`: a fixed set of files, read once, each under a path of its own.
+"""The page at `/`, and `/docs`: a fixed set of files, read once, each under a path of its own.
 
 Nothing in them is secret and the browser sends no key with them, so they need none; what they show
 comes from routes that do.
@@ -61,12 +61,12 @@ class PageFile:
 
 
 def page_routes() -> tuple[tuple[str, str, Handler], ...]:
-    """A route for each file of the folder, and `/` for index.html."""
+    """A route for each file of the folder; the documents are `/` and `/docs`."""
     found = {
         item.name: PageFile.of(item.name, item.read_bytes())
         for item in files(__package__).joinpath(FOLDER).iterdir()
     }
-    paths = {"/": found.pop("index.html")} | {
+    paths = {"/": found.pop("index.html"), "/docs": found.pop("docs.html")} | {
         f"/{FOLDER}/{name}": file for name, file in sorted(found.items())
     }
     return tuple(("GET", path, partial(_send, file)) for path, file in paths.items())

@@ -199,7 +199,7 @@ function copyButton(label, text) {
   return navigator.clipboard ? found : "";
 }
 
-function button(label, act, kind = "") {
+export function button(label, act, kind = "") {
   return h("button", { type: "button", class: `ghost small ${kind}`, onclick: act }, label);
 }
 

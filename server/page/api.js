@@ -13,11 +13,11 @@ export class ApiError extends Error {
   }
 }
 
-/** The answer to a GET, or to a POST where there is a body; asks for the key after a 401. */
-export async function request(path, { body, signal, asks = true } = {}) {
+/** The answer to a GET, or where there is a body to a POST; asks for the key after a 401. */
+export async function request(path, { body, signal, method, asks = true } = {}) {
   for (let tries = 0; ; tries += 1) {
     const key = sessionStorage.getItem(KEY);
-    const answer = await send(path, body, signal, key);
+    const answer = await send(path, body, { method, signal }, key);
     if (answer.ok) return answer;
     if (answer.status !== 401 || !asks) throw await errorOf(answer);
     // Another request may have brought a key meanwhile.
@@ -35,11 +35,12 @@ export function hasKey() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
-async function send(path, body, signal, key) {
+async function send(path, body, how, key) {
   const headers = key === null ? {} : { authorization: `Bearer ${key}` };
-  const options = { headers, signal, cache: "no-store" };
+  const options = { ...how, headers, cache: "no-store" };
   if (body !== undefined) {
-    Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+    options.method ??= "POST";
+    options.body = JSON.stringify(body);
     headers["content-type"] = "application/json";
   }
   try {
@@ -107,15 +108,22 @@ export async function* events(answer) {
 }
 
 async function* lines(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  for await (const text of texts(body)) {
+    const parts = (rest + text).split("\n");
+    rest = parts.pop();
+    yield* parts;
+  }
+}
+
+/** A body as it arrives. */
+export async function* texts(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      const parts = (rest + value).split("\n");
-      rest = parts.pop();
-      yield* parts;
+      yield value;
     }
   } catch (error) {
     if (error.name === "AbortError") throw error;

@@ -49,7 +49,7 @@ export function partsBar(label, parts, show) {
 }
 
 export function card(title, ...content) {
-  return h("section", { class: "card" }, h("h2", {}, title), content);
+  return h("section", { class: "card" }, h("h2", {}, title), ...content);
 }
 
 export function percent(share) {

@@ -358,6 +358,37 @@ def test_the_plan_of_a_real_engine(browser: Browser) -> None:
             assert violations(page) == []
 
 
+def test_the_interactive_docs_send_what_they_show(browser: Browser, locked: ServerProcess) -> None:
+    with visit(browser, locked.url, "docs") as found:
+        page = found.page
+        page.get_by_label("Key", exact=True).fill("right-key")
+        page.keyboard.press("Enter")
+        tokenize = page.locator(".route", has=page.locator("code:text-is('/tokenize')"))
+        tokenize.locator("summary").first.press("Enter")
+        tokenize.get_by_label("Body").fill('{"prompt": "<b>"}')
+        tokenize.get_by_role("button", name="Send").click()
+        expect(tokenize).to_contain_text('"count": 3')
+        expect(tokenize).to_contain_text("HTTP 200")
+        tokenize.get_by_label("Body").fill('{"prompt": 3}')
+        tokenize.get_by_role("button", name="Send").click()
+        expect(tokenize).to_contain_text("invalid_value · HTTP 400")
+        model = page.locator(".route", has=page.locator("code:text-is('/v1/models/{name}')"))
+        model.locator("summary").press("Enter")
+        model.get_by_label("name").fill(MODEL_NAME)
+        model.get_by_role("button", name="Send").click()
+        expect(model).to_contain_text('"object": "model"')
+        chat = page.locator(".route", has=page.locator("code:text-is('/v1/chat/completions')"))
+        chat.locator("summary").first.press("Enter")
+        chat.get_by_label("Body").fill(
+            json.dumps({"messages": [{"role": "user", "content": "sunny"}], "stream": True})
+        )
+        chat.get_by_role("button", name="Send").click()
+        expect(chat).to_contain_text("data: [DONE]")
+        page.set_viewport_size({"width": 320, "height": 640})
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 320
+        assert violations(page) == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_views_are_accessible_and_fit_a_small_screen(
     browser: Browser, server: ServerProcess, scheme: str
