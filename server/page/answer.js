@@ -1,5 +1,6 @@
 /* One answer of the model: reasoning, text, calls, tokens, how fast it was, and errors. */
 
+import { hasKey } from "./api.js";
 import { h, seconds } from "./dom.js";
 import { TokenView } from "./tokens.js";
 
@@ -140,7 +141,8 @@ export class Answer {
     const address = new URL("v1/chat/completions", document.baseURI);
     const body = JSON.stringify(this.requestBody, null, 2);
     const quoted = JSON.stringify(this.requestBody).replaceAll("'", "'\\''");
-    const curl = `curl -N ${address} -H 'Content-Type: application/json' -d '${quoted}'`;
+    const key = hasKey() ? '-H "Authorization: Bearer $HAL_API_KEY" ' : "";
+    const curl = `curl -N ${address} ${key}-H 'Content-Type: application/json' -d '${quoted}'`;
     return h("details", { class: "inspector" }, h("summary", {}, "Request"),
       h("p", { class: "quiet" }, this.requestId && `Answer ${this.requestId}`),
       h("pre", { tabindex: 0 }, body),
@@ -161,7 +163,7 @@ export class Answer {
 }
 
 /** Text with its fenced code set apart; parts that did not change are left alone. */
-export function paintText(node, text) {
+function paintText(node, text) {
   const parts = text.split(/^```/m);
   const blocks = [...node.children].filter((child) => !child.classList.contains("caret"));
   for (const [index, part] of parts.entries()) {

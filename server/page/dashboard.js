@@ -29,7 +29,8 @@ async function loop(mine) {
     if (showing === mine) paint(scrapes.at(-1));
   } catch (error) {
     if (showing !== mine) return;
-    find("board").replaceChildren(errorCard(error, () => showDashboard(true)));
+    const isSaid = find("board").textContent.includes(error.message); // once is enough
+    if (!isSaid) find("board").replaceChildren(errorCard(error, () => showDashboard(true)));
     if (error.status === 401) return; // whoever closed the dialog is not asked again
   }
   setTimeout(() => showing === mine && loop(mine), 1000 * INTERVAL_S);

@@ -60,8 +60,8 @@ function memory(plan) {
     .filter((part) => part.value > 0);
   if (!parts.length) return h("p", { class: "quiet" }, "This engine plans no memory.");
   return h("div", {}, partsBar("Memory", parts, bytes), h("p", { class: "quiet" },
-    `${bytes(plan.budget_bytes)} of ${bytes(plan.total_bytes)} (${plan.kind}); `
-    + `others hold ${bytes(plan.others_bytes)}. The KV cache keeps ${count(plan.kv_tokens)} tokens in `
+    `${bytes(plan.budget_bytes)} of ${bytes(plan.total_bytes)} (${plan.kind}); others hold `
+    + `${bytes(plan.others_bytes)}. The KV cache: ${count(plan.kv_tokens)} tokens in `
     + `${count(plan.num_blocks)} blocks of ${plan.block_size}.`));
 }
 

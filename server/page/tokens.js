@@ -9,7 +9,7 @@ export class TokenView {
   constructor() {
     this.row = h("div", { class: "tokens", role: "toolbar", "aria-label": "Tokens" });
     this.detail = h("div", { class: "token-detail", role: "status" },
-      h("p", { class: "quiet" }, "Choose a token to see what else was likely. Arrow keys move."));
+      h("p", { class: "quiet" }, "Stronger shades were less likely. Choose a token to see what else was; arrow keys move."));
     this.node = h("div", { class: "token-view", hidden: true }, this.row, this.detail);
     this.entries = [];
     this.row.addEventListener("click", (event) => this.#choose(this.#indexOf(event.target)));

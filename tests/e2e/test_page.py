@@ -274,6 +274,23 @@ def test_the_key_is_asked_for_and_kept_out_of_addresses(
         expect(last_answer(page)).to_contain_text("invalid_api_key")
 
 
+def test_a_closed_key_dialog_does_not_come_back(browser: Browser, locked: ServerProcess) -> None:
+    with visit(browser, locked.url) as found:
+        page, dialog = found.page, found.page.locator("#key-dialog")
+        expect(dialog).to_be_visible()
+        page.keyboard.press("Escape")
+        page.clock.install()
+        page.get_by_role("link", name="Dashboard").click()
+        expect(dialog).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#board")).to_contain_text("invalid_api_key")
+        num_asked = len(found.addresses)
+        page.clock.run_for(10_000)
+        expect(dialog).to_be_hidden()
+        later = found.addresses[num_asked:]
+        assert not [address for address in later if address.endswith("/metrics")]
+
+
 def test_a_limit_says_how_long_to_wait(browser: Browser, locked: ServerProcess) -> None:
     with visit(browser, locked.url) as chat:
         page = chat.page
@@ -286,6 +303,18 @@ def test_a_limit_says_how_long_to_wait(browser: Browser, locked: ServerProcess) 
         expect(page.locator(".error-card")).to_contain_text("rate_limit_exceeded · HTTP 429")
         again = page.get_by_role("button", name="Try again in")
         expect(again).to_be_disabled()
+
+
+def test_the_chosen_theme_stays(chat: Visit) -> None:
+    page, theme = chat.page, chat.page.get_by_role("button", name="Theme")
+    background = "getComputedStyle(document.body).backgroundColor"
+    for name in ("light", "dark"):
+        theme.click()
+        expect(theme).to_have_text(f"Theme: {name}")
+    assert page.evaluate(background) != LIGHT
+    page.reload()
+    expect(theme).to_have_text("Theme: dark")
+    assert page.evaluate(background) != LIGHT
 
 
 def test_percentiles_out_of_buckets(chat: Visit) -> None:
