@@ -117,7 +117,7 @@ async def show_openapi(front: Front, http: HttpRequest) -> Response:
 @functools.cache
 def _openapi(has_keys: bool) -> bytes:
     routes = [route for route in (*ROUTES, *ADMIN_ROUTES) if route[1] not in MISSING]
-    return orjson.dumps(openapi_document(routes, OPEN_PATHS, has_keys=has_keys))
+    return orjson.dumps(openapi_document(routes, has_keys=has_keys))
 
 
 async def show_version(front: Front, http: HttpRequest) -> Response:

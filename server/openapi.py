@@ -12,6 +12,7 @@ import hal
 from hal.server.admin import LimitsBody, LogLevelBody
 from hal.server.anthropic_request import MessagesBody
 from hal.server.front import Handler
+from hal.server.limits import OPEN_PATHS
 from hal.server.responses_request import ResponsesBody
 from hal.server.schema import (
     Body,
@@ -21,7 +22,10 @@ from hal.server.schema import (
     EmbeddingsBody,
     TokenizeBody,
 )
+from hal.server.wire import ANTHROPIC_PATH
 
+STATE_PATHS = OPEN_PATHS - {"/live"}
+"""What answers 503 with the server's state."""
 _SCHEMAS = "#/components/schemas/"
 _HELLO = [{"role": "user", "content": "Hello!"}]
 
@@ -70,13 +74,13 @@ TAKES_BODY: Mapping[str, TakesBody] = {
 
 
 def openapi_document(
-    routes: Iterable[tuple[str, str, Handler]], open_paths: frozenset[str], *, has_keys: bool
+    routes: Iterable[tuple[str, str, Handler]], *, has_keys: bool
 ) -> dict[str, object]:
-    """OpenAPI 3.1 for `routes`; those on `open_paths` need no key where others do."""
+    """OpenAPI 3.1 for `routes`; those on OPEN_PATHS need no key where others do."""
     paths: dict[str, dict[str, object]] = {}
     for method, path, handler in routes:
         operation = _operation(path, handler)
-        if path in open_paths:
+        if path in OPEN_PATHS:
             operation["security"] = []
         paths.setdefault(_plain(path), {})[method.lower()] = operation
     return {
@@ -101,12 +105,24 @@ def _operation(path: str, handler: Handler) -> dict[str, object]:
     if (takes := TAKES_BODY.get(path)) is not None:
         content = {"schema": {"$ref": _SCHEMAS + takes.body.__name__}, "example": takes.example}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
-    error = {"schema": {"$ref": _SCHEMAS + "Error"}}
-    operation["responses"] = {
-        "2XX": {"description": "Done; events where `stream` was asked for"},
-        "default": {"description": "Refused or failed", "content": {"application/json": error}},
-    }
+    operation["responses"] = _responses(path)
     return operation
+
+
+def _responses(path: str) -> dict[str, object]:
+    error = "AnthropicError" if path.startswith(ANTHROPIC_PATH) else "Error"
+    responses: dict[str, object] = {
+        "2XX": {"description": "Done"},
+        "default": _answer("Refused or failed", error),
+    }
+    if path in STATE_PATHS:
+        responses["503"] = _answer("Not now", "State")
+    return responses
+
+
+def _answer(description: str, schema: str) -> dict[str, object]:
+    content = {"application/json": {"schema": {"$ref": _SCHEMAS + schema}}}
+    return {"description": description, "content": content}
 
 
 def _summary(path: str, handler: Handler) -> str:
@@ -125,10 +141,18 @@ def _schemas() -> dict[str, object]:
     _, found = models_json_schema(
         [(body, "validation") for body in bodies], ref_template=_SCHEMAS + "{model}"
     )
-    text = {"type": ["string", "null"]}
-    shape = {"message": {"type": "string"}, "type": {"type": "string"}, "param": text, "code": text}
-    error = {"type": "object", "properties": shape, "required": ["message", "type"]}
+    text = {"type": "string"}
+    param = {"type": ["string", "null"]}
     return {
         **found["$defs"],
-        "Error": {"type": "object", "properties": {"error": error}, "required": ["error"]},
+        "State": _object(status=text),
+        "Error": _object(error=_object(message=text, type=text, param=param, code=text)),
+        "AnthropicError": _object(
+            type={"const": "error"}, error=_object(type=text, message=text), request_id=text
+        ),
     }
+
+
+def _object(**properties: object) -> dict[str, object]:
+    """A schema of an object that has all of them."""
+    return {"type": "object", "properties": properties, "required": list(properties)}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
+import orjson
 import pytest
+from asgi_calls import call, scope_of
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from hal.server.admin import ADMIN_ROUTES
-from hal.server.app import MISSING, ROUTES
+from hal.server.app import MISSING, ROUTES, build_app
+from hal.server.async_engine import AsyncEngine
+from hal.server.front import Front
 from hal.server.limits import OPEN_PATHS
-from hal.server.openapi import TAKES_BODY, openapi_document
+from hal.server.openapi import STATE_PATHS, TAKES_BODY, openapi_document
+from hal.server.supervisor import EngineProcess
 
-DOCUMENT: Any = openapi_document((*ROUTES, *ADMIN_ROUTES), OPEN_PATHS, has_keys=True)
+DOCUMENT: Any = openapi_document((*ROUTES, *ADMIN_ROUTES), has_keys=True)
 
 
 def test_every_route_is_there_with_what_it_does() -> None:
@@ -53,7 +59,21 @@ def test_the_examples_are_accepted(http: httpx.Client, path: str) -> None:
     assert http.post(path, json=TAKES_BODY[path].example).status_code == 200
 
 
-def test_an_error_looks_as_the_schema_says(http: httpx.Client) -> None:
-    answer = http.post("/v1/completions", json={"prompt": 3})
-    schema = {"$ref": "#/components/schemas/Error", "components": DOCUMENT["components"]}
+@pytest.mark.parametrize("path", TAKES_BODY)
+def test_errors_look_as_the_schema_says(http: httpx.Client, path: str) -> None:
+    ((method, operation),) = DOCUMENT["paths"][path].items()
+    answer = http.request(method, path, json=[])
+    assert answer.status_code in (400, 403)
+    content = operation["responses"]["default"]["content"]["application/json"]
+    schema = {**content["schema"], "components": DOCUMENT["components"]}
     Draft202012Validator(schema).validate(answer.json())
+
+
+@pytest.mark.parametrize("path", sorted(STATE_PATHS))
+def test_a_server_that_loads_answers_with_its_state(path: str) -> None:
+    front = Front(AsyncEngine(EngineProcess([])), "m")
+    answer = asyncio.run(call(build_app(front), scope_of("GET", path)))
+    content = DOCUMENT["paths"][path]["get"]["responses"]["503"]["content"]["application/json"]
+    assert answer.status == 503
+    schema = {**content["schema"], "components": DOCUMENT["components"]}
+    Draft202012Validator(schema).validate(orjson.loads(answer.body))
