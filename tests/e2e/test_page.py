@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from browsing import Visit, chromium, visit
+from browsing import (
+    Visit,
+    body_of,
+    chromium,
+    last_answer,
+    say,
+    tab_to,
+    violations,
+    visit,
+    wait_done,
+)
 from fake_serving import (
     MODEL_NAME,
     ServerProcess,
@@ -23,7 +32,7 @@ from fake_serving import (
     write_byte_model,
     write_script,
 )
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, expect
 
 from hal.server.keys import digest_of
 
@@ -67,34 +76,6 @@ def chat(browser: Browser, server: ServerProcess) -> Iterator[Visit]:
     with visit(browser, server.url) as found:
         expect(found.page.locator("#model")).to_contain_text(MODEL_NAME)
         yield found
-
-
-def say(page: Page, text: str) -> None:
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-
-
-def last_answer(page: Page) -> Any:
-    return page.locator(".from-model").last
-
-
-def body_of(request: Request) -> dict[str, Any]:
-    found = request.post_data_json
-    assert isinstance(found, dict)
-    return found
-
-
-def wait_done(page: Page) -> None:
-    expect(last_answer(page)).to_have_attribute("aria-busy", "false")
-
-
-def tab_to(page: Page, selector: str) -> None:
-    """By the keyboard alone."""
-    for _ in range(60):
-        if page.evaluate("(s) => document.activeElement.matches(s)", selector):
-            return
-        page.keyboard.press("Tab")
-    raise AssertionError(f"Tab never comes to {selector}")
 
 
 def test_an_answer_streams_and_escape_stops_it(chat: Visit, server: ServerProcess) -> None:
@@ -167,6 +148,7 @@ def test_everything_works_by_keyboard(chat: Visit) -> None:
     tab_to(page, ".inspector summary")
     page.keyboard.press("Enter")
     expect(page.locator(".inspector pre")).to_contain_text('"top_logprobs": 5')
+    assert violations(page) == []
 
 
 def test_calls_get_their_results_and_reasoning_is_folded(chat: Visit) -> None:
@@ -176,6 +158,7 @@ def test_calls_get_their_results_and_reasoning_is_folded(chat: Visit) -> None:
     wait_done(page)
     expect(page.locator(".call code")).to_have_text("weather")
     expect(page.locator(".call pre")).to_contain_text(HOSTILE)
+    assert violations(page) == []
     page.get_by_label("Result of weather").last.fill("sunny")
     with page.expect_request("**/v1/chat/completions") as asked:
         page.get_by_role("button", name="Send results").click()
@@ -260,6 +243,7 @@ def test_the_key_is_asked_for_and_kept_out_of_addresses(
             page.keyboard.press("Enter")
             if key == "wrong-key":
                 expect(dialog).to_contain_text("did not accept")
+                assert violations(page) == []
         expect(page.locator("#model")).to_contain_text(MODEL_NAME)
         say(page, "sunny")
         expect(last_answer(page)).to_contain_text("hat")
@@ -439,9 +423,3 @@ def test_views_are_accessible_and_fit_a_small_screen(
             assert violations(page) == []
         is_dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != LIGHT
         assert is_dark == (scheme == "dark")
-
-
-def violations(page: Page) -> list[str]:
-    """What axe finds, as rule and element."""
-    found = Axe().run(page).response["violations"]
-    return [f"{rule['id']}: {node['target']}" for rule in found for node in rule["nodes"]]

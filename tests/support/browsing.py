@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Dialog,
+    Locator,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -70,3 +80,37 @@ def visit(browser: Browser, url: str, view: str = "", **settings: Any) -> Iterat
     yield found
     context.close()
     assert found.strange == []
+
+
+def say(page: Page, text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+
+
+def last_answer(page: Page) -> Locator:
+    return page.locator(".from-model").last
+
+
+def body_of(request: Request) -> dict[str, Any]:
+    found = request.post_data_json
+    assert isinstance(found, dict)
+    return found
+
+
+def wait_done(page: Page) -> None:
+    expect(last_answer(page)).to_have_attribute("aria-busy", "false")
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """By the keyboard alone."""
+    for _ in range(60):
+        if page.evaluate("(s) => document.activeElement.matches(s)", selector):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab never comes to {selector}")
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds, as rule and element."""
+    found = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {node['target']}" for rule in found for node in rule["nodes"]]
