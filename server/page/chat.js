@@ -51,7 +51,7 @@ export function useModel(name) {
 }
 
 async function ask(text) {
-  if (running || !text.trim() || bodyOrNull() === null) return;
+  if (!text.trim() || !canAsk()) return;
   // Many templates refuse two questions in a row: one that got no answer is not repeated.
   if (messages.at(-1)?.role === "user") messages.pop();
   push({ role: "user", content: text }, h("article",
@@ -64,7 +64,6 @@ async function ask(text) {
 /** Request an answer to what has been said and show it as it comes. */
 async function answerIt() {
   const body = bodyOrNull();
-  if (body === null) return;
   answers.at(-1)?.freeze();
   const answer = new Answer(body, { retry: regenerate, regenerate, results: sendResults });
   answers.push(answer);
@@ -102,7 +101,7 @@ async function stream(answer, body, signal) {
 
 /** Forget the last answer and ask for another. */
 async function regenerate() {
-  if (running) return;
+  if (!canAsk()) return;
   const last = answers.pop();
   if (!last.isEmpty) messages.pop();
   last.node.remove();
@@ -110,7 +109,7 @@ async function regenerate() {
 }
 
 async function sendResults(texts) {
-  if (running) return;
+  if (!canAsk()) return;
   const calls = answers.at(-1).calls;
   for (const [index, call] of calls.entries()) {
     push({ role: "tool", tool_call_id: call.id, content: texts[index] }, h("article",
@@ -134,7 +133,11 @@ function clear() {
   find("log").replaceChildren();
   find("empty").hidden = false;
   find("clear").hidden = true;
-  find("message").focus();
+  focusMessage();
+}
+
+function canAsk() {
+  return !running && bodyOrNull() !== null;
 }
 
 /** The body of the request, or null and a message where a parameter is wrong. */
@@ -197,7 +200,7 @@ function setRunning(isRunning) {
   const hadFocus = document.activeElement === find("stop");
   find("stop").hidden = !isRunning;
   find("send").hidden = isRunning;
-  if (hadFocus || isRunning) find("message").focus();
+  if (hadFocus || isRunning) focusMessage();
 }
 
 function announce(text) {
@@ -214,6 +217,11 @@ function fitBox() {
 export function showChat() {
   follows = messages.length > 0;
   scrollDown();
+  focusMessage();
+}
+
+/** Not where that would open a keyboard on the screen. */
+function focusMessage() {
   if (matchMedia("(hover: hover)").matches) find("message").focus();
 }
 

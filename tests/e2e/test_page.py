@@ -118,6 +118,8 @@ def test_parameters_reach_the_server(chat: Visit) -> None:
     say(page, "again")
     expect(page.locator("#params-error")).to_contain_text("Tools are not JSON")
     assert page.locator(".from-user").count() == 1
+    page.get_by_role("button", name="Again").click()  # nor is the answer lost
+    expect(last_answer(page)).to_contain_text("cut at max tokens")
 
 
 def test_everything_works_by_keyboard(chat: Visit) -> None:
