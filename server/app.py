@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -26,11 +27,13 @@ from hal.server.errors import (
     not_implemented,
 )
 from hal.server.front import Front, Handler, ignored_header
-from hal.server.limits import ApiKeyCheck, HttpRecord, RequestLimits, RequestLog
+from hal.server.limits import OPEN_PATHS, ApiKeyCheck, HttpRecord, RequestLimits, RequestLog
 from hal.server.metrics import CONTENT_TYPE
+from hal.server.openapi import openapi_document
 from hal.server.params import chat_messages, check_token_ids
 from hal.server.responses import create_response
 from hal.server.schema import ChatBody, DetokenizeBody, TokenizeBody, parse_body
+from hal.server.static_page import page_routes
 from hal.server.supervisor import EngineState
 from hal.server.text import TextModel
 from hal.server.wire import error_response, json_response
@@ -39,14 +42,16 @@ from hal.server.wire import error_response, json_response
 def build_app(front: Front) -> ASGIApp:
     """The whole HTTP side as one ASGI application."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    known_paths = {path for _, path, _ in (*ROUTES, *ADMIN_ROUTES)}
-    for method, path, handler in ROUTES:
+    page = page_routes() if front.has_page else ()
+    known_paths = {path for _, path, _ in (*ROUTES, *ADMIN_ROUTES, *page)}
+    for method, path, handler in (*ROUTES, *page):
         app.add_route(path, _endpoint(front, handler), methods=[method])
     for method, path, handler in ADMIN_ROUTES:
         app.add_route(path, _endpoint(front, for_admins(handler)), methods=[method])
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    checked = RequestLimits(ApiKeyCheck(app, front.keys, front.quotas))
+    open_paths = OPEN_PATHS | {path for _, path, _ in page}
+    checked = RequestLimits(ApiKeyCheck(app, front.keys, front.quotas, open_paths))
 
     def observe(record: HttpRecord) -> None:
         front.metrics.http_answer(record, known_paths)
@@ -106,10 +111,24 @@ async def health(front: Front, http: HttpRequest) -> Response:
 
 
 async def metrics(front: Front, http: HttpRequest) -> Response:
+    """Prometheus text."""
     return Response(front.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
+async def show_openapi(front: Front, http: HttpRequest) -> Response:
+    """This document."""
+    document = _openapi(front.keys is not None)
+    return Response(document, media_type="application/json")
+
+
+@functools.cache
+def _openapi(has_keys: bool) -> bytes:
+    routes = [route for route in (*ROUTES, *ADMIN_ROUTES) if route[1] not in MISSING]
+    return orjson.dumps(openapi_document(routes, has_keys=has_keys))
+
+
 async def show_version(front: Front, http: HttpRequest) -> Response:
+    """The version of hal."""
     return json_response({"version": hal.__version__})
 
 
@@ -128,10 +147,12 @@ async def show_plan(front: Front, http: HttpRequest) -> Response:
 
 
 async def list_models(front: Front, http: HttpRequest) -> Response:
+    """The served model, as a list of one."""
     return json_response({"object": "list", "data": [_model_card(front)]})
 
 
 async def show_model(front: Front, http: HttpRequest) -> Response:
+    """The served model."""
     name = http.path_params["name"]
     if name != front.served_name:
         raise model_not_found(name, front.served_name)
@@ -229,6 +250,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/health", health),
     ("GET", "/metrics", metrics),
     ("GET", "/version", show_version),
+    ("GET", "/openapi.json", show_openapi),
     ("GET", "/hal/plan", show_plan),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{name:path}", show_model),

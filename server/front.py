@@ -64,6 +64,7 @@ class Front:
     priority_levels: requests have a priority of 0 to one less; None is any
     is_leaving: each answer closes its connection, another server takes the next
     recent: prompts that were accepted
+    has_page: whether `/` serves the page
     quotas: of each key, by its name
     """
 
@@ -78,6 +79,7 @@ class Front:
     priority_levels: int | None = None
     is_leaving: bool = False
     recent: RecentPrompts = field(default_factory=RecentPrompts)
+    has_page: bool = True
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
@@ -27,7 +27,7 @@ MAX_HEADER_BYTES = 64 * 2**10
 MAX_HEADERS = 128
 BODY_TIMEOUT_S = 60.0
 OPEN_PATHS = frozenset({"/live", "/ready", "/health"})
-"""The only paths that need no API key."""
+"""The only paths that need no API key, beside those of the page's files."""
 PROBE_PATHS = OPEN_PATHS | {"/metrics"}
 
 _DISCARD_TIMEOUT_S = 5.0
@@ -178,22 +178,29 @@ class RequestLimits:
 
 
 class ApiKeyCheck:
-    """Lets only requests with a known key through, except on OPEN_PATHS; without keys, everyone.
+    """Lets only requests with a known key through, except on open paths; without keys, everyone.
 
     What is behind it finds the ApiKey, or None, as scope["hal_key"].
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None, quotas: Mapping[str, Quota]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing | None,
+        quotas: Mapping[str, Quota],
+        open_paths: Container[str] = OPEN_PATHS,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._quotas = quotas
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = scope["hal_key"] = None if self._keys is None else self._keys.find(_key_text(scope))
         if key is not None:
             facts_of(scope).key = key.name
             await self._app(scope, receive, _with_quota(send, self._quotas[key.name]))
-        elif self._keys is None or scope["path"] in OPEN_PATHS:
+        elif self._keys is None or scope["path"] in self._open_paths:
             await self._app(scope, receive, send)
         else:
             await send_error(_wrong_key(), scope, send)

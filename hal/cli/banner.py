@@ -22,6 +22,7 @@ def banner_lines(front: Front, url: str, *, has_key: bool) -> list[str]:
         f"limits   {info.max_model_len} tokens per sequence, {info.max_num_seqs} sequences, "
         f"{info.max_num_batched_tokens} tokens per step",
         f"routes   {url}/v1  (/ready /metrics /hal/plan)",
+        *([f"page     {url}/"] if front.has_page else []),
         "",
         f"ready. Try:  {_curl(front.served_name, url, has_key)}",
     ]

@@ -136,6 +136,14 @@ SERVER_FLAGS = FlagGroup(
             help="how the model marks its reasoning, or none; default: as its chat template does",
             metavar="FAMILY",
         ),
+        Flag(
+            name="no-page",
+            help="no page for browsers at /",
+            convert=None,
+            sets=False,
+            default=True,
+            field="page",
+        ),
         Flag(name="log-level", help=", ".join(LOG_LEVELS), metavar="LEVEL", default="info"),
         Flag(name="engine", help="fake:SCRIPT runs a scripted engine in tests", is_hidden=True),
     ),
@@ -155,6 +163,7 @@ class ServeOptions:
     queue: QueueLimits
     request_timeout_s: float | None
     priority_levels: int | None
+    has_page: bool
     served_name: str
     shutdown_timeout_s: float
     heartbeat_timeout_s: float
@@ -216,6 +225,7 @@ def parse_options(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptio
             else _seconds("request-timeout", given, least=0.001)
         ),
         priority_levels=_priority_levels(given["priority_levels"]),
+        has_page=bool(given["page"]),
         served_name=_text(given["served_model_name"]) or config.model,
         shutdown_timeout_s=_seconds("shutdown-timeout", given, least=0.0),
         heartbeat_timeout_s=_seconds("heartbeat-timeout", given, least=1.0),
@@ -341,6 +351,7 @@ def _run(
             keys=options.keys,
             request_timeout_s=options.request_timeout_s,
             priority_levels=options.priority_levels,
+            has_page=options.has_page,
         )
         run_options = RunOptions(
             start=Start(replace(options.config, model=str(folder)), options.fake_script),

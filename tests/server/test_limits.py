@@ -26,6 +26,7 @@ from hal.server.limits import (
     RequestLimits,
     RequestLog,
 )
+from hal.server.static_page import page_routes
 from hal.server.supervisor import EngineProcess
 
 KEY = "s3cret"
@@ -181,9 +182,19 @@ def keyed_front() -> Front:
 
 
 def paths() -> Iterator[str]:
-    for _, path, _ in (*ROUTES, *ADMIN_ROUTES):
+    for _, path, _ in (*ROUTES, *ADMIN_ROUTES, *page_routes()):
         yield path.replace("{name:path}", "x")
-    yield from ("/", "/nope", "/v1", "/metrics/", "//metrics", "/ready/", "/live/../metrics")
+    yield from (
+        "/page",
+        "/page/",
+        "/page/index.html",
+        "/nope",
+        "/v1",
+        "/metrics/",
+        "//metrics",
+        "/ready/",
+        "/live/../metrics",
+    )
 
 
 @pytest.mark.parametrize("path", list(paths()))
@@ -200,7 +211,7 @@ def test_every_route_but_the_open_ones_needs_the_key(method: str, path: str) -> 
 
     without, wrong, right = asyncio.run(run())
     assert right != 401
-    if path in OPEN_PATHS:
+    if path in OPEN_PATHS | {path for _, path, _ in page_routes()}:
         assert 401 not in (without, wrong)
     else:
         assert (without, wrong) == (401, 401)
