@@ -301,7 +301,7 @@ def _load(
     """Where the weights came from."""
     assembled.decoder.parameters.allocate(device)
     assembled.binder.arena.allocate(device)
-    assembled.runner.start(plan.num_blocks)
+    assembled.runner.start(plan.num_blocks, plan.num_swap_blocks)
     weights = load_weights(assembled.decoder.parameters, reader, progress, cache=cache)
     assembled.runner.warm_up()
     device.synchronize()  # what loading left in flight fails here, not in the first step
@@ -317,6 +317,7 @@ def _scheduler_config(
         max_model_len=resolved.max_model_len,
         block_size=resolved.block_size,
         num_blocks=plan.num_blocks,
+        num_swap_blocks=plan.num_swap_blocks,
         window=group.spec.window,
         prefix_caching=resolved.prefix_caching,
         cache=resolved.cache_policy,

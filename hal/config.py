@@ -10,7 +10,7 @@ from hal.device import Capabilities, Feature
 from hal.dtypes import DType, parse_dtype
 from hal.errors import ConfigError, UnsupportedError
 from hal.kv import KV_FORMATS
-from hal.memory import MemoryRequest, parse_memory
+from hal.memory import MemoryRequest, parse_memory, parse_swap_space
 from hal.weights import FORMAT_NAMES, UNQUANTIZED, WeightFormat, find_format
 
 DEFAULT_MODEL = "hal-tiny"
@@ -39,6 +39,7 @@ class EngineConfig:
     cache_policy, cache_ttl: which cached prefix goes first; see hal.cache_policy.
     cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
+    swap_space: host memory for KV blocks that left the device, "8GiB" or 8 (GiB, as in vLLM).
     """
 
     model: str = DEFAULT_MODEL
@@ -58,6 +59,7 @@ class EngineConfig:
     cache_policy: str = CacheOrder.LRU.value
     cache_ttl: float = DEFAULT_TTL_S
     kv_cache_dtype: str = AUTO
+    swap_space: str | float = "0"
     seed: int = 0
     chat_template: Path | None = None
     offline: bool = False
@@ -81,6 +83,7 @@ class EngineConfig:
                 f"model's dtype, or {', '.join(KV_FORMATS)}"
             )
         find_format(self.quantization)
+        parse_swap_space(self.swap_space)
         parse_policy(self.cache_policy, self.cache_ttl)
         for override in self.kernel:
             if override.count("=") != 1:
@@ -136,6 +139,7 @@ class ResolvedConfig:
     prefix_caching: bool
     cache_policy: CachePolicy
     chunked_prefill: bool
+    swap_bytes: int
     use_graphs: bool
     choices: tuple[Choice, ...]
 
@@ -177,6 +181,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
         prefix_caching=config.prefix_caching,
         cache_policy=parse_policy(config.cache_policy, config.cache_ttl),
         chunked_prefill=config.chunked_prefill,
+        swap_bytes=parse_swap_space(config.swap_space),
         use_graphs=use_graphs,
         choices=choices,
     )

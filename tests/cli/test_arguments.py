@@ -33,7 +33,7 @@ def test_every_flag_reaches_the_config() -> None:
         "model-x --device cpu --dtype float32 --memory 2GiB --max-model-len 64 --max-num-seqs 2 "
         "--max-num-batched-tokens 128 --block-size 32 --enforce-eager --no-cache "
         "--static-batching --trace t.jsonl "
-        "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 "
+        "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 --swap-space 1GiB "
         "--seed 3 --chat-template t.jinja --offline --kernel a=b "
         "--kernel c=d --strict "
         "--deterministic --threads 1 --no-enable-chunked-prefill"
@@ -53,6 +53,7 @@ def test_every_flag_reaches_the_config() -> None:
         prefix_caching=False,
         cache_policy="priority-lfu",
         cache_ttl=60.0,
+        swap_space="1GiB",
         cache=False,
         chunked_prefill=False,
         seed=3,
