@@ -26,6 +26,7 @@ from hal.engine.batch_builder import (
 )
 from hal.engine.block_manager import BlockManager
 from hal.engine.block_pool import make_blocks
+from hal.engine.chunk_limit import ChunkLimit
 from hal.engine.deadlines import Deadlines, too_late
 from hal.engine.executor import check_result
 from hal.engine.grammar import Grammar
@@ -80,6 +81,7 @@ class Scheduler:
         self._victims: list[Sequence] | None = None  # the last one first; None: not looked up
         self._spare = SpareRoom(config, self.slots, self.blocks)
         self._costs = StepCosts()
+        self._chunk_limit = ChunkLimit(config, self._costs)
         self._is_batch_open = True  # with static batching only
         self._in_flight: ScheduledStep | None = None
 
@@ -173,8 +175,7 @@ class Scheduler:
         self._victims = None
         self._spare.forget()
         self._grow_decodes()
-        budget = self.config.max_num_batched_tokens - len(self.slots.decodes())
-        budget = self._continue_prefill(budget)
+        budget = self._continue_prefill(self._prefill_budget())
         if self._may_admit() and self._admit(budget) > 0:
             self._is_batch_open = False
         copies = self.blocks.take_copies()  # releases what they hold, whatever comes of the step
@@ -229,6 +230,11 @@ class Scheduler:
     def _tick(self) -> None:
         """Time never goes back, whatever the clock does."""
         self._now = max(self._now, self._clock())
+
+    def _prefill_budget(self) -> int:
+        num_decodes = len(self.slots.decodes())
+        budget = self.config.max_num_batched_tokens - num_decodes
+        return self._chunk_limit.cut(budget) if num_decodes else budget
 
     def _decode_rows(self) -> DecodeRows:
         slots = self.slots.decodes()

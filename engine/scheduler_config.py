@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hal.cache_policy import CachePolicy
+from hal.config import check_token_target
 from hal.errors import ConfigError, UnsupportedError
 
 DEFAULT_SPARE_TOKENS = 32  # measured: benchmarks/host.py, throughput at overcommit
@@ -23,6 +24,8 @@ class SchedulerConfig:
     preempted soon after it was prefilled.
     max_pinned_share: the most of the blocks that pinned prefixes may keep from all others, 0 to 1.
     num_swap_blocks: blocks that evicted contents are copied to; without a window, with a cache.
+    inter_token_target_s: what a step with decodes should take at most; their prefilled tokens are
+    limited to what keeps it, but never below a block. None: no limit but max_num_batched_tokens.
     priority_wait_s: a request never overtakes one that arrived this much earlier, whatever their
     priorities.
     """
@@ -41,6 +44,7 @@ class SchedulerConfig:
     priority_wait_s: float = DEFAULT_PRIORITY_WAIT_S
     max_pinned_share: float = DEFAULT_PINNED_SHARE
     num_swap_blocks: int = 0
+    inter_token_target_s: float | None = None
 
     def __post_init__(self) -> None:
         _at_least("max_num_seqs", self.max_num_seqs, 1)
@@ -49,6 +53,8 @@ class SchedulerConfig:
         _at_least("num_blocks", self.num_blocks, 2)
         _at_least("spare_tokens", self.spare_tokens, 0)
         _at_least("num_swap_blocks", self.num_swap_blocks, 0)
+        if self.inter_token_target_s is not None:
+            check_token_target(self.inter_token_target_s, self.chunked_prefill)
         if self.num_swap_blocks:
             check_swap(self.window, self.prefix_caching)
         if not 0 <= self.max_pinned_share <= 1:

@@ -34,11 +34,11 @@ class SwapCosts:
             self._compute_s = token_s * self._block_size
 
     def is_cheaper(self, num_copies: int) -> bool:
-        """Whether so many copies of a block take less than computing it. True until both are
+        """Whether so many copies of a block take no longer than computing it. True until both are
         known, and again after many refusals: nothing else would measure a copy again."""
         if self._copy_s is None or self._compute_s is None:
             return True
-        if num_copies * self._copy_s < self._compute_s:
+        if num_copies * self._copy_s <= self._compute_s:
             return True
         self._copy_s /= _FORGETTING
         return False

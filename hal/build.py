@@ -311,6 +311,7 @@ def _load(
 def _scheduler_config(
     resolved: ResolvedConfig, plan: MemoryPlan, group: KVGroup
 ) -> SchedulerConfig:
+    target_ms = resolved.config.inter_token_target_ms
     return SchedulerConfig(
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
@@ -318,6 +319,7 @@ def _scheduler_config(
         block_size=resolved.block_size,
         num_blocks=plan.num_blocks,
         num_swap_blocks=plan.num_swap_blocks,
+        inter_token_target_s=None if target_ms is None else target_ms / 1e3,
         window=group.spec.window,
         prefix_caching=resolved.prefix_caching,
         cache=resolved.cache_policy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class EngineConfig:
     cache_policy, cache_ttl: which cached prefix goes first; see hal.cache_policy.
     cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
+    inter_token_target_ms: prefill chunks beside decodes are cut so that a step takes no longer.
     swap_space: host memory for KV blocks that left the device, "8GiB" or 8 (GiB, as in vLLM).
     """
 
@@ -60,6 +62,7 @@ class EngineConfig:
     cache_ttl: float = DEFAULT_TTL_S
     kv_cache_dtype: str = AUTO
     swap_space: str | float = "0"
+    inter_token_target_ms: float | None = None
     seed: int = 0
     chat_template: Path | None = None
     offline: bool = False
@@ -84,6 +87,8 @@ class EngineConfig:
             )
         find_format(self.quantization)
         parse_swap_space(self.swap_space)
+        if self.inter_token_target_ms is not None:
+            check_token_target(self.inter_token_target_ms / 1e3, self.chunked_prefill)
         parse_policy(self.cache_policy, self.cache_ttl)
         for override in self.kernel:
             if override.count("=") != 1:
@@ -98,6 +103,17 @@ class EngineConfig:
     @classmethod
     def field_names(cls) -> frozenset[str]:
         return frozenset(f.name for f in fields(cls))
+
+
+def check_token_target(seconds: float, chunked_prefill: bool) -> None:
+    """Raise ConfigError unless chunks can be cut to keep such a time between two tokens."""
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"the target between two tokens must be above 0; got {seconds:g} s")
+    if not chunked_prefill:
+        raise ConfigError(
+            "a target between two tokens limits the chunks of a prefill, but chunked prefill is "
+            "off: leave it on, or leave --inter-token-target-ms out"
+        )
 
 
 @dataclass(frozen=True, slots=True)

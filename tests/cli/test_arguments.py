@@ -88,6 +88,7 @@ def test_environment() -> None:
 def test_vllm_flags() -> None:
     argv = "--model m --gpu-memory-utilization 0.5 --tensor-parallel-size 1 --swap-space 0"
     assert config(*argv.split(), "--disable-log-requests") == EngineConfig(model="m", memory=0.5)
+    assert config("--inter-token-target-ms", "20").inter_token_target_ms == 20.0
     assert config("--no-enable-prefix-caching").prefix_caching is False
     assert config("--enable-prefix-caching").prefix_caching is True
     assert config("--quantization", "int4").quantization == "int4"

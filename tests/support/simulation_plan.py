@@ -115,7 +115,7 @@ def draw_plan(seed: int, num_steps: int) -> Plan:
     pins = random.Random(f"pins {seed}")
     pin_rate = pins.choice([0.0, 0.02, 0.2])
     swaps = random.Random(f"swaps {seed}")
-    config = _with_swap(swaps, draw_config(rng))
+    config = _with_target(seed, _with_swap(swaps, draw_config(rng)))
     # Requests take about a dozen steps: from an idle engine to a queue that never empties.
     rate = rng.choice([0.01, 0.03, 0.06]) * config.max_num_seqs
     fault_rate = rng.choice([0.0, 0.01, 0.05])
@@ -145,6 +145,12 @@ def _with_swap(rng: random.Random, config: SchedulerConfig) -> SchedulerConfig:
     if config.window is not None or not config.prefix_caching or rng.random() < 0.3:
         return config
     return replace(config, num_swap_blocks=rng.choice([2, 4, 12, 100]))
+
+
+def _with_target(seed: int, config: SchedulerConfig) -> SchedulerConfig:
+    """A time between two tokens that some chunks keep."""
+    target_s = random.Random(f"target {seed}").choice([None, 4 * TOKEN_S, 20 * TOKEN_S])
+    return replace(config, inter_token_target_s=target_s if config.chunked_prefill else None)
 
 
 def _count(rng: random.Random, rate: float) -> int:
