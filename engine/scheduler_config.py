@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hal.cache_policy import CachePolicy
-from hal.config import check_token_target
+from hal.config import check_pinned_share, check_token_target
 from hal.errors import ConfigError, UnsupportedError
 
 DEFAULT_SPARE_TOKENS = 32  # measured: benchmarks/host.py, throughput at overcommit
@@ -57,8 +57,7 @@ class SchedulerConfig:
             check_token_target(self.inter_token_target_s, self.chunked_prefill)
         if self.num_swap_blocks:
             check_swap(self.window, self.prefix_caching)
-        if not 0 <= self.max_pinned_share <= 1:
-            raise ConfigError(f"max_pinned_share is a share, 0 to 1; got {self.max_pinned_share}")
+        check_pinned_share(self.max_pinned_share)
         if self.window is not None:
             _at_least("window", self.window, 1)
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -319,6 +319,7 @@ def _scheduler_config(
         block_size=resolved.block_size,
         num_blocks=plan.num_blocks,
         num_swap_blocks=plan.num_swap_blocks,
+        max_pinned_share=resolved.config.max_pinned_share,
         inter_token_target_s=None if target_ms is None else target_ms / 1e3,
         window=group.spec.window,
         prefix_caching=resolved.prefix_caching,

@@ -41,6 +41,7 @@ class EngineConfig:
     cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
     inter_token_target_ms: prefill chunks beside decodes are cut so that a step takes no longer.
+    max_pinned_share: the most of the KV blocks that pinned prefixes may keep, 0 to 1.
     swap_space: host memory for KV blocks that left the device, "8GiB" or 8 (GiB, as in vLLM).
     """
 
@@ -63,6 +64,7 @@ class EngineConfig:
     kv_cache_dtype: str = AUTO
     swap_space: str | float = "0"
     inter_token_target_ms: float | None = None
+    max_pinned_share: float = 0.5
     seed: int = 0
     chat_template: Path | None = None
     offline: bool = False
@@ -87,6 +89,7 @@ class EngineConfig:
             )
         find_format(self.quantization)
         parse_swap_space(self.swap_space)
+        check_pinned_share(self.max_pinned_share)
         if self.inter_token_target_ms is not None:
             check_token_target(self.inter_token_target_ms / 1e3, self.chunked_prefill)
         parse_policy(self.cache_policy, self.cache_ttl)
@@ -103,6 +106,12 @@ class EngineConfig:
     @classmethod
     def field_names(cls) -> frozenset[str]:
         return frozenset(f.name for f in fields(cls))
+
+
+def check_pinned_share(share: float) -> None:
+    """Raises ConfigError."""
+    if not 0 <= share <= 1:
+        raise ConfigError(f"max_pinned_share is a share, 0 to 1; got {share}")
 
 
 def check_token_target(seconds: float, chunked_prefill: bool) -> None:

@@ -40,12 +40,22 @@ class EncodedPrompts:
     continues_text: bool
 
 
+@dataclass(frozen=True, slots=True)
+class PinnedPrefix:
+    """tokens: of the full blocks that are kept for prompts of `key`."""
+
+    name: str
+    key: str
+    tokens: int
+
+
 @dataclass(slots=True)
 class Front:
     """One server's state; `text` is None until the tokenizer is loaded, `keys` where all may call.
 
     request_timeout_s: how long requests may wait that do not say it
     quotas: of each key, by its name
+    pins: prefixes that were pinned over HTTP, by name
     """
 
     engine: AsyncEngine
@@ -54,6 +64,7 @@ class Front:
     created: int = field(default_factory=lambda: int(time.time()))
     keys: KeyRing | None = None
     request_timeout_s: float | None = None
+    pins: dict[str, PinnedPrefix] = field(default_factory=dict)
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 

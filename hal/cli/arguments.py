@@ -93,6 +93,7 @@ ENGINE_FLAGS = FlagGroup(
             "MS",
             float,
         ),
+        _setting("max-pinned-share", "the most of the KV blocks that pins may keep", "0..1", float),
         _setting("swap-space", "host memory for KV blocks that leave the device; 8 = 8GiB", "SIZE"),
         Flag(
             name="static-batching",

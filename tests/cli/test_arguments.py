@@ -34,6 +34,7 @@ def test_every_flag_reaches_the_config() -> None:
         "--max-num-batched-tokens 128 --block-size 32 --enforce-eager --no-cache "
         "--static-batching --trace t.jsonl "
         "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 --swap-space 1GiB "
+        "--max-pinned-share 0.25 "
         "--seed 3 --chat-template t.jinja --offline --kernel a=b "
         "--kernel c=d --strict "
         "--deterministic --threads 1 --no-enable-chunked-prefill"
@@ -54,6 +55,7 @@ def test_every_flag_reaches_the_config() -> None:
         cache_policy="priority-lfu",
         cache_ttl=60.0,
         swap_space="1GiB",
+        max_pinned_share=0.25,
         cache=False,
         chunked_prefill=False,
         seed=3,
