@@ -70,6 +70,10 @@ class CpuDevice(TorchDevice):
             raise self._out_of_memory(num_bytes, f"a tensor {list(shape)} of {dtype}")
         return super().empty(shape, dtype)
 
+    def empty_host(self, shape: Sequence[int], dtype: DType) -> Tensor:
+        """The device's memory is the host's."""
+        return self.empty(shape, dtype)
+
     def upload(self, host: NDArray[Any], into: Tensor | None = None) -> Tensor:
         self._refuse_in_capture("upload")
         if into is None:

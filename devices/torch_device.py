@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hal.collective import Collective, SingleRank
 from hal.device import Capabilities, Device
+from hal.devices.host import available_bytes
 from hal.dtypes import DType
 from hal.errors import DeviceOutOfMemory, UnsupportedError
 from hal.memory import format_bytes
@@ -102,6 +103,21 @@ class TorchDevice(Device):
             tensor = torch.empty(tuple(shape), dtype=torch_dtype(dtype), device=self._torch_device)
         self._live.add(tensor)
         return tensor
+
+    def empty_host(self, shape: Sequence[int], dtype: DType) -> Tensor:
+        """Page-locked for a card; not among allocated_bytes(), which are the card's."""
+        wanted, left = dtype.num_bytes(math.prod(shape)), available_bytes()
+        is_locked = self._torch_device.type != "cpu"
+        try:
+            if wanted <= left:
+                return torch.empty(tuple(shape), dtype=torch_dtype(dtype), pin_memory=is_locked)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        raise DeviceOutOfMemory(
+            f"the host has no room for a tensor {list(shape)} of {dtype}: {format_bytes(wanted)} "
+            f"wanted, {format_bytes(left)} available. Lower --swap-space"
+        )
 
     def download(self, x: Tensor) -> NDArray[Any]:
         """numpy has no bfloat16 and no fp8: those come back as float32, which holds every value."""

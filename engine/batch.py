@@ -100,12 +100,29 @@ class Pools:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Swaps:
+    """Blocks that move between the device and the swap space: all `outs`, then all `ins`.
+
+    outs  [O, 2] int32: (block, swap block), the swap blocks distinct
+    ins   [I, 2] int32: (swap block, block), the blocks distinct
+    """
+
+    outs: Int32
+    ins: Int32
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.outs) + len(self.ins)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """What every sequence runs this step.
 
     slots, q_lens, seq_lens  [S] int32; seq_lens counts the context after this step
     token_ids, positions     [T] int32, sequence after sequence; TOKEN_ON_DEVICE = last sampled
     block_updates            [U, 3] int32: (slot, index in the table, block id)
+    swaps                    moved before block_copies; None: nothing
     block_copies             [C, 2] int32: (source, destination), copied before anything runs
     sample_index             [N] int32: rows of the T tokens whose next token is sampled
     sample_slots             [N] int32: the slot that keeps the sampled token
@@ -124,6 +141,7 @@ class Batch:
     sample_slots: Int32
     sampling: SamplingBatch
     pools: Pools | None = None
+    swaps: Swaps | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -158,6 +176,7 @@ class StepResult:
     token_ids   [N, k] int32; num_tokens [N] int32: how many of the k are valid (0..k)
     row_errors  [N] bool: the row's logits were not finite, its token means nothing
     hidden      [P, hidden_size] float32: hidden states behind the final norm, of Pools.rows
+    swap_s      seconds that Batch.swaps took
     """
 
     token_ids: Int32
@@ -165,3 +184,4 @@ class StepResult:
     row_errors: NDArray[np.bool_]
     logprobs: SampledLogprobs | None = None
     hidden: Float32 | None = None
+    swap_s: float = 0.0

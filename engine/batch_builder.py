@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hal.engine.batch import TOKEN_ON_DEVICE, Batch, Index, Int32, Pools, SamplingBatch
+from hal.engine.batch import TOKEN_ON_DEVICE, Batch, Index, Int32, Pools, SamplingBatch, Swaps
 from hal.engine.request import Pooling
 from hal.engine.sequence import Sequence
 from hal.engine.slots import Slots
@@ -20,6 +20,19 @@ class Chunk:
     start: int
     end: int
     completes_prefill: bool
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class BlockChanges:
+    """What the block manager owes the executor in this step, as in `Batch`."""
+
+    updates: Int32
+    copies: Int32
+    swaps: Swaps | None
 
 
 class DecodeRows:
@@ -47,6 +60,11 @@ class ScheduledStep:
     slots: Index
     row_slots: Index
 
+    @property
+    def num_prefilled(self) -> int:
+        """Tokens of the chunks."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
 
 def make_step(step: int, decodes: DecodeRows, chunks: list[Chunk]) -> ScheduledStep:
     slots = row_slots = decodes.slots
@@ -64,8 +82,7 @@ def build_batch(
     step: ScheduledStep,
     slots: Slots,
     sampling: SamplingBatch,
-    block_updates: Int32,
-    block_copies: Int32,
+    changes: BlockChanges,
 ) -> Batch:
     """The step's arrays."""
     decodes = step.decodes
@@ -90,12 +107,13 @@ def build_batch(
         seq_lens=_joined(ends),
         token_ids=_joined(token_ids),
         positions=_joined(positions),
-        block_updates=block_updates,
-        block_copies=block_copies,
+        block_updates=changes.updates,
+        block_copies=changes.copies,
         sample_index=_joined(sample_index),
         sample_slots=_batch_slots(step.row_slots, decodes),
         sampling=sampling,
         pools=_pools(step),
+        swaps=changes.swaps,
     )
 
 

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hal.cache_policy import CachePolicy
-from hal.engine.batch import Index, Int32
+from hal.engine.batch import Index, Int32, Swaps
+from hal.engine.block_copies import BlockCopies
 from hal.engine.pins import PinOutcome, Pins
 from hal.engine.prefix_cache import Clock, EvictionReason, PrefixCache
 from hal.engine.prefix_hash import KEY_BYTES, NUM_LANES, Lanes, PrefixHasher, PrefixKeys, keys_of
+from hal.engine.swap_space import SwapSpace
 from hal.errors import EngineError
 from hal.kv import peak_blocks
 
@@ -25,7 +27,6 @@ NULL_BLOCK = 0
 """Never handed out: table entries behind a sliding window point to it, so reading it is safe."""
 
 _NO_UPDATES: Int32 = np.empty((0, 3), np.int32)
-_NO_COPIES: Int32 = np.empty((0, 2), np.int32)
 
 
 class BlockManager:
@@ -34,7 +35,7 @@ class BlockManager:
     num_rows, max_blocks: block tables and the most blocks of one; a row is started by `attach` or
     `fork` and ended by `free`. window: tokens a query sees, itself included; blocks wholly behind
     it are given back. cache: None shares nothing between requests. secret: keys the hash of
-    prefixes; random unless told.
+    prefixes; random unless told. swap: where evicted blocks of the cache go; without a window.
 
     tables          [num_rows, max_blocks] int32
     num_table_blocks [num_rows] int32: entries of each table, those behind the window included
@@ -51,13 +52,16 @@ class BlockManager:
         cache: CachePolicy | None = None,
         clock: Clock = time.monotonic,
         secret: bytes | None = None,
+        swap: SwapSpace | None = None,
     ) -> None:
+        assert swap is None or (window is None and cache is not None)
+        self.swap = swap
         self.block_size = block_size
         self.window = window
         self.num_usable = num_blocks - 1
         self.tables = np.zeros((num_rows, max_blocks), np.int32)
         self.num_table_blocks = np.zeros(num_rows, np.int32)
-        self._cache = None if cache is None else PrefixCache(num_blocks, cache, clock)
+        self._cache = None if cache is None else PrefixCache(num_blocks, cache, clock, swap)
         self._hasher = PrefixHasher(secret or os.urandom(KEY_BYTES), block_size)
         self._free = np.arange(num_blocks - 1, NULL_BLOCK, -1, dtype=np.int32)  # a stack
         self._num_free = self.num_usable
@@ -74,9 +78,7 @@ class BlockManager:
         self._num_matched = np.zeros(num_rows, np.int32)  # leading blocks that others computed
         self._pins = Pins(num_blocks)
         self._updates: list[Int32] = []
-        self._copies: dict[int, int] = {}  # destination -> source
-        # A copy reads its source when the step starts: until then it must not get a new owner.
-        self._held: list[int] = []
+        self._copies = BlockCopies()
 
     @property
     def num_cached(self) -> int:
@@ -141,6 +143,12 @@ class BlockManager:
             self._push_free(expired)
         return self._cache.find(prefix.keys)
 
+    def find_swapped(self, prefix: PrefixKeys, num_matched: int) -> list[int]:
+        """Swap blocks that go on behind the matched ones, where copying them back pays."""
+        if self._cache is None or self.swap is None:
+            return []
+        return self._cache.find_swapped(prefix.keys[num_matched:])
+
     def num_needed(self, matched: list[int], num_tokens: int) -> int:
         """Available blocks that a row takes which starts with `matched`: idle ones and new ones."""
         first = self._num_behind_window(len(matched) * self.block_size)
@@ -163,6 +171,19 @@ class BlockManager:
         self._priorities[row] = priority
         self._set(row, 0, np.concatenate([np.zeros(first, np.int32), visible]))
         return True
+
+    def restore(self, row: int, swapped: list[int]) -> None:
+        """The next step copies these swap blocks into new blocks behind those of the row, which
+        was attached with room for them."""
+        if not swapped:
+            return
+        assert self._cache is not None and self.swap is not None
+        self.swap.hold(swapped)  # room for them may send other blocks there
+        start = int(self.num_table_blocks[row])
+        blocks = self._take(len(swapped))
+        self._set_num_blocks(row, start + len(swapped))
+        self._set(row, start, blocks)
+        self._cache.restore(swapped, blocks.tolist())
 
     def allocate(self, row: int, num_computed: int, num_new: int) -> bool:
         """Make positions num_computed .. +num_new writable by this row alone, or change nothing.
@@ -289,14 +310,14 @@ class BlockManager:
 
         No destination is the source of another.
         """
-        if not self._copies and not self._held:
-            return _NO_COPIES
-        pairs = [(source, destination) for destination, source in self._copies.items()]
-        self._copies.clear()
-        held, self._held = self._held, []
-        if held:
+        copies = self._copies.take()
+        if held := self._copies.release():
             self._make_available(np.array(held, np.int32))
-        return np.array(pairs, np.int32).reshape(len(pairs), 2)
+        return copies
+
+    def take_swaps(self) -> Swaps | None:
+        """What this step copies from and to the swap space, before the copies of `take_copies`."""
+        return None if self.swap is None else self.swap.take()
 
     def check(self) -> None:
         """Raise AssertionError unless every block is in exactly one state and counted right."""
@@ -305,11 +326,12 @@ class BlockManager:
         assert np.array_equal(uses, self._ref_counts), "reference counts"
         idle = [] if self._cache is None else self._cache.check()
         free = self._free[: self._num_free]
-        states = np.concatenate([free, idle, self._held, np.flatnonzero(uses)])
+        states = np.concatenate([free, idle, self._copies.held, np.flatnonzero(uses)])
         everyone = np.arange(1, self.num_usable + 1)
         assert np.array_equal(np.sort(states), everyone), "a block in no state or in two"
-        for destination, source in self._copies.items():
-            assert self._ref_counts[destination] == 1 and source not in self._copies
+        self._copies.check(self._ref_counts)
+        if self.swap is not None:
+            self.swap.check()
         assert not self._is_findable[free].any()
         held = [self._cache is not None and self._cache.holds(block) for block in range(len(uses))]
         assert np.array_equal(self._is_findable, held), "what can be found"
@@ -384,7 +406,7 @@ class BlockManager:
         assert self._cache is not None
         for name in self._pins.touching(blocks):
             self.unpin(name)
-        self._cache.forget(blocks.tolist())
+        self._cache.retract(blocks.tolist())
         self._is_findable[blocks] = False
 
     def _trim(self, row: int, end: int) -> None:
@@ -399,7 +421,7 @@ class BlockManager:
     def _replace_by_copy(self, row: int, index: int) -> None:
         source = self.tables[row, index : index + 1].copy()
         destination = self._take(1)
-        self._copies[int(destination[0])] = int(source[0])
+        self._copies.add(int(source[0]), int(destination[0]))
         self._set(row, index, destination)
         self._release(source)
 
@@ -435,18 +457,7 @@ class BlockManager:
         idle = blocks[counts == 0]
         if len(idle) > 1:  # the holders of one block may all have left in this call
             idle = idle[np.sort(np.unique(idle, return_index=True)[1])]
-        if self._copies:
-            idle = self._without_copies(idle)
-        self._make_available(idle)
-
-    def _without_copies(self, blocks: Int32) -> Int32:
-        """Drop the copies into these blocks, and hold back those that a copy still reads."""
-        for block in blocks.tolist():
-            self._copies.pop(block, None)
-        sources = set(self._copies.values())
-        is_read = np.array([block in sources for block in blocks.tolist()], np.bool_)
-        self._held.extend(blocks[is_read].tolist())
-        return blocks[~is_read]
+        self._make_available(self._copies.cancel(idle))
 
     def _make_available(self, blocks: Int32) -> None:
         is_findable = self._is_findable[blocks]

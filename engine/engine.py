@@ -118,7 +118,7 @@ class Engine:
         return self._grammars.compiled(guided)
 
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, swap = self.scheduler, self.scheduler.blocks.swap
         return EngineStats(
             num_steps=scheduler.num_steps,
             num_running=scheduler.num_running,
@@ -136,6 +136,10 @@ class Engine:
             num_prefix_queries=scheduler.num_prefix_queries,
             num_prefix_hits=scheduler.num_prefix_hits,
             num_late=scheduler.num_late,
+            num_swap_blocks_total=0 if swap is None else swap.num_blocks,
+            num_swap_blocks_used=0 if swap is None else swap.num_used,
+            num_swapped_out=0 if swap is None else swap.num_outs,
+            num_swapped_in=0 if swap is None else swap.num_ins,
         )
 
 

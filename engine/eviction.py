@@ -69,6 +69,10 @@ class EvictionQueue:
         if self._parked_at and self._next_expiry == math.inf:
             self._next_expiry = now + self._policy.ttl_s
 
+    def parked_at(self, block: int) -> float:
+        """When an idle block was last held; inf where nothing expires."""
+        return self._parked_at[block] if self._parked_at else math.inf
+
     def unpark(self, blocks: Iterable[int]) -> None:
         """Blocks that somebody holds again, or that must not be kept."""
         for block in blocks:

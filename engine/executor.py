@@ -21,7 +21,7 @@ class Executor(Protocol):
     """Runs batches in the order of submission.
 
     Keeps per slot: the block table (all NULL_BLOCK at first) and the last sampled token. A step
-    applies block_updates, then block_copies, then writes K/V and samples.
+    applies block_updates, then swaps, then block_copies, then writes K/V and samples.
     """
 
     @property

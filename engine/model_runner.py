@@ -12,6 +12,7 @@ from hal import opset
 from hal.binding import Binder
 from hal.dtypes import DType
 from hal.engine.batch import Batch, Pools
+from hal.engine.block_swapper import BlockSwapper, PendingSwaps
 from hal.engine.decode_graphs import DecodeGraphs, graphs_bytes
 from hal.engine.executor import PendingStep
 from hal.engine.hidden_states import PendingHiddenStates
@@ -54,6 +55,7 @@ class ModelRunner:
         self._kv_caches: tuple[Tensor, ...] = ()
         self._hidden_sums: dict[int, NDArray[np.float64]] = {}
         self._num_blocks = 0
+        self._swapper: BlockSwapper | None = None
         self._families = _distinct(decoder.attention_families)
         self.uses_graphs = False  # set before `start`, once every kernel is known to allow it
         self._graphs: DecodeGraphs | None = None
@@ -98,8 +100,9 @@ class ModelRunner:
             block_size=config.block_size,
         )
 
-    def start(self, num_blocks: int) -> None:
-        """Allocate every layer's KV cache of `num_blocks` blocks; batches may follow.
+    def start(self, num_blocks: int, num_swap_blocks: int = 0) -> None:
+        """Allocate every layer's KV cache of `num_blocks` blocks, and the swap space; batches may
+        follow.
 
         Forgets all graphs: call it again after weights or buffers were allocated anew.
         """
@@ -110,6 +113,9 @@ class ModelRunner:
             device.empty(family.kv_shape(num_blocks), family.problem.kv_dtype)
             for family in self._decoder.attention_families
         )
+        if num_swap_blocks:
+            families = self._decoder.attention_families
+            self._swapper = BlockSwapper(device, families, num_swap_blocks)
         if self.uses_graphs:
             memory = DecodeMemory(device, shape)
             self._graphs = DecodeGraphs(memory, run=self._run, plan=self._plan)
@@ -122,15 +128,16 @@ class ModelRunner:
     def submit(self, batch: Batch) -> PendingStep:
         """Run one step; the tokens may be waited for later."""
         self._update_tables(batch)
+        swap_s = self._move_blocks(batch)
         if not self._try_graph(batch):
             device, block_size = self._binder.device, self._config.block_size
             step = upload_inputs(device, batch, self._block_table, block_size)
             self._plan(step)
             self._run(step)
-        pending = self.sampler.run(batch.sampling, batch.sample_slots)
-        if batch.pools is None:
-            return pending
-        return self._with_hidden(pending, batch, batch.pools)
+        pending: PendingStep = self.sampler.run(batch.sampling, batch.sample_slots)
+        if batch.pools is not None:
+            pending = self._with_hidden(pending, batch, batch.pools)
+        return PendingSwaps(pending, swap_s) if batch.swaps is not None else pending
 
     def _with_hidden(self, step: PendingStep, batch: Batch, pools: Pools) -> PendingStep:
         has_means = len(pools.chunks) > 0
@@ -154,9 +161,17 @@ class ModelRunner:
         updates = batch.block_updates
         if len(updates):
             self._block_table[updates[:, 0], updates[:, 1]] = updates[:, 2]
+
+    def _move_blocks(self, batch: Batch) -> float:
+        """Seconds that the swaps took."""
+        swap_s = 0.0
+        if batch.swaps is not None:
+            assert self._swapper is not None, "a scheduler with a swap space, a runner without"
+            swap_s = self._swapper.swap(batch.swaps, self._kv_caches)
         if len(batch.block_copies):
             for family, kv in zip(self._decoder.attention_families, self._kv_caches, strict=True):
-                family.copy_blocks(kv, batch.block_copies)
+                family.copy_blocks(kv, kv, batch.block_copies)
+        return swap_s
 
     def _plan(self, inputs: StepInputs) -> None:
         for family in self._families:

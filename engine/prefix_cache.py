@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from hal.cache_policy import CachePolicy
 from hal.engine.eviction import EvictionQueue
+from hal.engine.swap_space import SwapSpace
 
 Clock = Callable[[], float]
 
@@ -22,18 +23,28 @@ class EvictionReason(StrEnum):
 
 
 class PrefixCache:
-    """Blocks by key. An idle block (no sequence holds it) can be evicted, as the policy says."""
+    """Blocks by key. An idle block (no sequence holds it) can be evicted, as the policy says.
+
+    swap: where the contents of evicted blocks go
+    """
 
     def __init__(
-        self, num_blocks: int, policy: CachePolicy | None = None, clock: Clock = time.monotonic
+        self,
+        num_blocks: int,
+        policy: CachePolicy | None = None,
+        clock: Clock = time.monotonic,
+        swap: SwapSpace | None = None,
     ) -> None:
+        policy = CachePolicy() if policy is None else policy
         self.evictions: Counter[EvictionReason] = Counter()
         self._block_of: dict[bytes, int] = {}
         self._key_of: list[bytes | None] = [None] * num_blocks
         # The block that lately followed each one: a guess that its key confirms. A prefix is read
         # in order, so this spares the map's cache misses. Entry 0 is for what starts a prefix.
         self._following = array("i", [0]) * num_blocks
-        self._queue = EvictionQueue(num_blocks, CachePolicy() if policy is None else policy)
+        self._queue = EvictionQueue(num_blocks, policy)
+        self._ttl_s = policy.ttl_s
+        self._swap = swap
         self._clock = clock
         self._now = clock()
 
@@ -97,7 +108,26 @@ class PrefixCache:
 
     def evict(self, count: int) -> list[int]:
         """Forget and return `count` idle blocks, those that the policy puts first."""
-        return self._give_up(self._queue.evict(count), EvictionReason.CAPACITY)
+        blocks = self._queue.evict(count)
+        if self._swap is not None:
+            self._swap.keep(self._keys(blocks), blocks, map(self._queue.parked_at, blocks))
+        return self._give_up(blocks, EvictionReason.CAPACITY)
+
+    def find_swapped(self, keys: Iterable[bytes]) -> list[int]:
+        """Swap blocks of the leading keys, under the same TTL as blocks."""
+        assert self._swap is not None
+        return self._swap.find(keys, self._tick() - self._ttl_s)
+
+    def restore(self, swapped: list[int], blocks: list[int]) -> None:
+        """Swap blocks that somebody uses again go into these blocks."""
+        assert self._swap is not None
+        self._swap.restore(swapped, blocks, self._tick())
+
+    def retract(self, blocks: list[int]) -> None:
+        """Forget blocks whose contents are wrong, and the copies of them that were swapped."""
+        if self._swap is not None:
+            self._swap.forget(self._keys(blocks))
+        self.forget(blocks)
 
     def forget(self, blocks: Iterable[int]) -> None:
         """Nobody finds these blocks any more (sequences that hold them keep them)."""
@@ -114,6 +144,10 @@ class PrefixCache:
         idle = self._queue.check()
         assert held.keys() >= set(idle), "an idle block that nobody can find"
         return idle
+
+    def _keys(self, blocks: list[int]) -> list[bytes]:
+        """Of those that can be found."""
+        return [key for block in blocks if (key := self._key_of[block]) is not None]
 
     def _give_up(self, blocks: list[int], reason: EvictionReason) -> list[int]:
         self.forget(blocks)

@@ -88,6 +88,7 @@ class EngineStats:
     num_late: sequences that left the queue because of their timeout_s
     num_blocks_pinned: blocks that only pins hold; num_pins: prefixes that are pinned
     num_evicted, num_expired: cached blocks given up for room, and because nobody asked for them
+    num_swap_blocks_total, _used: of the swap space; num_swapped_out, _in: blocks copied so far
     """
 
     num_steps: int
@@ -106,3 +107,7 @@ class EngineStats:
     num_prefix_queries: int
     num_prefix_hits: int
     num_late: int
+    num_swap_blocks_total: int = 0
+    num_swap_blocks_used: int = 0
+    num_swapped_out: int = 0
+    num_swapped_in: int = 0

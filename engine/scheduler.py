@@ -1,8 +1,9 @@
 """How many tokens does each sequence run this step?
 
 Decodes first, then prefill chunks of running sequences, then new ones, under one token budget.
-When blocks run out the last sequence in `Sequence.running_rank` gives all of its blocks back and
-is recomputed later from its tokens, which were all sampled already: greedy output is the same.
+When blocks run out the last sequence in `Sequence.running_rank` gives all of its blocks back. What
+is left of them in the prefix cache or the swap space is used again later, and the rest recomputed
+from its tokens, which were all sampled already: greedy output is the same.
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ from collections.abc import Iterable
 import numpy as np
 
 from hal.engine.batch import Batch, Float32, Index, StepResult
-from hal.engine.batch_builder import Chunk, DecodeRows, ScheduledStep, build_batch, make_step
+from hal.engine.batch_builder import (
+    BlockChanges,
+    Chunk,
+    DecodeRows,
+    ScheduledStep,
+    build_batch,
+    make_step,
+)
 from hal.engine.block_manager import BlockManager
+from hal.engine.block_pool import make_blocks
+from hal.engine.chunk_limit import ChunkLimit
 from hal.engine.deadlines import Deadlines, too_late
 from hal.engine.executor import check_result
 from hal.engine.grammar import Grammar
@@ -26,7 +36,9 @@ from hal.engine.sampler import SamplingState
 from hal.engine.scheduler_config import SchedulerConfig
 from hal.engine.sequence import Sequence, Status, make_sequences, urgency
 from hal.engine.slots import Slots
-from hal.engine.step_output import Ended, StepOutput
+from hal.engine.spare_room import SpareRoom
+from hal.engine.step_costs import StepCosts
+from hal.engine.step_output import Ended, StepOutput, hidden_by_row
 from hal.engine.waiting import WaitingQueue
 from hal.errors import TOO_LATE, RequestError
 
@@ -66,7 +78,9 @@ class Scheduler:
         self._decodes = DecodeRows(self.slots.decodes())
         self._chunks: dict[Sequence, Chunk] = {}
         self._victims: list[Sequence] | None = None  # the last one first; None: not looked up
-        self._spare: int | None = None  # blocks that newcomers leave to those who run
+        self._spare = SpareRoom(config, self.slots, self.blocks)
+        self._costs = StepCosts()
+        self._chunk_limit = ChunkLimit(config, self._costs)
         self._is_batch_open = True  # with static batching only
         self._in_flight: ScheduledStep | None = None
 
@@ -157,20 +171,21 @@ class Scheduler:
         for seq in self._deadlines.take_late(self._now):
             self._drop(seq)
         self._chunks.clear()
-        self._victims = self._spare = None
+        self._victims = None
+        self._spare.forget()
         self._grow_decodes()
-        budget = self.config.max_num_batched_tokens - len(self.slots.decodes())
-        budget = self._continue_prefill(budget)
+        budget = self._continue_prefill(self._prefill_budget())
         if self._may_admit() and self._admit(budget) > 0:
             self._is_batch_open = False
-        copies = self.blocks.take_copies()
+        copies = self.blocks.take_copies()  # releases what they hold, whatever comes of the step
         decodes = self._decode_rows()
         if not len(decodes.slots) and not self._chunks:
             return None
         self.num_steps += 1
         step = make_step(self.num_steps, decodes, list(self._chunks.values()))
         sampling = self._sampling.build(step.row_slots, self.slots.seqs)
-        batch = build_batch(step, self.slots, sampling, self.blocks.take_updates(), copies)
+        changes = BlockChanges(self.blocks.take_updates(), copies, self.blocks.take_swaps())
+        batch = build_batch(step, self.slots, sampling, changes)
         self._in_flight = step
         return batch
 
@@ -181,14 +196,14 @@ class Scheduler:
         check_result(batch, result)
         scheduled_at = self._now
         self._tick()
-        self._deadlines.record_step(self._now - scheduled_at)
+        self._learn(step, batch, result, self._now - scheduled_at)
         self._advance(step, batch)
         for chunk in step.chunks:
             if chunk.completes_prefill:
                 self._fork(chunk.seq)
         self._sampling.record(step.row_slots, result.token_ids[:, 0])
         lost = self._sampling.guided.lost(step.row_slots)
-        output = self._append_tokens(step, result, lost, _hidden_by_row(batch, result))
+        output = self._append_tokens(step, result, lost, hidden_by_row(batch, result))
         self._in_flight = None
         return output
 
@@ -197,6 +212,8 @@ class Scheduler:
         step, self._in_flight = self._in_flight, None
         if step is None:
             return []
+        if self.blocks.swap is not None:
+            self.blocks.swap.lose()
         # row_slots: if update() itself broke, some choices may be forked already.
         seqs = [self.slots.seqs[slot] for slot in [*step.slots.tolist(), *step.row_slots.tolist()]]
         members = (member for seq in seqs if seq is not None for member in seq.family)
@@ -212,6 +229,11 @@ class Scheduler:
     def _tick(self) -> None:
         """Time never goes back, whatever the clock does."""
         self._now = max(self._now, self._clock())
+
+    def _prefill_budget(self) -> int:
+        num_decodes = len(self.slots.decodes())
+        budget = self.config.max_num_batched_tokens - num_decodes
+        return self._chunk_limit.cut(budget) if num_decodes else budget
 
     def _decode_rows(self) -> DecodeRows:
         slots = self.slots.decodes()
@@ -285,7 +307,8 @@ class Scheduler:
             # A mean is over all tokens, so all of them must run.
             is_mean = seq.request.pooling is Pooling.MEAN
             matched = [] if is_mean else self.blocks.match(seq.prefix)
-            start = len(matched) * self.config.block_size
+            swapped = [] if is_mean else self.blocks.find_swapped(seq.prefix, len(matched))
+            start = (len(matched) + len(swapped)) * self.config.block_size
             is_whole = len(seq.tokens) - start <= budget
             if not is_whole and not self.config.chunked_prefill:
                 return budget
@@ -298,29 +321,31 @@ class Scheduler:
             num_tokens = len(seq.tokens)
             if self.config.window is not None:
                 num_tokens = min(num_tokens, start + budget)
-            while not self._start(seq, matched, num_tokens):
+            while not self._start(seq, matched, swapped, num_tokens):
                 if not self._preempt_for(seq, self.blocks.num_needed(matched, num_tokens)):
                     return budget
             num_run = self._run_chunk(seq, budget)
-            if num_run and self._spare is not None:
-                growth = self._growth(np.array([seq.slot], np.intp))
-                self._spare += growth * len(seq.family)
+            if num_run:
+                self._spare.add(seq)
             budget -= num_run
         return budget
 
-    def _start(self, seq: Sequence, matched: list[int], num_tokens: int) -> bool:
+    def _start(
+        self, seq: Sequence, matched: list[int], swapped: list[int], num_tokens: int
+    ) -> bool:
         """Move a waiting sequence into a slot with the cached blocks, or change nothing."""
         if self.slots.num_free < len(seq.family):
             return False
         assert seq.prefix is not None
         needed = self.blocks.num_needed(matched, num_tokens)
-        if needed + self._spare_blocks() > self.blocks.num_available:
+        if needed + self._spare.num_blocks() > self.blocks.num_available:
             return False
         row, priority = self.slots.next_free, seq.request.priority
         if not self.blocks.attach(row, seq.prefix, matched, num_tokens, priority):
             return False
         self._waiting.remove(seq)
-        num_cached = len(matched) * self.config.block_size
+        self.blocks.restore(row, swapped)
+        num_cached = (len(matched) + len(swapped)) * self.config.block_size
         self.slots.start(seq, num_cached)
         for member in seq.family:
             self._sampling.assign(member)
@@ -329,24 +354,6 @@ class Scheduler:
         seq.prefix = None
         self._set_running(seq)
         return True
-
-    def _spare_blocks(self, leaving: Index | None = None) -> int:
-        """What must stay free for those who run and stay, or somebody would soon be preempted."""
-        if self.config.window is not None or not self.config.spare_tokens:
-            return 0
-        if leaving is not None:
-            staying = self.slots.is_running.copy()
-            staying[leaving] = False
-            return self._growth(np.flatnonzero(staying))
-        if self._spare is None:
-            self._spare = self._growth(np.flatnonzero(self.slots.is_running))
-        return self._spare
-
-    def _growth(self, slots: Index) -> int:
-        """Blocks that these sequences take while they grow by `spare_tokens` or to their end."""
-        ends = self.slots.ends_after(slots, self.config.spare_tokens)
-        blocks = -(-ends // self.config.block_size) - self.blocks.num_table_blocks.take(slots)
-        return int(blocks.clip(0).sum())
 
     def _set_running(self, seq: Sequence) -> None:
         seq.status = Status.RUNNING
@@ -368,7 +375,7 @@ class Scheduler:
         if not victims or num_slots < len(seq.family):
             return False
         rows = np.array([victim.slot for victim in victims], np.intp)
-        needed = num_blocks + self._spare_blocks(leaving=rows)
+        needed = num_blocks + self._spare.num_blocks(leaving=rows)
         if self.blocks.num_available + self.blocks.num_exclusive(rows) < needed:
             return False
         self._preempt(victims[-1])
@@ -377,7 +384,7 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         """Take everything from a running sequence but its tokens, and queue it again."""
         self._leave([seq])
-        self._spare = None
+        self._spare.forget()
         self.num_preemptions += 1
         seq.num_preemptions += 1
         seq.status = Status.WAITING
@@ -413,6 +420,13 @@ class Scheduler:
             choices.remove(seq)
             if not choices:
                 del self._requests[seq.request.request_id]
+
+    def _learn(self, step: ScheduledStep, batch: Batch, result: StepResult, seconds: float) -> None:
+        self._deadlines.record_step(seconds)
+        self._costs.record(step.num_prefilled, seconds - result.swap_s)
+        if self.blocks.swap is not None:
+            num_copies = 0 if batch.swaps is None else batch.swaps.num_blocks
+            self.blocks.swap.settle(num_copies, result.swap_s, self._costs.token_s)
 
     def _advance(self, step: ScheduledStep, batch: Batch) -> None:
         """Count the step's tokens as computed; only now may others share the blocks they fill.
@@ -479,21 +493,3 @@ class Scheduler:
         seqs = (self.slots.seqs[slot] for slot in slots.tolist())
         for tenant, count in Counter(seq.request.tenant for seq in seqs if seq).items():
             self._waiting.charge(tenant, OUTPUT_TOKEN_COST * count)
-
-
-def make_blocks(config: SchedulerConfig, clock: Clock) -> BlockManager:
-    return BlockManager(
-        config.num_blocks,
-        config.block_size,
-        config.max_num_seqs,
-        -(-config.max_model_len // config.block_size),
-        window=config.window,
-        cache=config.cache if config.prefix_caching else None,
-        clock=clock,
-    )
-
-
-def _hidden_by_row(batch: Batch, result: StepResult) -> dict[int, Float32]:
-    if batch.pools is None or result.hidden is None:
-        return {}
-    return dict(zip(batch.pools.rows.tolist(), result.hidden, strict=True))

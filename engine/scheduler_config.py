@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hal.cache_policy import CachePolicy
-from hal.errors import ConfigError
+from hal.config import check_pinned_share, check_token_target
+from hal.errors import ConfigError, UnsupportedError
 
 DEFAULT_SPARE_TOKENS = 32  # measured: benchmarks/host.py, throughput at overcommit
 DEFAULT_PRIORITY_WAIT_S = 120.0
@@ -22,6 +23,9 @@ class SchedulerConfig:
     spare_tokens: room that a newcomer leaves each running sequence to grow into, so that it is not
     preempted soon after it was prefilled.
     max_pinned_share: the most of the blocks that pinned prefixes may keep from all others, 0 to 1.
+    num_swap_blocks: blocks that evicted contents are copied to; without a window, with a cache.
+    inter_token_target_s: what a step with decodes should take at most; their prefilled tokens are
+    limited to what keeps it, but never below a block. None: no limit but max_num_batched_tokens.
     priority_wait_s: a request never overtakes one that arrived this much earlier, whatever their
     priorities.
     """
@@ -39,6 +43,8 @@ class SchedulerConfig:
     spare_tokens: int = DEFAULT_SPARE_TOKENS
     priority_wait_s: float = DEFAULT_PRIORITY_WAIT_S
     max_pinned_share: float = DEFAULT_PINNED_SHARE
+    num_swap_blocks: int = 0
+    inter_token_target_s: float | None = None
 
     def __post_init__(self) -> None:
         _at_least("max_num_seqs", self.max_num_seqs, 1)
@@ -46,8 +52,12 @@ class SchedulerConfig:
         _at_least("block_size", self.block_size, 1)
         _at_least("num_blocks", self.num_blocks, 2)
         _at_least("spare_tokens", self.spare_tokens, 0)
-        if not 0 <= self.max_pinned_share <= 1:
-            raise ConfigError(f"max_pinned_share is a share, 0 to 1; got {self.max_pinned_share}")
+        _at_least("num_swap_blocks", self.num_swap_blocks, 0)
+        if self.inter_token_target_s is not None:
+            check_token_target(self.inter_token_target_s, self.chunked_prefill)
+        if self.num_swap_blocks:
+            check_swap(self.window, self.prefix_caching)
+        check_pinned_share(self.max_pinned_share)
         if self.window is not None:
             _at_least("window", self.window, 1)
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -62,6 +72,20 @@ class SchedulerConfig:
                 f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_model_len "
                 f"{self.max_model_len}. Raise it to {self.max_model_len} or enable chunked prefill"
             )
+
+
+def check_swap(window: int | None, prefix_caching: bool) -> None:
+    """Raise unless evicted blocks can be kept in a swap space."""
+    if window is not None:
+        raise UnsupportedError(
+            f"not supported yet: swap space for a model with a sliding window ({window} tokens), "
+            "whose blocks are given back anyway; leave --swap-space at 0"
+        )
+    if not prefix_caching:
+        raise ConfigError(
+            "swap space holds evicted blocks of the prefix cache, which is off: leave it on, or "
+            "leave --swap-space at 0"
+        )
 
 
 def _at_least(name: str, value: int, low: int) -> None:

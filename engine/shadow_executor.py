@@ -11,7 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
-from hal.engine.batch import TOKEN_ON_DEVICE, Batch, Int32, StepResult
+from hal.engine.batch import TOKEN_ON_DEVICE, Batch, Int32, StepResult, Swaps
 from hal.engine.block_manager import NULL_BLOCK
 
 NEVER_WRITTEN = -1
@@ -42,6 +42,7 @@ class ShadowExecutor:
     """Tokens at [block, offset] instead of K and V; at temperature 0 seed and index are ignored.
 
     poison: a row whose visible tokens contain this id fails, as if its logits were NaN.
+    swap_block_s: seconds that a swapped block is said to have taken.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class ShadowExecutor:
         vocab_size: int,
         window: int | None = None,
         poison: int | None = None,
+        num_swap_blocks: int = 0,
+        swap_block_s: float = 0.0,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.num_blocks = num_blocks
@@ -62,6 +65,8 @@ class ShadowExecutor:
         self._window = window
         self._poison = poison
         self._cache = np.full((num_blocks, block_size), NEVER_WRITTEN, np.int32)
+        self._swap_space = np.full((num_swap_blocks, block_size), NEVER_WRITTEN, np.int32)
+        self._swap_block_s = swap_block_s
         max_blocks = -(-max_model_len // block_size)
         self._tables = np.full((max_num_seqs, max_blocks), NULL_BLOCK, np.int32)
         self._last_token = np.full(max_num_seqs, NEVER_WRITTEN, np.int32)
@@ -69,11 +74,19 @@ class ShadowExecutor:
     def submit(self, batch: Batch) -> ShadowStep:
         slots, indices, blocks = batch.block_updates.T
         self._tables[slots, indices] = blocks
+        if batch.swaps is not None:
+            self._swap(batch.swaps)
         sources, destinations = batch.block_copies.T
         assert not set(sources.tolist()) & set(destinations.tolist())
         self._cache[destinations] = self._cache[sources]
         self._write(batch)
         return ShadowStep(self._sample(batch))
+
+    def _swap(self, swaps: Swaps) -> None:
+        blocks, places = swaps.outs.T
+        self._swap_space[places] = self._cache[blocks]
+        places, blocks = swaps.ins.T
+        self._cache[blocks] = self._swap_space[places]
 
     def _write(self, batch: Batch) -> None:
         slots = np.repeat(batch.slots, batch.q_lens)
@@ -98,6 +111,7 @@ class ShadowExecutor:
             token_ids=token_ids,
             num_tokens=np.where(row_errors, 0, 1).astype(np.int32),
             row_errors=row_errors,
+            swap_s=self._swap_block_s * batch.swaps.num_blocks if batch.swaps else 0.0,
         )
 
     def _read(self, slot: int, position: int) -> Int32:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hal.engine.batch import Float32, Index, Int32, SampledLogprobs
+from hal.engine.batch import Batch, Float32, Index, Int32, SampledLogprobs, StepResult
 from hal.engine.request import FinishReason, Output
 from hal.engine.sampler import row_logprobs
 from hal.engine.sequence import Sequence
@@ -98,3 +98,10 @@ def _failed_output(seq: Sequence, lost_grammar: str | None) -> Output:
         return seq.last_output(FinishReason.ERROR, lost_grammar, GrammarError.code)
     error = _NOT_FINITE.format(seq.num_output_tokens)
     return seq.last_output(FinishReason.ERROR, error, NOT_FINITE)
+
+
+def hidden_by_row(batch: Batch, result: StepResult) -> dict[int, Float32]:
+    """What `StepOutput.hidden` holds."""
+    if batch.pools is None or result.hidden is None:
+        return {}
+    return dict(zip(batch.pools.rows.tolist(), result.hidden, strict=True))

@@ -21,6 +21,7 @@ class StepTrace:
 
     step, start_s (since the first), seconds; ran: [request id, choice, tokens] of each sequence;
     num_waiting, num_preemptions (so far); blocks: used, cached, total; failed: the step was lost
+    swaps, with a swap space: blocks copied out and in by this step, and blocks it holds
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,6 +47,12 @@ class StepTrace:
                 "total": blocks.num_usable,
             },
         }
+        if blocks.swap is not None:
+            self._open["swaps"] = {
+                "out": 0 if batch.swaps is None else len(batch.swaps.outs),
+                "in": 0 if batch.swaps is None else len(batch.swaps.ins),
+                "held": blocks.swap.num_used,
+            }
 
     def end(self) -> None:
         """The step that began is over."""

@@ -42,12 +42,6 @@ ALIASES: tuple[Alias, ...] = (
     Alias(name="pipeline_parallel_size", neutral=(1,), reason=_ONE_RANK, flag_type=int),
     Alias(name="data_parallel_size", neutral=(1,), reason=_ONE_RANK, flag_type=int),
     Alias(
-        name="swap_space",
-        neutral=(0,),
-        reason="preempted sequences are recomputed, nothing is swapped to the host; set it to 0",
-        flag_type=float,
-    ),
-    Alias(
         name="cpu_offload_gb",
         neutral=(0,),
         reason="weights stay in the device's memory; set it to 0",

@@ -19,6 +19,7 @@ from hal.engine.layers.decoder import Decoder
 from hal.engine.model_config import ModelConfig
 from hal.engine.model_runner import ModelRunner, RunnerConfig
 from hal.engine.models import MODELS
+from hal.engine.scheduler_config import check_swap
 from hal.errors import ConfigError, UnsupportedError
 from hal.kv import KVGroup, group_layers, peak_blocks
 from hal.memory import PlanInputs
@@ -114,6 +115,8 @@ def assemble(
 def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) -> PlanInputs:
     """What the memory plan adds up for this assembly on a device with this memory."""
     logits_bytes = assembled.runner.sampler.logits_bytes
+    if resolved.swap_bytes:
+        check_swap(assembled.kv_group.spec.window, resolved.prefix_caching)
     return PlanInputs(
         memory=memory,
         request=resolved.memory,
@@ -126,6 +129,7 @@ def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) 
         max_model_len=resolved.max_model_len,
         max_num_seqs=resolved.max_num_seqs,
         num_extra_blocks=NUM_NULL_BLOCKS,
+        swap_bytes=resolved.swap_bytes,
         blocks_per_seq=peak_blocks(
             resolved.max_model_len,
             resolved.block_size,

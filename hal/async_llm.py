@@ -63,11 +63,25 @@ class _Worker(threading.Thread):
     def submit(self, stream: _Stream) -> None:
         self._commands.put(lambda: self._add(stream))
 
+    def call(self, action: Callable[[], object], done: asyncio.Future[None]) -> None:
+        """Run `action` between two steps; `done` gets its end, or what it raised."""
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            try:
+                action()
+            except HalError as error:
+                loop.call_soon_threadsafe(_settle, done, error)
+            else:
+                loop.call_soon_threadsafe(_settle, done, None)
+
+        self._commands.put(run)
+
     def abort(self, request_id: str) -> None:
         self._commands.put(lambda: self._abort(request_id))
 
     def stop(self) -> None:
-        self._commands.put(self._stop)
+        self._commands.put(self._end)
 
     def run(self) -> None:
         engine = self._session.engine
@@ -95,7 +109,7 @@ class _Worker(threading.Thread):
         self._streams.pop(request_id, None)
         self._session.engine.abort(request_id)
 
-    def _stop(self) -> None:
+    def _end(self) -> None:  # not _stop: Thread has one, which its join() calls
         self._is_open = False
         for request_id, stream in list(self._streams.items()):
             self._abort(request_id)
@@ -189,6 +203,34 @@ class AsyncLLM:
         async for delta in self._run(_Stream(self._session, prompt, params, continues_text=True)):
             yield delta
 
+    async def pin(self, prompt: Prompt) -> str:
+        """Compute a prompt and keep its full blocks until `unpin`; returns the pin's name.
+
+        Raises RequestError: with HAL-E421 for more than `max_pinned_share` of the KV blocks.
+        """
+        params = SamplingParams(temperature=0.0, max_tokens=1)
+        stream = _Stream(self._session, prompt, params, continues_text=True)
+        await self._drain(stream)
+        request = stream.collector.request
+        await self._call(
+            lambda: self._session.engine.pin(request.request_id, request.prompt_token_ids)
+        )
+        return request.request_id
+
+    async def unpin(self, name: str) -> None:
+        """The prefix is evicted like any other again. Raises RequestError for an unknown name."""
+        await self._call(lambda: self._session.engine.unpin(name))
+
+    async def _call(self, action: Callable[[], object]) -> None:
+        self._check_open()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._worker.call(action, done)
+        await done
+
+    def _check_open(self) -> None:
+        if not self._worker.is_alive():
+            raise EngineError("this AsyncLLM is closed; make a new one")
+
     def close(self) -> None:
         """End every request with an error and stop the engine thread."""
         self._worker.stop()
@@ -205,8 +247,7 @@ class AsyncLLM:
             pass
 
     async def _run(self, stream: _Stream) -> AsyncIterator[Delta]:
-        if not self._worker.is_alive():
-            raise EngineError("this AsyncLLM is closed; make a new one")
+        self._check_open()
         if stream.collector.request.params.guided_decoding is not None:
             await asyncio.to_thread(self._session.engine.prepare, stream.collector.request)
         self._worker.submit(stream)
@@ -215,6 +256,16 @@ class AsyncLLM:
                 yield delta
         finally:
             self._worker.abort(stream.collector.request.request_id)
+
+
+def _settle(done: asyncio.Future[None], error: HalError | None) -> None:
+    """Nobody may wait any more."""
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
 
 
 async def _all_or_none(tasks: Sequence[asyncio.Future[None]]) -> None:

@@ -301,7 +301,7 @@ def _load(
     """Where the weights came from."""
     assembled.decoder.parameters.allocate(device)
     assembled.binder.arena.allocate(device)
-    assembled.runner.start(plan.num_blocks)
+    assembled.runner.start(plan.num_blocks, plan.num_swap_blocks)
     weights = load_weights(assembled.decoder.parameters, reader, progress, cache=cache)
     assembled.runner.warm_up()
     device.synchronize()  # what loading left in flight fails here, not in the first step
@@ -311,12 +311,16 @@ def _load(
 def _scheduler_config(
     resolved: ResolvedConfig, plan: MemoryPlan, group: KVGroup
 ) -> SchedulerConfig:
+    target_ms = resolved.config.inter_token_target_ms
     return SchedulerConfig(
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_model_len=resolved.max_model_len,
         block_size=resolved.block_size,
         num_blocks=plan.num_blocks,
+        num_swap_blocks=plan.num_swap_blocks,
+        max_pinned_share=resolved.config.max_pinned_share,
+        inter_token_target_s=None if target_ms is None else target_ms / 1e3,
         window=group.spec.window,
         prefix_caching=resolved.prefix_caching,
         cache=resolved.cache_policy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hal.device import Capabilities, Feature
 from hal.dtypes import DType, parse_dtype
 from hal.errors import ConfigError, UnsupportedError
 from hal.kv import KV_FORMATS
-from hal.memory import MemoryRequest, parse_memory
+from hal.memory import MemoryRequest, parse_memory, parse_swap_space
 from hal.weights import FORMAT_NAMES, UNQUANTIZED, WeightFormat, find_format
 
 DEFAULT_MODEL = "hal-tiny"
@@ -39,6 +40,9 @@ class EngineConfig:
     cache_policy, cache_ttl: which cached prefix goes first; see hal.cache_policy.
     cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
+    inter_token_target_ms: prefill chunks beside decodes are cut so that a step takes no longer.
+    max_pinned_share: the most of the KV blocks that pinned prefixes may keep, 0 to 1.
+    swap_space: host memory for KV blocks that left the device, "8GiB" or 8 (GiB, as in vLLM).
     """
 
     model: str = DEFAULT_MODEL
@@ -58,6 +62,9 @@ class EngineConfig:
     cache_policy: str = CacheOrder.LRU.value
     cache_ttl: float = DEFAULT_TTL_S
     kv_cache_dtype: str = AUTO
+    swap_space: str | float = "0"
+    inter_token_target_ms: float | None = None
+    max_pinned_share: float = 0.5
     seed: int = 0
     chat_template: Path | None = None
     offline: bool = False
@@ -81,6 +88,10 @@ class EngineConfig:
                 f"model's dtype, or {', '.join(KV_FORMATS)}"
             )
         find_format(self.quantization)
+        parse_swap_space(self.swap_space)
+        check_pinned_share(self.max_pinned_share)
+        if self.inter_token_target_ms is not None:
+            check_token_target(self.inter_token_target_ms / 1e3, self.chunked_prefill)
         parse_policy(self.cache_policy, self.cache_ttl)
         for override in self.kernel:
             if override.count("=") != 1:
@@ -95,6 +106,23 @@ class EngineConfig:
     @classmethod
     def field_names(cls) -> frozenset[str]:
         return frozenset(f.name for f in fields(cls))
+
+
+def check_pinned_share(share: float) -> None:
+    """Raises ConfigError."""
+    if not 0 <= share <= 1:
+        raise ConfigError(f"max_pinned_share is a share, 0 to 1; got {share}")
+
+
+def check_token_target(seconds: float, chunked_prefill: bool) -> None:
+    """Raise ConfigError unless chunks can be cut to keep such a time between two tokens."""
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"the target between two tokens must be above 0; got {seconds:g} s")
+    if not chunked_prefill:
+        raise ConfigError(
+            "a target between two tokens limits the chunks of a prefill, but chunked prefill is "
+            "off: leave it on, or leave --inter-token-target-ms out"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +164,7 @@ class ResolvedConfig:
     prefix_caching: bool
     cache_policy: CachePolicy
     chunked_prefill: bool
+    swap_bytes: int
     use_graphs: bool
     choices: tuple[Choice, ...]
 
@@ -177,6 +206,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
         prefix_caching=config.prefix_caching,
         cache_policy=parse_policy(config.cache_policy, config.cache_ttl),
         chunked_prefill=config.chunked_prefill,
+        swap_bytes=parse_swap_space(config.swap_space),
         use_graphs=use_graphs,
         choices=choices,
     )

@@ -15,7 +15,7 @@ from hal.tensor import Tensor
 if TYPE_CHECKING:  # numpy would double the time of every --help
     from numpy.typing import NDArray
 
-DEVICE_INTERFACE_VERSION = 2
+DEVICE_INTERFACE_VERSION = 3
 
 
 class Feature(StrEnum):
@@ -133,6 +133,10 @@ class Device(ABC):
     @abstractmethod
     def empty(self, shape: Sequence[int], dtype: DType) -> Tensor:
         """Uninitialised memory."""
+
+    @abstractmethod
+    def empty_host(self, shape: Sequence[int], dtype: DType) -> Tensor:
+        """Uninitialised memory of the host, as the device copies from and to it fastest."""
 
     @abstractmethod
     def upload(self, host: NDArray[Any], into: Tensor | None = None) -> Tensor:

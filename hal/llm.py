@@ -274,7 +274,7 @@ class LLM:
     def pin(self, prompt: Prompt) -> str:
         """Compute a prompt and keep its full blocks until `unpin`; returns the pin's name.
 
-        Raises RequestError: with HAL-E421 for more than half of the KV blocks.
+        Raises RequestError: with HAL-E421 for more than `max_pinned_share` of the KV blocks.
         """
         session = self._open()
         collector = session.collector(prompt, SamplingParams(temperature=0, max_tokens=1))

@@ -76,6 +76,18 @@ def parse_memory(value: str | float) -> MemoryRequest:
     return MemoryRequest(MemoryMode.FRACTION, fraction)
 
 
+def parse_swap_space(value: str | float) -> int:
+    """Bytes of `8GiB`; a bare number counts GiB, as in vLLM. Raises ConfigError."""
+    text = str(value).strip()
+    try:
+        num_bytes = float(text) * (1 << 30)
+    except ValueError:
+        return parse_size(text)
+    if not 0 <= num_bytes < math.inf:
+        raise ConfigError(f"swap space {text} is no size; write it like 8GiB, or 0 for none")
+    return int(num_bytes)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanInputs:
     """What the plan adds up. kv_bytes_per_block spans all layers of a block of block_size tokens;
@@ -84,6 +96,8 @@ class PlanInputs:
     num_extra_blocks are blocks that no sequence owns (a null block, where the engine keeps one).
     blocks_per_seq: the most that one sequence holds; 0: what max_model_len tokens need
     min_num_seqs: sequences of max_model_len that must fit at once
+    swap_bytes: host memory for evicted blocks, of which whole blocks are used; on a card of its own
+    memory it is no part of the budget
     """
 
     memory: Memory
@@ -100,12 +114,25 @@ class PlanInputs:
     num_extra_blocks: int = 0
     blocks_per_seq: int = 0
     min_num_seqs: int = 1
+    swap_bytes: int = 0
+
+    @property
+    def num_swap_blocks(self) -> int:
+        return self.swap_bytes // self.kv_bytes_per_block if self.kv_bytes_per_block else 0
+
+    @property
+    def budgeted_swap_bytes(self) -> int:
+        """Of the swap space, what the budget covers."""
+        if self.memory.kind is MemoryKind.DEDICATED:
+            return 0
+        return self.num_swap_blocks * self.kv_bytes_per_block
 
     @property
     def fixed_bytes(self) -> int:
         """Everything but the KV cache."""
         return (
-            self.weights_bytes
+            self.budgeted_swap_bytes
+            + self.weights_bytes
             + self.activation_bytes
             + self.logits_bytes
             + self.graphs_bytes
@@ -128,7 +155,9 @@ class PlanInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """The ledger in bytes, and what the KV pool can hold. `budget_bytes` covers all but others."""
+    """The ledger in bytes, and what the KV pool can hold. `budget_bytes` covers all but others, and
+    but the swap space of a card, which is the host's.
+    """
 
     kind: MemoryKind
     total_bytes: int
@@ -147,6 +176,8 @@ class MemoryPlan:
     max_model_len: int
     max_num_seqs: int
     blocks_per_seq: int
+    swap_bytes: int = 0
+    num_swap_blocks: int = 0
 
     @property
     def kv_tokens(self) -> int:
@@ -168,6 +199,7 @@ class MemoryPlan:
             ("graphs", self.graphs_bytes),
             ("communicator", self.communicator_bytes),
             ("KV cache", self.kv_bytes),
+            ("swap space", 0 if self.kind is MemoryKind.DEDICATED else self.swap_bytes),
             ("not used", self.unused_bytes),
         )
         lines = [f"  {name:<13}{format_bytes(size):>11}" for name, size in rows if size]
@@ -175,12 +207,23 @@ class MemoryPlan:
             f"  {self.num_blocks} blocks of {self.block_size} tokens = {self.kv_tokens} tokens, "
             f"{self.full_length_sequences:.1f} sequences of {self.max_model_len}"
         )
+        if self.num_swap_blocks:
+            size = format_bytes(self.swap_bytes)
+            lines.append(
+                f"  {self.num_swap_blocks} more in {size} of the host's memory, when evicted"
+            )
         return "\n".join(lines)
 
 
 def plan_memory(inputs: PlanInputs) -> MemoryPlan:
     """Size the KV pool; raises MemoryPlanError with the computed remedies when it does not fit."""
     budget = memory_budget(inputs)
+    if inputs.swap_bytes and not inputs.num_swap_blocks:
+        raise MemoryPlanError(
+            f"--swap-space {format_bytes(inputs.swap_bytes)} holds no block: one has "
+            f"{format_bytes(inputs.kv_bytes_per_block)}. Set it to 0 or to "
+            f"{size_argument(inputs.kv_bytes_per_block)} and more"
+        )
     room = budget - inputs.fixed_bytes
     if inputs.needed_bytes > budget:
         raise MemoryPlanError(_does_not_fit(inputs, budget))
@@ -206,6 +249,8 @@ def plan_memory(inputs: PlanInputs) -> MemoryPlan:
         max_model_len=inputs.max_model_len,
         max_num_seqs=inputs.max_num_seqs,
         blocks_per_seq=inputs.sequence_blocks,
+        swap_bytes=inputs.num_swap_blocks * inputs.kv_bytes_per_block,
+        num_swap_blocks=inputs.num_swap_blocks,
     )
 
 
@@ -251,6 +296,8 @@ def shortfall(inputs: PlanInputs, budget: int) -> str:
     kv_bytes = inputs.needed_blocks * inputs.kv_bytes_per_block
     count = "one sequence" if inputs.min_num_seqs == 1 else f"{inputs.min_num_seqs} sequences"
     graphs = f", graphs {format_bytes(inputs.graphs_bytes)}" if inputs.graphs_bytes else ""
+    swap = inputs.budgeted_swap_bytes
+    graphs += f", swap space {format_bytes(swap)}" if swap else ""
     return (
         f"does not fit: weights {format_bytes(inputs.weights_bytes)}, activations "
         f"{format_bytes(inputs.activation_bytes)}, logits {format_bytes(inputs.logits_bytes)}"
@@ -265,6 +312,10 @@ def _remedies(inputs: PlanInputs, budget: int, need: int) -> str:
     """What makes it fit, with the other settings as they are; the least that does."""
     available = inputs.memory.available_bytes
     remedies = []
+    if (left := inputs.budgeted_swap_bytes - (need - budget)) >= 0 and inputs.swap_bytes:
+        has_blocks = left >= 2 * inputs.kv_bytes_per_block  # after rounding, too
+        size = size_argument(left, round_up=False) if has_blocks else "0"
+        remedies.append(f"lower --swap-space to {size}")
     if (longest := _longest_sequence(inputs, budget)) > 0:
         remedies.append(f"lower --max-model-len to {longest}")
     if (most := _most_sequences(inputs, need - budget)) >= inputs.min_num_seqs:

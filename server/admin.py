@@ -15,6 +15,7 @@ from hal.errors import ConfigError
 from hal.server.errors import ApiError, invalid_value
 from hal.server.front import Front, Handler, caller_of
 from hal.server.keys import LIMIT_NAMES, ApiKey, Scope, key_limits
+from hal.server.pins import create_pin, delete_pin, list_pins
 from hal.server.schema import Body, ignored_fields, parse_body
 from hal.server.wire import json_response
 
@@ -126,5 +127,8 @@ ADMIN_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("PATCH", "/admin/limits", change_limits),
     ("GET", "/admin/requests", list_requests),
     ("POST", "/admin/drain", drain),
+    ("GET", "/admin/pins", list_pins),
+    ("POST", "/admin/pins", create_pin),
+    ("DELETE", "/admin/pins/{name}", delete_pin),
     ("PUT", "/admin/log-level", set_log_level),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hal.engine.request import EngineStats, FinishReason, Output, Request
@@ -19,9 +20,12 @@ from hal.server.messages import (
     Admitted,
     FromEngine,
     Outputs,
+    Pin,
+    Pinned,
     Ready,
     Rejected,
     Start,
+    Unpin,
 )
 from hal.server.pressure import Pressure
 from hal.server.queue_limits import QueueLimits
@@ -96,6 +100,7 @@ class AsyncEngine:
         self.is_draining = False
         self.ready = asyncio.Event()
         self._inflight: dict[str, _Inflight] = {}
+        self._pinning: dict[str, asyncio.Future[int]] = {}
         self._serial = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -163,10 +168,34 @@ class AsyncEngine:
         elif is_running:
             self.process.send(Abort(request_id, index))
 
+    async def pin(self, name: str, token_ids: Sequence[int], tenant: str) -> int:
+        """Keep the blocks of a prompt that ran, under a name of its own; returns how many tokens.
+
+        Raises what the engine does.
+        """
+        return await self._pinned(Pin(name, list(token_ids), tenant))
+
+    async def unpin(self, name: str) -> None:
+        """Raises RequestError if there is no such pin."""
+        await self._pinned(Unpin(name))
+
+    async def _pinned(self, message: Pin | Unpin) -> int:
+        self.check_open()
+        reply = self._pinning[message.name] = asyncio.get_running_loop().create_future()
+        self.process.send(message)
+        try:
+            num_tokens: int = await reply
+        finally:
+            self._pinning.pop(message.name, None)
+        return num_tokens
+
     def fail_all(self, error: Exception) -> None:
         for request_id, entry in list(self._inflight.items()):
             self._forget(request_id)
             entry.fail(error)
+        for reply in self._pinning.values():
+            if not reply.done():
+                reply.set_exception(error)
 
     async def drained(self) -> None:
         """Return when no request is in flight."""
@@ -193,11 +222,21 @@ class AsyncEngine:
                 if entry is not None and not entry.admitted.done():
                     entry.admitted.set_result(None)
             case Rejected():
-                entry = self._forget(message.request_id)
-                if entry is not None:
-                    entry.fail(message.error.to_error())
+                self._reject(message)
+            case Pinned():
+                reply = self._pinning.get(message.name)
+                if reply is not None and not reply.done():
+                    reply.set_result(message.num_tokens)
             case Ready():
                 self.ready.set()
+
+    def _reject(self, message: Rejected) -> None:
+        reply = self._pinning.get(message.request_id)
+        entry = self._forget(message.request_id)
+        if reply is not None and not reply.done():
+            reply.set_exception(message.error.to_error())
+        elif entry is not None:
+            entry.fail(message.error.to_error())
 
     def _deliver(self, output: Output) -> None:
         entry = self._inflight.get(output.request_id)

@@ -34,9 +34,12 @@ from hal.server.messages import (
     FromEngine,
     Heartbeat,
     Outputs,
+    Pin,
+    Pinned,
     Ready,
     Rejected,
     Start,
+    Unpin,
     decode_to_engine,
     encode_frame,
     receive_frame,
@@ -59,6 +62,11 @@ class StepEngine(Protocol):
     def add(self, request: Request) -> None: ...
 
     def abort(self, request_id: str, index: int | None = None) -> object: ...
+
+    def pin(self, name: str, token_ids: Sequence[int], tenant: str) -> int:
+        """Tokens kept; raises RequestError."""
+
+    def unpin(self, name: str) -> None: ...
 
     def step(self) -> Sequence[Output]: ...
 
@@ -172,6 +180,8 @@ class EngineLoop:
         elif isinstance(message, Abort):
             self._preparing.discard(message.request_id)
             engine.abort(message.request_id, message.index)
+        elif isinstance(message, Pin | Unpin):
+            self._pin(engine, message)
 
     def _prepare(self, engine: StepEngine, request: Request) -> None:
         """In a thread: the steps of others go on while a grammar is compiled."""
@@ -201,6 +211,18 @@ class EngineLoop:
             self._send(Rejected(request.request_id, ErrorRecord.of(error)))
         else:
             self._send(Admitted(request.request_id))
+
+    def _pin(self, engine: StepEngine, message: Pin | Unpin) -> None:
+        num_tokens = 0
+        try:
+            if isinstance(message, Pin):
+                num_tokens = engine.pin(message.name, message.token_ids, message.tenant)
+            else:
+                engine.unpin(message.name)
+        except RequestError as error:
+            self._send(Rejected(message.name, ErrorRecord.of(error)))
+        else:
+            self._send(Pinned(message.name, num_tokens))
 
     def _send(self, message: FromEngine) -> None:
         frame = encode_frame(message)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hal.config import EngineConfig
 from hal.engine.request import EngineStats, FinishReason, Output, Request, TokenLogprobs
 from hal.errors import (
     NOT_FINITE,
+    PINS_FULL,
     ConfigError,
     ContextLengthError,
     EngineError,
@@ -122,6 +124,7 @@ class FakeEngine:
     def __init__(self, script: Script) -> None:
         self._script = script
         self._active: dict[str, _Running] = {}
+        self._pins: dict[str, int] = {}  # blocks by name
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -158,6 +161,21 @@ class FakeEngine:
             running.choices[index].is_finished = True
             self._forget_finished(running)
 
+    def pin(self, name: str, token_ids: Sequence[int], tenant: str) -> int:
+        block_size = self._script.block_size
+        num_blocks, num_left = len(token_ids) // block_size, self._script.num_blocks // 2
+        num_left -= sum(self._pins.values())
+        if not num_blocks:
+            raise RequestError("there is nothing to pin", param="prompt")
+        if num_blocks > num_left:
+            raise RequestError(f"{num_blocks} blocks, {num_left} left", code=PINS_FULL)
+        self._pins[name] = num_blocks
+        return num_blocks * block_size
+
+    def unpin(self, name: str) -> None:
+        if self._pins.pop(name, None) is None:
+            raise RequestError(f"there is no pin named {name!r}")
+
     def step(self) -> list[Output]:
         self._num_steps += 1
         outputs: list[Output] = []
@@ -175,8 +193,8 @@ class FakeEngine:
             num_blocks_total=self._script.num_blocks,
             num_blocks_used=sum(-(-r.num_tokens // block_size) for r in running),
             num_blocks_cached=0,
-            num_blocks_pinned=0,
-            num_pins=0,
+            num_blocks_pinned=sum(self._pins.values()),
+            num_pins=len(self._pins),
             num_evicted=0,
             num_late=0,
             num_expired=0,

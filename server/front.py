@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from hal.engine.request import Request
+from hal.engine.request import FinishReason, Request
 from hal.errors import RequestError
 from hal.sampling_params import SamplingParams
 from hal.server.async_engine import AsyncEngine, Sink
@@ -21,6 +21,7 @@ from hal.server.errors import (
     engine_loading,
     invalid_value,
     model_not_found,
+    request_lost,
 )
 from hal.server.facts import facts_of
 from hal.server.generation import Generation, Job
@@ -31,7 +32,6 @@ from hal.server.messages import EngineInfo
 from hal.server.metric_names import MetricsCompat
 from hal.server.metrics import EngineView, ServerMetrics
 from hal.server.params import (
-    MAX_PRIORITY,
     QueueTerms,
     check_num_choices,
     check_token_ids,
@@ -55,6 +55,15 @@ class EncodedPrompts:
     continues_text: bool
 
 
+@dataclass(frozen=True, slots=True)
+class PinnedPrefix:
+    """tokens: of the full blocks that are kept for prompts of `key`."""
+
+    name: str
+    key: str
+    tokens: int
+
+
 @dataclass(slots=True)
 class Front:
     """One server's state; `text` is None until the tokenizer is loaded, `keys` where all may call.
@@ -66,6 +75,7 @@ class Front:
     recent: prompts that were accepted
     has_page: whether `/` serves the page
     quotas: of each key, by its name
+    pins: prefixes that were pinned over HTTP, by name
     """
 
     engine: AsyncEngine
@@ -80,6 +90,7 @@ class Front:
     is_leaving: bool = False
     recent: RecentPrompts = field(default_factory=RecentPrompts)
     has_page: bool = True
+    pins: dict[str, PinnedPrefix] = field(default_factory=dict)
     quotas: dict[str, Quota] = field(init=False)
     metrics: ServerMetrics = field(init=False)
 
@@ -158,25 +169,30 @@ class Front:
             return []
         return self.recent.hot_prefixes(self.info.block_size)
 
-    async def read_prefix(self, prefix: HotPrefix) -> None:
-        """Into the engine's cache, behind every request of a client. Raises as the engine does."""
-        engine = self.engine
+    async def compute(
+        self, name: str, token_ids: Sequence[int], tenant: str, priority: int = 0
+    ) -> None:
+        """Run a prompt, whose blocks are cached then. Raises as the engine does, or ApiError.
+
+        name: of the request, unlike any other
+        """
         request = Request(
-            request_id=engine.request_id("hand-over"),
-            prompt_token_ids=tuple(prefix.token_ids),
+            request_id=name,
+            prompt_token_ids=tuple(token_ids),
             params=SamplingParams(temperature=0, max_tokens=1),
-            priority=MAX_PRIORITY,
-            tenant=prefix.tenant,
+            priority=priority,
+            tenant=tenant,
         )
         sink: Sink = asyncio.Queue()
-        await engine.submit(request, sink)
-        while True:
+        try:
+            await self.engine.submit(request, sink)
             item = await sink.get()
             if isinstance(item, Exception):
                 raise item
-            if item.finish_reason is not None:
-                engine.end_choice(request.request_id, 0)
-                return
+            if item.finish_reason is FinishReason.ERROR:
+                raise request_lost(item.error_code, item.error)
+        finally:
+            self.engine.abort(name)
 
     def _with_token_budget(
         self, params: SamplingParams, num_prompt_tokens: int, field: str

@@ -38,7 +38,19 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     index: int | None = None
 
 
-ToEngine = Start | Add | Abort
+class Pin(msgspec.Struct, tag=True, frozen=True):
+    """Keep the cached prefix of a tenant under a name; Pinned or Rejected follows."""
+
+    name: str
+    token_ids: list[int]
+    tenant: str
+
+
+class Unpin(msgspec.Struct, tag=True, frozen=True):
+    name: str
+
+
+ToEngine = Start | Add | Abort | Pin | Unpin
 
 
 class ErrorRecord(msgspec.Struct, frozen=True):
@@ -123,8 +135,17 @@ class Admitted(msgspec.Struct, tag=True, frozen=True):
 
 
 class Rejected(msgspec.Struct, tag=True, frozen=True):
+    """request_id: or the name of a pin"""
+
     request_id: str
     error: ErrorRecord
+
+
+class Pinned(msgspec.Struct, tag=True, frozen=True):
+    """Tokens that a pin keeps from now on; 0: it was unpinned."""
+
+    name: str
+    num_tokens: int
 
 
 class Outputs(msgspec.Struct, tag=True, frozen=True):
@@ -141,7 +162,7 @@ class Heartbeat(msgspec.Struct, tag=True, frozen=True):
     is_busy: bool
 
 
-FromEngine = Ready | Failed | Admitted | Rejected | Outputs | Heartbeat
+FromEngine = Ready | Failed | Admitted | Rejected | Pinned | Outputs | Heartbeat
 
 HEARTBEAT_INTERVAL_S = 0.5
 

@@ -22,6 +22,7 @@ SAME = frozenset(
         *("request_inference_time_seconds", "request_prompt_tokens"),
         *("request_generation_tokens", "request_max_num_generation_tokens"),
         *("request_params_n", "request_params_max_tokens", "cache_config_info"),
+        "cpu_cache_usage_perc",
     )
 )
 OLDER = {

@@ -190,6 +190,9 @@ class _EngineCollector(Collector):
         yield self._gauge("num_requests_running", "Sequences in steps", stats.num_running)
         yield self._gauge("num_requests_waiting", "Sequences in the queue", stats.num_waiting)
         yield self._gauge("kv_cache_usage_perc", "Used share (0-1)", stats.num_blocks_used / total)
+        swap_total = max(stats.num_swap_blocks_total, 1)
+        swapped = stats.num_swap_blocks_used / swap_total
+        yield self._gauge("cpu_cache_usage_perc", "Used share of the swap space (0-1)", swapped)
         yield self._gauge(
             "engine_heartbeat_age_seconds", "Since the engine's last message", view.heartbeat_age_s
         )
@@ -201,6 +204,7 @@ class _EngineCollector(Collector):
         yield self._blocks(stats)
         yield self._evictions(stats)
         yield self._memory(view)
+        yield self._swaps(stats)
         yield self._cache_config(view)
         yield self._site_levels(view)
         yield self._counter("num_preemptions", "Preempted sequences", stats.num_preemptions)
@@ -231,6 +235,16 @@ class _EngineCollector(Collector):
         )
         family.add_metric([self._model_name, "capacity"], stats.num_evicted)
         family.add_metric([self._model_name, "expired"], stats.num_expired)
+        return family
+
+    def _swaps(self, stats: EngineStats) -> Metric:
+        family = CounterMetricFamily(
+            _PREFIX + "swapped_blocks",
+            "KV blocks copied to the swap space and back",
+            labels=["model_name", "direction"],
+        )
+        family.add_metric([self._model_name, "out"], stats.num_swapped_out)
+        family.add_metric([self._model_name, "in"], stats.num_swapped_in)
         return family
 
     def _site_levels(self, view: EngineView) -> Metric:

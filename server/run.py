@@ -25,6 +25,7 @@ from hal.server.front import Front
 from hal.server.hand_over import Offer, TakeOver
 from hal.server.key_usage import UsageFile
 from hal.server.messages import Start
+from hal.server.params import MAX_PRIORITY
 from hal.server.stats_line import log_stats
 from hal.server.text import TextModel
 
@@ -208,7 +209,8 @@ class _Serving:
         prefixes = await old.prefixes(fingerprint)
         for prefix in prefixes:
             try:
-                await front.read_prefix(prefix)
+                name = front.engine.request_id("hand-over")
+                await front.compute(name, prefix.token_ids, prefix.tenant, MAX_PRIORITY)
             except (ApiError, RequestError) as error:  # this context may be shorter
                 _log.info("a prefix of %d tokens: %s", len(prefix.token_ids), error)
         await self._open(await old.listener())

@@ -98,6 +98,14 @@ ENGINE_FLAGS = FlagGroup(
             "cache-policy", f"which cached prefix goes first: {' '.join(POLICY_NAMES)}", "NAME"
         ),
         _setting("cache-ttl", "seconds that an unused prefix is kept", "SECONDS", float),
+        _setting(
+            "inter-token-target-ms",
+            "prefill beside decodes only what keeps a step within this",
+            "MS",
+            float,
+        ),
+        _setting("max-pinned-share", "the most of the KV blocks that pins may keep", "0..1", float),
+        _setting("swap-space", "host memory for KV blocks that leave the device; 8 = 8GiB", "SIZE"),
         Flag(
             name="static-batching",
             help="start no request before all that run are done: a baseline to compare with",

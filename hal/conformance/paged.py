@@ -50,13 +50,15 @@ class PagedCache:
         self._family.plan(self._meta(steps, seqs))
 
     def move_blocks(self) -> None:
-        """Copy every sequence's blocks elsewhere and poison the old ones."""
+        """Copy every sequence's blocks elsewhere, half of them by way of the host, and poison the
+        old ones."""
         pairs = []
         for table in self.tables:
             for index, old in enumerate(table):
                 table[index] = self._free.pop()
                 pairs.append((old, table[index]))
-        self._copy(pairs)
+        self._swap(pairs[::2])
+        self._copy(pairs[1::2])
         self._copy([(self.poison_block, old) for old, _ in pairs])
 
     def poison_before(self, seq: int, position: int) -> None:
@@ -66,7 +68,15 @@ class PagedCache:
 
     def _copy(self, pairs: list[tuple[int, int]]) -> None:
         if pairs:
-            self._family.copy_blocks(self.kv, np.array(pairs, dtype=np.int32))
+            self._family.copy_blocks(self.kv, self.kv, np.array(pairs, dtype=np.int32))
+
+    def _swap(self, pairs: list[tuple[int, int]]) -> None:
+        family, device, places = self._family, self._stage.device, range(len(pairs))
+        host = device.empty_host(family.kv_shape(len(pairs)), self._dtype)
+        outs = [(old, place) for place, (old, _) in zip(places, pairs, strict=True)]
+        ins = [(place, new) for place, (_, new) in zip(places, pairs, strict=True)]
+        family.copy_blocks(self.kv, host, np.array(outs, dtype=np.int32))
+        family.copy_blocks(host, self.kv, np.array(ins, dtype=np.int32))
 
     def _meta(self, steps: list[SequenceStep], seqs: list[int]) -> AttentionMeta:
         width = max(-(-s.seq_len // self._block_size) for s in steps) + 1

@@ -133,8 +133,13 @@ class AttentionFamily(ABC):
         """
 
     @abstractmethod
-    def copy_blocks(self, kv: Tensor, pairs: NDArray[np.int32]) -> None:
-        """kv[destination] = kv[source] for each row (source, destination) of pairs [C, 2]."""
+    def copy_blocks(self, kv: Tensor, out: Tensor, pairs: NDArray[np.int32]) -> None:
+        """out[destination] = kv[source] for each row (source, destination) of pairs [C, 2].
+
+        out: `kv` itself, or blocks of the same layout in `Device.empty_host` memory; or the other
+        way round. No destination is the source of another. Between two memories the copies may
+        still run when this returns.
+        """
 
 
 @declare(AttentionProblem)

@@ -128,8 +128,8 @@ class NativeAttention(AttentionFamily):
         self.slots = self._slots.data_ptr()
         self._step = PlannedStep(meta)
 
-    def copy_blocks(self, kv: Tensor, pairs: NDArray[np.int32]) -> None:
-        copy_blocks(as_torch(kv), pairs)
+    def copy_blocks(self, kv: Tensor, out: Tensor, pairs: NDArray[np.int32]) -> None:
+        copy_blocks(as_torch(kv), as_torch(out), pairs)
 
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
         rows, p = as_torch(qkv), self.problem

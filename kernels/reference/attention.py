@@ -67,14 +67,27 @@ class PagedAttention(AttentionFamily):
         """Rows [T, num_kv_heads, head_dim] as the cache holds them."""
         return rows
 
-    def copy_blocks(self, kv: Tensor, pairs: NDArray[np.int32]) -> None:
-        copy_blocks(as_torch(kv), pairs)
+    def copy_blocks(self, kv: Tensor, out: Tensor, pairs: NDArray[np.int32]) -> None:
+        copy_blocks(as_torch(kv), as_torch(out), pairs)
 
 
-def copy_blocks(cache: torch.Tensor, pairs: NDArray[np.int32]) -> None:
+def copy_blocks(cache: torch.Tensor, out: torch.Tensor, pairs: NDArray[np.int32]) -> None:
     """As AttentionFamily.copy_blocks, for any layout whose first dimension is the block."""
+    if out is not cache:
+        _copy_runs(cache, out, pairs)
+        return
     index = torch.from_numpy(pairs.astype(np.int64)).to(cache.device)
     cache[index[:, 1]] = cache[index[:, 0]]
+
+
+def _copy_runs(cache: torch.Tensor, out: torch.Tensor, pairs: NDArray[np.int32]) -> None:
+    """Between two memories: neighbours in both go in one copy, and nothing is gathered first."""
+    pairs = pairs[np.argsort(pairs[:, 0])]
+    is_first = np.diff(pairs, axis=0, prepend=-2) != 1
+    for run in np.split(pairs, np.flatnonzero(is_first.any(axis=1))[1:]):
+        source, destination = run[0].tolist()
+        target = out[destination : destination + len(run)]
+        target.copy_(cache[source : source + len(run)], non_blocking=True)
 
 
 _COST = "gathers and widens every context, one sequence after another, full score matrices"

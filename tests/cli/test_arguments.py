@@ -34,7 +34,8 @@ def test_every_flag_reaches_the_config() -> None:
         "model-x --device cpu --dtype float32 --memory 2GiB --max-model-len 64 --max-num-seqs 2 "
         "--max-num-batched-tokens 128 --block-size 32 --enforce-eager --no-cache "
         "--static-batching --trace t.jsonl "
-        "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 "
+        "--no-prefix-caching --cache-policy priority-lfu --cache-ttl 60 --swap-space 1GiB "
+        "--max-pinned-share 0.25 "
         "--seed 3 --chat-template t.jinja --offline --kernel a=b "
         "--kernel c=d --strict "
         "--deterministic --threads 1 --no-enable-chunked-prefill"
@@ -54,6 +55,8 @@ def test_every_flag_reaches_the_config() -> None:
         prefix_caching=False,
         cache_policy="priority-lfu",
         cache_ttl=60.0,
+        swap_space="1GiB",
+        max_pinned_share=0.25,
         cache=False,
         chunked_prefill=False,
         seed=3,
@@ -88,6 +91,7 @@ def test_environment() -> None:
 def test_vllm_flags() -> None:
     argv = "--model m --gpu-memory-utilization 0.5 --tensor-parallel-size 1 --swap-space 0"
     assert config(*argv.split(), "--disable-log-requests") == EngineConfig(model="m", memory=0.5)
+    assert config("--inter-token-target-ms", "20").inter_token_target_ms == 20.0
     assert config("--no-enable-prefix-caching").prefix_caching is False
     assert config("--enable-prefix-caching").prefix_caching is True
     assert config("--quantization", "int4").quantization == "int4"

@@ -225,7 +225,7 @@ MISTAKES = [
     (["--ctx", "1k", "--max-model-len", "2k"], "are the same setting; give one of them"),
     (["--concurrency", "9", "--max-num-seqs", "8"], "concurrency 9 is above max_num_seqs 8"),
     (["--devise", "l4"], "did you mean --device?"),
-    (["--swap-space", "4"], "not supported yet: hal-info plan with --swap-space"),
+    (["--cpu-offload-gb", "4"], "not supported yet: hal-info plan with --cpu-offload-gb"),
     (["--block-size", "7"], "--block-size 7 cannot run here"),
 ]
 

@@ -119,7 +119,7 @@ class WritesTwice(ReferenceAttention):
 
 
 class CopiesNothing(ReferenceAttention):
-    def copy_blocks(self, kv: Tensor, pairs: Any) -> None:
+    def copy_blocks(self, kv: Tensor, out: Tensor, pairs: Any) -> None:
         return None
 
 

@@ -115,6 +115,15 @@ def test_work_can_be_waited_for(device: Device) -> None:
     np.testing.assert_array_equal(device.download(x), [1, 1, 1])
 
 
+def test_host_memory_has_the_shape_of_its_dtype_and_is_no_memory_of_a_card(device: Device) -> None:
+    x = device.empty_host((3, 4), DType.BFLOAT16)
+    assert tuple(x.shape) == (3, 4)
+    is_own = isinstance(device, CpuDevice)
+    assert device.allocated_bytes() == (24 if is_own else 0)
+    with pytest.raises(DeviceOutOfMemory, match="no room for a tensor"):
+        device.empty_host((1 << 50,), DType.INT8)
+
+
 def test_an_upload_into_a_tensor_keeps_its_memory(device: Device) -> None:
     whole = device.empty((4, 2), DType.INT32)
     device.upload(np.zeros((4, 2), np.int32), into=whole)

@@ -97,7 +97,7 @@ def test_it_serves(sample: SamplePackage) -> None:
 def test_another_interface_version_is_refused(
     sample: SamplePackage, version: int, command: tuple[str, ...]
 ) -> None:
-    sample.edit("device.py", "interface_version = 2", f"interface_version = {version}")
+    sample.edit("device.py", "interface_version = 3", f"interface_version = {version}")
     done = sample.run(*command, "--device", "sample")
     assert (done.returncode, done.stdout) == (2, "")
     said = last_line(done)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 from shadow_traffic import CONFIG, POISON, expect_all, make_engine, make_request, run_all
 
-from hal import LLM, SamplingParams
+from hal import LLM, AsyncLLM, SamplingParams
 from hal.engine.engine import Engine
-from hal.errors import PINS_FULL, ConfigError, ContextLengthError, RequestError
+from hal.errors import PINS_FULL, ConfigError, ContextLengthError, EngineError, RequestError
 
 PREFIX = tuple(range(1, 13))
 """3 blocks of 4."""
@@ -133,6 +134,26 @@ def test_a_request_that_fails_behind_a_pinned_prefix_does_not_end_the_pin() -> N
     engine.add(make_request("good", (*PREFIX, 1)))
     run_all(engine)
     assert engine.stats().num_prefix_hits == hits + 12
+
+
+async def _pin_and_unpin() -> None:
+    prompt, greedy = list(range(3, 40)), SamplingParams(temperature=0, max_tokens=8)
+    async with AsyncLLM("hal-tiny", device="cpu", block_size=16, max_pinned_share=0.5) as llm:
+        plain = (await llm.generate([prompt], greedy))[0].outputs[0].token_ids
+        name = await llm.pin(prompt)
+        again = await asyncio.gather(llm.generate([prompt], greedy), llm.pin(prompt[::-1]))
+        assert again[0][0].outputs[0].token_ids == plain
+        await llm.unpin(name)
+        with pytest.raises(RequestError, match="no pin"):
+            await llm.unpin(name)
+        with pytest.raises(RequestError, match="fill no block"):
+            await llm.pin([1, 2, 3])
+    with pytest.raises(EngineError, match="closed"):
+        await llm.unpin(name)
+
+
+def test_async_llm_pins_between_its_steps() -> None:
+    asyncio.run(_pin_and_unpin())
 
 
 def test_llm_computes_what_it_pins() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_a_line_says_who_ran_and_how_full_the_pool_was() -> None:
     }
     assert (lost["step"], lost["failed"], lost["ran"]) == (2, True, [["a", 0, 1], ["a", 1, 1]])
     assert (last["step"], last["start_s"], last["ran"]) == (3, 0.5, [["b", 0, 3]])
+
+
+def test_a_line_says_what_was_swapped() -> None:
+    config = replace(CONFIG, num_blocks=11, num_swap_blocks=8)
+    stream = io.StringIO()
+    engine = Engine(config, WatchedExecutor(config), random.Random(0), trace=StepTrace(stream))
+    for number in (1, 2, 3, 1):
+        engine.add(make_request("r", (number,) * 20, max_tokens=1))
+        while engine.has_work:
+            engine.step()
+    swaps = [json.loads(line)["swaps"] for line in stream.getvalue().splitlines()]
+    assert swaps[0] == {"out": 0, "in": 0, "held": 0}
+    assert swaps[-1]["in"] == engine.stats().num_swapped_in > 0
+    assert sum(step["out"] for step in swaps) == engine.stats().num_swapped_out > 0
+    assert engine.stats().num_swap_blocks_used == swaps[-1]["held"]
 
 
 def test_lines_are_in_the_file_at_once_and_a_wrong_path_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hal.memory import (
     PlanInputs,
     parse_memory,
     parse_size,
+    parse_swap_space,
     plan_memory,
     size_argument,
 )
@@ -55,13 +56,15 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
             st.integers(1, 100 * 1024).map(lambda n: f"reserve:{n}MiB"),
         )
     )
+    kv_bytes_per_block = draw(st.integers(1, 4 * MIB))
     return PlanInputs(
         memory=memory,
         request=parse_memory(request),
         weights_bytes=draw(st.integers(0, available)),
         activation_bytes=draw(st.integers(0, available // 16)),
         logits_bytes=draw(st.integers(0, available // 64)),
-        kv_bytes_per_block=draw(st.integers(1, 4 * MIB)),
+        kv_bytes_per_block=kv_bytes_per_block,
+        swap_bytes=draw(st.just(0) | st.integers(kv_bytes_per_block, 64 * kv_bytes_per_block)),
         block_size=draw(st.sampled_from([8, 16, 32])),
         max_model_len=draw(st.integers(1, 20_000)),
         max_num_seqs=draw(st.integers(1, 256)),
@@ -72,8 +75,10 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
 
 
 def fixed_bytes(inputs: PlanInputs) -> int:
+    swapped = inputs.swap_bytes // inputs.kv_bytes_per_block * inputs.kv_bytes_per_block
     return (
-        inputs.weights_bytes
+        (0 if inputs.memory.kind is MemoryKind.DEDICATED else swapped)
+        + inputs.weights_bytes
         + inputs.activation_bytes
         + inputs.logits_bytes
         + inputs.graphs_bytes
@@ -128,6 +133,10 @@ def check_remedies(inputs: PlanInputs, message: str) -> set[str]:
         assert refusal(with_num_seqs(inputs, most)) is None
         assert refusal(with_num_seqs(inputs, most + 1)) is not None
         found.add("sequences")
+    if told := re.search(r"(?i)lower --swap-space to (\S+?)( or|$)", message):
+        assert refusal(replace(inputs, swap_bytes=parse_swap_space(told[1]))) is None
+        assert refusal(replace(inputs, swap_bytes=0)) is None
+        found.add("swap space")
     if told := re.search(r"(?i)raise --memory by .* to (\S+)", message):
         enough = parse_memory(told[1])
         assert refusal(replace(inputs, request=enough)) is None
@@ -157,6 +166,9 @@ def test_a_plan_adds_up_or_names_exact_remedies(inputs: PlanInputs) -> None:
         check_remedies(inputs, message)
 
 
+SWAP_REMEDIES = {"swap space", "length", "memory"}
+
+
 @pytest.mark.parametrize(
     ("changes", "remedies"),
     [
@@ -167,6 +179,7 @@ def test_a_plan_adds_up_or_names_exact_remedies(inputs: PlanInputs) -> None:
         ({"max_num_seqs": 200_000, "logits_bytes": 195 * GIB}, {"sequences"}),
         ({"max_model_len": 2_000_000, "request": parse_memory(0.1)}, {"both"}),
         ({"weights_bytes": 140 * GIB}, {"smaller model"}),
+        ({"memory": HOST, "request": parse_memory("18GiB"), "swap_bytes": 2 * GIB}, SWAP_REMEDIES),
         ({"request": parse_memory(1.0)}, {"held by others"}),
         ({"request": parse_memory("90GiB")}, {"held by others"}),
     ],
@@ -251,6 +264,30 @@ def test_the_plan_prints_its_ledger() -> None:
     assert "of 16 tokens" in text
     assert "sequences of 8192" in text
     assert plan_memory(LLAMA).as_dict()["kv_tokens"] == plan_memory(LLAMA).kv_tokens
+
+
+def test_swap_space_is_the_hosts_and_part_of_the_budget_only_there() -> None:
+    on_card = replace(LLAMA, swap_bytes=parse_swap_space(4))
+    plan = plan_memory(on_card)
+    assert (plan.num_blocks, plan.unused_bytes) == (plan_memory(LLAMA).num_blocks, 0)
+    assert (plan.swap_bytes, plan.num_swap_blocks) == (4 * GIB, 2048)
+    assert "2048 more in 4.00 GiB of the host's memory" in str(plan)
+    on_host = replace(on_card, memory=HOST, weights_bytes=10 * GIB, request=parse_memory("20GiB"))
+    less = plan_memory(replace(on_host, swap_bytes=0)).num_blocks - plan_memory(on_host).num_blocks
+    assert less == 2048
+    assert "swap space      4.00 GiB" in str(plan_memory(on_host))
+    with pytest.raises(MemoryPlanError, match="one has 2.00 MiB. Set it to 0 or to 2.00MiB"):
+        plan_memory(replace(LLAMA, swap_bytes=MIB))
+    with pytest.raises(MemoryPlanError, match="swap space 9.50 GiB and"):
+        plan_memory(replace(on_host, swap_bytes=19 * GIB // 2))
+
+
+def test_swap_space_is_counted_as_in_vllm_or_has_a_unit() -> None:
+    found = [parse_swap_space(value) for value in (0, "0", 4, 0.5, "4", "512MiB")]
+    assert found == [0, 0, 4 * GIB, GIB // 2, 4 * GIB, GIB // 2]
+    for wrong in (-1, "nan", "inf", "", "4 gigs"):
+        with pytest.raises(ConfigError):
+            parse_swap_space(wrong)
 
 
 @pytest.mark.parametrize(

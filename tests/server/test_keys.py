@@ -238,6 +238,51 @@ def test_admin_routes(keyed: Keyed) -> None:
     assert keyed.server.wait() == 0
 
 
+def test_prefixes_are_pinned_for_a_key_and_let_go_again(keyed: Keyed) -> None:
+    answer = keyed.ask("ops", "POST", "/admin/pins", {"key": "small", "prompt": "x" * 43})
+    assert answer.status_code == 200, answer.text
+    pin = answer.json()
+    assert (pin["key"], pin["tokens"]) == ("small", 40)  # of 43, blocks of 4
+    ids_pin = keyed.ask("ops", "POST", "/admin/pins", {"key": "rare", "prompt": [5] * 16}).json()
+    messages = [{"role": "system", "content": "You are brief. " * 4}]
+    chat_pin = keyed.ask("ops", "POST", "/admin/pins", {"key": "rare", "messages": messages}).json()
+    found = keyed.ask("ops", "GET", "/admin/pins").json()["pins"]
+    assert found == [pin, ids_pin, chat_pin]
+    wait_for(lambda: 'state="pinned"} 0.0' not in keyed.ask("ops", "GET", "/metrics").text)
+    assert keyed.ask("ops", "DELETE", f"/admin/pins/{pin['name']}").status_code == 200
+    for name in (pin["name"], "nobody"):
+        gone = keyed.ask("ops", "DELETE", f"/admin/pins/{name}")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+    assert keyed.ask("ops", "GET", "/admin/pins").json()["pins"] == [ids_pin, chat_pin]
+
+
+WRONG_PINS: tuple[tuple[dict[str, object], str], ...] = (
+    ({"key": "nobody", "prompt": "x"}, "invalid_value"),
+    ({"key": "small"}, "invalid_value"),
+    ({"key": "small", "prompt": "x", "messages": []}, "invalid_value"),
+    ({"key": "small", "prompt": "x" * 40, "ttl": 3}, "invalid_value"),
+    ({"key": "small", "prompt": [999_999]}, "invalid_value"),
+    ({"key": "small", "prompt": "x"}, "invalid_value"),  # fills no block
+    ({"key": "small", "prompt": ""}, "invalid_value"),
+    ({"key": "small", "prompt": []}, "invalid_value"),
+    ({"key": "small", "prompt": [5] * 5000}, "context_length_exceeded"),
+)
+
+
+def test_too_many_pins_are_a_conflict_and_wrong_ones_are_refused(keyed: Keyed) -> None:
+    answers = [
+        keyed.ask("ops", "POST", "/admin/pins", {"key": "small", "prompt": [n + 1] * 120})
+        for n in range(6)
+    ]
+    assert answers[0].status_code == 200
+    assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (409, "pins_full")
+    refused = keyed.ask("small", "POST", "/admin/pins", {"key": "small", "prompt": "x" * 40})
+    assert refused.status_code == 403
+    for body, code in WRONG_PINS:
+        refused = keyed.ask("ops", "POST", "/admin/pins", body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, code), refused.text
+
+
 def test_without_keys_nobody_is_an_admin(server: ServerProcess) -> None:
     answer = httpx.get(f"{server.url}/admin/keys")
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope")

@@ -77,6 +77,8 @@ def test_a_scrape_parses_and_is_complete(fresh_server: ServerProcess) -> None:
         "hal:prefix_cache_hits",
         "hal:prefix_cache_evictions",
         "hal:num_preemptions",
+        "hal:swapped_blocks",
+        "hal:cpu_cache_usage_perc",
         "hal:engine_heartbeat_age_seconds",
     } <= families.keys()
     for family in families.values():

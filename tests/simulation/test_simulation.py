@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import simulation
 from shadow_traffic import CONFIG, expect_all, make_engine, make_request, run_all
-from simulation import Simulation, failure_of, reduced
+from simulation import FaultySwapSpace, Simulation, failure_of, reduced
 from simulation_plan import Plan, draw_plan
 
+from hal.engine.batch import Swaps
 from hal.engine.block_manager import BlockManager
 from hal.engine.pins import Pins
 from hal.engine.scheduler import Scheduler
 from hal.engine.slots import Slots
+from hal.engine.swap_space import SwapSpace
 from hal.engine.waiting import WaitingQueue
 
 NUM_SEEDS = 1000
@@ -78,7 +80,10 @@ def test_seeds_differ_and_meet_what_they_are_for() -> None:
     assert len(digests) == len(runs)
     stats = [run.engine.stats() for run in runs]
     assert sum(run.num_pins > 0 for run in runs) >= 3
-    for name in ("num_preemptions", "num_evicted", "num_expired", "num_prefix_hits", "num_late"):
+    for name in (
+        *("num_preemptions", "num_evicted", "num_expired", "num_prefix_hits", "num_late"),
+        *("num_swapped_out", "num_swapped_in"),
+    ):
         assert sum(getattr(found, name) > 0 for found in stats) >= 3, name
 
 
@@ -144,7 +149,38 @@ def _pins_are_not_bounded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("hal.engine.scheduler.pin_limit", lambda live, config, blocks: 10**9)
 
 
+def _swap_blocks_are_reused_before_they_are_read(patch: pytest.MonkeyPatch) -> None:
+    def oldest(self: SwapSpace) -> int:
+        if not self._free:
+            self._empty(self._place_of.pop(next(iter(self._place_of))))
+        return self._free.pop()
+
+    patch.setattr(FaultySwapSpace, "_new_place", oldest)
+
+
+def _nothing_is_swapped_out(patch: pytest.MonkeyPatch) -> None:
+    take = SwapSpace.take
+
+    def only_in(self: SwapSpace) -> Swaps | None:
+        swaps = take(self)
+        return None if swaps is None else replace(swaps, outs=swaps.outs[:0])
+
+    patch.setattr(SwapSpace, "take", only_in)
+
+
+def _copies_of_a_lost_step_are_trusted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SwapSpace, "lose", lambda self: None)
+
+
+def _swapped_blocks_are_not_copied_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SwapSpace, "restore", lambda self, places, blocks, now: None)
+
+
 PLANTED: dict[str, Change] = {
+    "swap blocks are reused before they are read": _swap_blocks_are_reused_before_they_are_read,
+    "nothing is swapped out": _nothing_is_swapped_out,
+    "copies of a lost step are trusted": _copies_of_a_lost_step_are_trusted,
+    "swapped blocks are not copied back": _swapped_blocks_are_not_copied_back,
     "copies are lost": _copies_are_lost,
     "shared blocks are written": _shared_blocks_are_written,
     "keys collide": _keys_collide,

@@ -55,7 +55,11 @@ class WatchedExecutor(ShadowExecutor):
     """Keeps the batches and checks what every batch promises."""
 
     def __init__(
-        self, config: SchedulerConfig, poison: int | None = None, vocab_size: int = VOCAB_SIZE
+        self,
+        config: SchedulerConfig,
+        poison: int | None = None,
+        vocab_size: int = VOCAB_SIZE,
+        swap_block_s: float = 0.0,
     ) -> None:
         super().__init__(
             max_num_seqs=config.max_num_seqs,
@@ -65,6 +69,8 @@ class WatchedExecutor(ShadowExecutor):
             vocab_size=vocab_size,
             window=config.window,
             poison=poison,
+            num_swap_blocks=config.num_swap_blocks,
+            swap_block_s=swap_block_s,
         )
         self.config = config
         self.batches: list[Batch] = []

@@ -23,12 +23,14 @@ from shadow_traffic import WatchedExecutor, generate_alone
 from simulation_plan import (
     POISON,
     STEP_S,
+    TOKEN_S,
     VOCAB_SIZE,
     Abort,
     Add,
     Event,
     FailAllocations,
     FailDevice,
+    FailSwaps,
     JumpClock,
     Pin,
     Plan,
@@ -42,12 +44,12 @@ from hal.engine.prefix_hash import PrefixKeys
 from hal.engine.request import FinishReason, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
 from hal.engine.shadow_executor import ShadowStep
+from hal.engine.swap_space import SwapCosts, SwapSpace
 from hal.errors import NOT_FINITE, TOO_LATE, ContextLengthError, EngineError, RequestError
 
 SECRET = bytes(32)
 NUM_STEPS = 500
-UNSEEN_S = 1.01 * STEP_S
-"""A clock set back in a step hides that step's time from the engine."""
+GARBAGE = -7
 T = TypeVar("T")
 
 
@@ -58,6 +60,17 @@ class Violation(AssertionError):
 def require(holds: bool, text: str) -> None:
     if not holds:
         raise Violation(text)
+
+
+class FaultySwapSpace(SwapSpace):
+    """Has no room where the plan says so."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        super().__init__(config.num_swap_blocks, SwapCosts(config.block_size))
+        self.is_full = False
+
+    def _new_place(self) -> int | None:
+        return None if self.is_full else super()._new_place()
 
 
 class FaultyBlocks(BlockManager):
@@ -73,6 +86,7 @@ class FaultyBlocks(BlockManager):
             cache=config.cache if config.prefix_caching else None,
             clock=clock,
             secret=SECRET,
+            swap=FaultySwapSpace(config) if config.num_swap_blocks else None,
         )
         self.fault: FailAllocations | None = None
         self._num_calls = 0
@@ -104,7 +118,7 @@ class FaultyBlocks(BlockManager):
 
 
 class SimulatedClock:
-    """A step takes STEP_S, and sometimes somebody sets it."""
+    """A step comes every STEP_S, or as soon as the last one is done; sometimes it is set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -116,20 +130,31 @@ class SimulatedClock:
 class SimulatedExecutor(WatchedExecutor):
     """Loses a step where the plan says so, and sees that no block has two writers."""
 
-    def __init__(self, config: SchedulerConfig, blocks: BlockManager) -> None:
-        super().__init__(config, POISON, VOCAB_SIZE)
+    def __init__(self, plan: Plan, blocks: BlockManager, clock: SimulatedClock) -> None:
+        super().__init__(plan.config, POISON, VOCAB_SIZE, plan.swap_block_s)
         self._blocks = blocks
+        self._clock = clock
+        self.run_s = 0.0  # of the last step
         self.fault: FailDevice | None = None
+        self.loses_swaps = False  # in the next step that has some
         self.digest = blake2b(digest_size=16)
 
     def submit(self, batch: Batch) -> ShadowStep:
         self.batches.clear()
         for array in (batch.slots, batch.q_lens, batch.token_ids, batch.block_updates):
             self.digest.update(array.tobytes())
+        if batch.swaps is not None:
+            self.digest.update(batch.swaps.outs.tobytes() + batch.swaps.ins.tobytes())
+        if self.loses_swaps and batch.swaps is not None and len(batch.swaps.outs):
+            self.loses_swaps = False
+            self._swap_space[batch.swaps.outs[:, 1]] = GARBAGE
+            raise RuntimeError("the device was lost while it copied")
         if self.fault is not None and not self.fault.has_run:
             raise RuntimeError("the device was lost before the step")
         step = super().submit(batch)
         self._check_writers(batch)
+        self.run_s = TOKEN_S * batch.num_tokens + step.result.swap_s
+        self._clock.now += self.run_s
         self.digest.update(step.result.token_ids.tobytes())
         if self.fault is not None:
             raise RuntimeError("the device was lost after the step")
@@ -151,19 +176,25 @@ class Simulation:
         self.plan = plan
         self.clock = SimulatedClock()
         self.blocks = FaultyBlocks(plan.config, self.clock)
-        self.executor = SimulatedExecutor(plan.config, self.blocks)
+        self.executor = SimulatedExecutor(plan, self.blocks, self.clock)
         scheduler = Scheduler(plan.config, self.clock, self.blocks)
         self.engine = Engine(plan.config, self.executor, random.Random(0), scheduler=scheduler)
         self.requests: dict[str, Request] = {}
         self.arrived_at: dict[str, float] = {}  # on a clock that never goes back
         self.queued: set[str] = set()  # never ran so far
         self.time = self.clock.now
+        self.longest_s = 0.0  # of what steps ran
         self.open: set[tuple[str, int]] = set()  # choices without a last output
         self.tokens: dict[tuple[str, int], list[int]] = defaultdict(list)
         self.num_delivered = 0
         self.pins: dict[str, list[int]] = {}  # the blocks of each
         self.num_pins = 0
         self.num_lost = 0  # in this step
+
+    @property
+    def unseen_s(self) -> float:
+        """A clock set back in a step hides that step's time from the engine."""
+        return 1.01 * max(STEP_S, self.longest_s)
 
     def run(self) -> bytes:
         """To the end of the plan and until nothing is left; returns the trace's digest."""
@@ -186,13 +217,16 @@ class Simulation:
         return self.executor.digest.digest()
 
     def _step(self, events: tuple[Event, ...]) -> None:
-        self.clock.now += STEP_S
+        self.clock.now += max(0.0, STEP_S - self.executor.run_s)
+        self.executor.run_s = 0.0
         self.time = max(self.time, self.clock.now)
         for event in events:
             self._apply(event)
         self.blocks.begin_step(_only(FailAllocations, events))
         self.executor.fault = _only(FailDevice, events)
+        self._break_swaps(_only(FailSwaps, events))
         is_faulty = self.blocks.fault is not None or self.executor.fault is not None
+        is_faulty |= self.executor.loses_swaps
         self.num_lost = int(self.executor.fault is not None)
         has_work, before = self.engine.scheduler.has_work, self.engine.scheduler.num_steps
         is_delivering = bool(self.engine._undelivered)
@@ -200,12 +234,21 @@ class Simulation:
             for output in self.engine.step():
                 self._take(output)
         except EngineError as error:
-            require(self.executor.fault is not None, f"a step failed: {error}")
+            require(is_faulty, f"a step failed: {error}")
+            self.num_lost = 1
+        self.longest_s = max(self.longest_s, self.executor.run_s)
+        self.time = max(self.time, self.clock.now)
         has_run = self.engine.scheduler.num_steps > before
         if has_work and not is_delivering and not is_faulty:
             is_idle = not self.engine.scheduler.has_work  # all that waited was too late
             require(has_run or is_idle, "work was waiting and nothing ran")
         self._check()
+
+    def _break_swaps(self, event: FailSwaps | None) -> None:
+        swap = self.blocks.swap
+        if isinstance(swap, FaultySwapSpace):
+            swap.is_full = event is not None and event.is_full
+            self.executor.loses_swaps |= event is not None and not event.is_full
 
     def _apply(self, event: Event) -> None:
         if isinstance(event, Add):
@@ -286,7 +329,10 @@ class Simulation:
         expected = generate_alone(request, last.index, self.plan.config, VOCAB_SIZE, POISON)
         if last.error_code == TOO_LATE:
             waited_s = self.time - self.arrived_at[last.request_id]
-            least_s = (request.timeout_s or 0.0) - UNSEEN_S
+            config = self.plan.config
+            num_steps = config.max_model_len // config.max_num_batched_tokens + 1
+            prefill_s = num_steps * self.longest_s  # which the engine sees coming
+            least_s = (request.timeout_s or 0.0) - self.unseen_s - prefill_s
             require(waited_s >= least_s, f"dropped after {waited_s} s: {last}")
         is_whole = last.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
         is_whole |= last.error_code == NOT_FINITE
@@ -299,7 +345,7 @@ class Simulation:
         started = {seq.request.request_id for seq in seqs} & self.queued
         self.queued -= started
         for winner in started:
-            latest = self.arrived_at[winner] - self.plan.config.priority_wait_s - UNSEEN_S
+            latest = self.arrived_at[winner] - self.plan.config.priority_wait_s - self.unseen_s
             tenant = self.requests[winner].tenant
             overtaken = [
                 waiting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shadow_traffic import MAX_MODEL_LEN, make_request
 
@@ -14,7 +14,10 @@ from hal.engine.scheduler import SchedulerConfig
 VOCAB_SIZE = 400
 POISON = VOCAB_SIZE - 1
 STEP_S = 0.05
-"""Seconds of the simulated clock that a step takes."""
+"""Seconds of the simulated clock from one step to the next."""
+
+TOKEN_S = 0.0002
+"""Of them, for each token that the step runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,14 @@ class FailDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class FailSwaps:
+    """The next step that copies to the swap space is lost, and what it holds there is anything; or
+    no evicted block finds room there in this step."""
+
+    is_full: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """Pin what the prompt of a request starts with, if it is cached; or end that pin again."""
 
@@ -60,15 +71,19 @@ class Pin:
     ends: bool = False
 
 
-Event = Pin | Add | Abort | JumpClock | FailAllocations | FailDevice
+Event = Pin | Add | Abort | JumpClock | FailAllocations | FailDevice | FailSwaps
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """steps[i]: what happens just before step i. After the last one everything runs to its end."""
+    """steps[i]: what happens just before step i. After the last one everything runs to its end.
+
+    swap_block_s: what a copy of a block takes; a computed token takes TOKEN_S
+    """
 
     config: SchedulerConfig
     steps: tuple[tuple[Event, ...], ...]
+    swap_block_s: float = 0.0
 
 
 def draw_config(rng: random.Random) -> SchedulerConfig:
@@ -99,7 +114,8 @@ def draw_plan(seed: int, num_steps: int) -> Plan:
     rng = random.Random(seed)
     pins = random.Random(f"pins {seed}")
     pin_rate = pins.choice([0.0, 0.02, 0.2])
-    config = draw_config(rng)
+    swaps = random.Random(f"swaps {seed}")
+    config = _with_target(seed, _with_swap(swaps, draw_config(rng)))
     # Requests take about a dozen steps: from an idle engine to a queue that never empties.
     rate = rng.choice([0.01, 0.03, 0.06]) * config.max_num_seqs
     fault_rate = rng.choice([0.0, 0.01, 0.05])
@@ -118,8 +134,23 @@ def draw_plan(seed: int, num_steps: int) -> Plan:
         if pins.random() < pin_rate and num_added:
             number = max(0, num_added - 1 - pins.randrange(8))
             events.append(Pin(str(number), pins.random() < 0.4))
+        if config.num_swap_blocks and swaps.random() < fault_rate:
+            events.append(FailSwaps(swaps.random() < 0.5))
         steps.append(tuple(events))
-    return Plan(config, tuple(steps))
+    return Plan(config, tuple(steps), swaps.choice([0.0, 0.1, 1.0]) * TOKEN_S)
+
+
+def _with_swap(rng: random.Random, config: SchedulerConfig) -> SchedulerConfig:
+    """Most of those that can have a swap space have one, often a small one."""
+    if config.window is not None or not config.prefix_caching or rng.random() < 0.3:
+        return config
+    return replace(config, num_swap_blocks=rng.choice([2, 4, 12, 100]))
+
+
+def _with_target(seed: int, config: SchedulerConfig) -> SchedulerConfig:
+    """A time between two tokens that some chunks keep."""
+    target_s = random.Random(f"target {seed}").choice([None, 4 * TOKEN_S, 20 * TOKEN_S])
+    return replace(config, inter_token_target_s=target_s if config.chunked_prefill else None)
 
 
 def _count(rng: random.Random, rate: float) -> int:

@@ -27,7 +27,7 @@ class SampleDevice(TorchDevice):
     tensors of its own derives from hal.device.Device and writes those methods too."""
 
     # The version this file was written for, as a number: the constant would claim every version.
-    interface_version = 2
+    interface_version = 3
 
     def __init__(self, capabilities: Capabilities) -> None:
         super().__init__(capabilities, "cpu")
