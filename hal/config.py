@@ -23,7 +23,9 @@ NO_CAPTURE = "{} has no graph capture"
 
 _FLOATS = (DType.FLOAT32.label, DType.BFLOAT16.label, DType.FLOAT16.label)
 _OPTIONAL_COUNTS = ("max_model_len", "max_num_batched_tokens", "block_size", "threads")
-_COUNTS = ("max_num_seqs", *_OPTIONAL_COUNTS)
+_COUNTS = ("max_num_seqs", "tensor_parallel_size", *_OPTIONAL_COUNTS)
+# How ranks talk; auto: shared memory where it can be used.
+COLLECTIVES = (AUTO, "shared-memory", "gloo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class EngineConfig:
     cache_policy, cache_ttl: which cached prefix goes first; see hal.cache_policy.
     cpu_affinity: "auto", "none" or the CPUs for the threads, "0-7,16-23"; see hal.devices.affinity.
     kv_cache_dtype: "auto" (the model's), its name, or a format of hal.kv.KV_FORMATS.
+    tensor_parallel_size: ranks that share the model, each a process; threads and memory are those
+        of all ranks together. collective: one of COLLECTIVES.
     """
 
     model: str = DEFAULT_MODEL
@@ -67,6 +71,8 @@ class EngineConfig:
     threads: int | None = None
     cpu_affinity: str = AUTO
     cache: bool = True
+    tensor_parallel_size: int = 1
+    collective: str = AUTO
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -79,6 +85,10 @@ class EngineConfig:
             raise UnsupportedError(
                 f"not supported yet: kv_cache_dtype={self.kv_cache_dtype!r}; choose {AUTO}, the "
                 f"model's dtype, or {', '.join(KV_FORMATS)}"
+            )
+        if self.collective not in COLLECTIVES:
+            raise ConfigError(
+                f"collective must be one of {', '.join(COLLECTIVES)}; got {self.collective!r}"
             )
         find_format(self.quantization)
         parse_policy(self.cache_policy, self.cache_ttl)

@@ -1,0 +1,119 @@
+"""Which collective a group of ranks uses and why, and the test that it passes before it is used."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hal.collective import Collective
+from hal.config import AUTO
+from hal.device import Device
+from hal.devices.gloo import GlooCollective
+from hal.dtypes import DType
+from hal.errors import RANK_LOST, EngineError, UnsupportedError
+from hal.kernels.cpu.collective import SharedMemoryCollective, create_region
+from hal.kernels.cpu.native import ranks_unavailable
+from hal.share import Share
+
+SHARED_MEMORY, GLOO = SharedMemoryCollective.name, GlooCollective.name
+
+# Of one wait for another rank: they run the same step, so more means that one hangs.
+TIMEOUT_S = 120.0
+_TESTED_SIZES = (1, 1000, 200_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the ranks of one group find each other.
+
+    point: of shared memory its descriptor, of gloo a file's path
+    """
+
+    collective: str
+    reason: str
+    point: str
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """That every rank inherits."""
+        return (int(self.point),) if self.collective == SHARED_MEMORY else ()
+
+    def close(self) -> None:
+        """Once all ranks have met."""
+        if self.collective == SHARED_MEMORY:
+            os.close(int(self.point))
+        else:
+            Path(self.point).unlink(missing_ok=True)
+
+
+def arrange(wanted: str, size: int) -> Meeting:
+    """A meeting for `--collective`; raises UnsupportedError where that cannot be used here."""
+    missing = ranks_unavailable()
+    if wanted == SHARED_MEMORY and missing:
+        raise UnsupportedError(
+            f"not supported here: collective={wanted!r}: {missing}. Use --collective gloo"
+        )
+    if wanted == GLOO or missing:
+        why = "set by the user" if wanted == GLOO else f"shared memory cannot be used: {missing}"
+        descriptor, path = tempfile.mkstemp(prefix="hal-ranks-")
+        os.close(descriptor)
+        Path(path).unlink()  # gloo makes it
+        return Meeting(GLOO, why, path)
+    why = "the quickest between processes of one machine" if wanted == AUTO else "set by the user"
+    return Meeting(SHARED_MEMORY, why, str(create_region(size)))
+
+
+def connect(collective: str, share: Share, point: str, timeout_s: float = TIMEOUT_S) -> Collective:
+    """This rank's end; with gloo it returns when all ranks are there."""
+    if collective == SHARED_MEMORY:
+        return SharedMemoryCollective(share, int(point), timeout_s)
+    return GlooCollective(share, point, timeout_s)
+
+
+def self_test(collective: Collective, device: Device) -> None:
+    """Sums and columns of all ranks against what they must be; raises EngineError."""
+    share = Share(collective.rank, collective.size)
+    for size in _TESTED_SIZES:
+        for dtype in (DType.FLOAT32, DType.BFLOAT16):
+            _test_all_reduce(collective, device, size, dtype)
+    columns = share.of(2 * share.size + 1)
+    out = device.empty((3, 2 * share.size + 1), DType.FLOAT32)
+    whole = np.arange(3 * out.shape[1], dtype=np.float32).reshape(3, -1)
+    own = np.ascontiguousarray(whole[:, columns.start : columns.stop])
+    _run(collective, lambda: collective.all_gather(device.upload(own), out))
+    _compare(collective, "all_gather", device.download(out), whole)
+
+
+def _test_all_reduce(collective: Collective, device: Device, size: int, dtype: DType) -> None:
+    """Small whole numbers: their sums are exact in every dtype."""
+    x = device.empty((size,), dtype)
+    ramp = np.arange(size) % 16
+    import torch
+
+    assert isinstance(x, torch.Tensor)
+    x.copy_(torch.from_numpy(ramp + collective.rank))
+    _run(collective, lambda: collective.all_reduce(x))
+    expected = ramp * collective.size + sum(range(collective.size))
+    _compare(collective, f"all_reduce of {size} in {dtype}", device.download(x), expected)
+
+
+def _run(collective: Collective, operation: Callable[[], None]) -> None:
+    operation()
+    collective.check()
+
+
+def _compare(collective: Collective, what: str, found: np.ndarray, expected: np.ndarray) -> None:
+    wrong = np.flatnonzero(found.reshape(-1) != expected.reshape(-1))
+    if len(wrong):
+        at = int(wrong[0])
+        raise EngineError(
+            f"self-test of {collective.name}, rank {collective.rank} of {collective.size}: {what} "
+            f"gave {found.reshape(-1)[at]} at {at}, expected {expected.reshape(-1)[at]}. "
+            "Use another --collective and report this",
+            code=RANK_LOST,
+        )
