@@ -11,10 +11,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from typing import NoReturn
 
 from hal.collective import Collective
 from hal.config import EngineConfig
@@ -70,6 +69,7 @@ class _Watch(threading.Thread):
         self.ranks: list[_Rank] = []
         self.failure: HalError | None = None
         self.collective: Collective | None = None
+        self.listeners: list[Callable[[HalError], None]] = []
         self.has_started = threading.Event()
         self.has_ended = threading.Event()
         self.start_error: OSError | None = None
@@ -124,6 +124,8 @@ class _Watch(threading.Thread):
         if self.collective is not None:
             self.collective.abort()
         self.inbox.put(None)
+        for listener in self.listeners:
+            listener(_lost(self.failure))
 
     def _end(self) -> None:
         """What is left of a group is of no use."""
@@ -213,9 +215,15 @@ class RankGroup:
         try:
             self._collective.check()
         except EngineError as error:
-            self._raise(self._watch.news() or error)
+            raise _lost(self._watch.news() or error) from None
         if self._watch.failure is not None:
-            self._raise(self._watch.failure)
+            raise _lost(self._watch.failure)
+
+    def on_loss(self, listener: Callable[[HalError], None]) -> None:
+        """Call it, from another thread, when a rank is lost: nobody may be stepping then."""
+        self._watch.listeners.append(listener)
+        if self._watch.failure is not None:
+            listener(_lost(self._watch.failure))
 
     def abort(self) -> None:
         """This rank has left a step: the group ends."""
@@ -256,12 +264,6 @@ class RankGroup:
     def _typed(self) -> _Typed:
         return _Typed(self._watch)
 
-    def _raise(self, error: HalError) -> NoReturn:
-        """In a step every failure of a rank is the loss of it."""
-        if error.code == RANK_LOST:
-            raise EngineError(error.message, code=RANK_LOST)
-        raise EngineError(str(error), code=RANK_LOST)
-
 
 class _Typed:
     """Within it, a broken socket or collective becomes how the rank was lost."""
@@ -296,6 +298,11 @@ def _start_rank(number: int, descriptors: Sequence[int]) -> _Rank:
             env=child_environment(),
         )
     return _Rank(number, process, control, life)
+
+
+def _lost(error: HalError) -> EngineError:
+    """Once the group has started, whatever ended a rank is the loss of it."""
+    return EngineError(error.message if error.code == RANK_LOST else str(error), code=RANK_LOST)
 
 
 def _death(rank: _Rank) -> EngineError:
