@@ -66,7 +66,10 @@ class GlooCollective(Collective):
             out[:, own.start : own.stop] = part[:, : len(own)]
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
-        self._run(lambda: self._group.broadcast([x], root))
+        self._run(lambda: self._group.broadcast(x, root))
+
+    def limit_waits(self, timeout_s: float) -> None:
+        self._group.set_timeout(timedelta(seconds=timeout_s))
 
     def check(self) -> None:
         if self._is_lost:

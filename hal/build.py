@@ -39,6 +39,7 @@ from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
 from hal.pack_cache import PackCache
 from hal.pack_cache.cache import device_label
 from hal.ranks.group import RankGroup
+from hal.ranks.messages import Loaded
 from hal.ranks.settings import check_ranks, of_rank, plan_rank, rank_choices
 from hal.select import Selection, SelectionPolicy, Selector
 
@@ -81,7 +82,7 @@ class BuiltEngine:
 
     plan, selections: of what runs; `posed` has those of the device that ours poses as, if any
     weights: where they came from, in words
-    group: the other ranks; None where this process is the only one
+    group: the other ranks; None where this process is the only one. others: what they loaded
     """
 
     engine: Engine
@@ -99,6 +100,7 @@ class BuiltEngine:
     kv_group: KVGroup
     posed: Posed | None
     group: RankGroup | None = None
+    others: tuple[Loaded, ...] = ()
 
     def close(self) -> None:
         """End the other ranks, if there are any."""
@@ -141,6 +143,10 @@ class BuiltEngine:
             ],
             "memory": self.plan.as_dict(),
             "weights": self.weights,
+            "other_ranks": [
+                {"weights_bytes": rank.weights_bytes, "read_bytes": rank.read_bytes}
+                for rank in self.others
+            ],
             "levels": level_counts(self.sites),
             "kernels": [site.as_json() for site in self.sites],
             "posed": None if self.posed is None else self.posed.as_dict(),
@@ -222,8 +228,9 @@ def _build(found: Found, group: RankGroup | None, progress: Progress) -> BuiltEn
     with CheckpointReader(found.folder) as reader:
         weights = _load(assembled, device, plan, reader, progress, _pack_cache(config, device))
     executor: Executor = assembled.runner
+    others: tuple[Loaded, ...] = ()
     if group is not None:
-        group.loaded()
+        others = group.loaded()
         executor = RankedExecutor(assembled.runner, group)
     return BuiltEngine(
         engine=Engine(
@@ -247,6 +254,7 @@ def _build(found: Found, group: RankGroup | None, progress: Progress) -> BuiltEn
         kv_group=assembled.kv_group,
         posed=posed,
         group=group,
+        others=others,
     )
 
 

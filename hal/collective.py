@@ -49,6 +49,10 @@ class Collective(ABC):
     def broadcast(self, x: Tensor, root: int = 0) -> None:
         """Replace `x` by the root rank's, in place."""
 
+    def limit_waits(self, timeout_s: float) -> None:
+        """From now on a rank that waits longer than that for another one has lost it."""
+        return None
+
     def check(self) -> None:
         """Raise EngineError where the group has lost a rank: what was computed since means nothing.
 

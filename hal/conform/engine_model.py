@@ -198,9 +198,7 @@ def load(
         config = read_model_config(folder, MODELS.keys())
         resolved = _resolve(config, model, device, enforce_eager)
         selector = make_selector(device.capabilities, SelectionPolicy())
-        assembled = assemble(
-            config, resolved, selector, collective or device.collective(), device
-        )
+        assembled = assemble(config, resolved, selector, collective or device.collective(), device)
         width, binder = config.hidden_size, assembled.binder
         layers = tuple(
             EngineLayer(layer, binder, layer.attention.family.problem, width)

@@ -21,7 +21,14 @@ from hal.device import Device
 from hal.env import child_environment
 from hal.errors import RANK_LOST, EngineError, HalError
 from hal.exit_status import exit_words
-from hal.ranks.connect import Meeting, arrange, connect, self_test
+from hal.ranks.connect import (
+    START_TIMEOUT_S,
+    STEP_TIMEOUT_S,
+    Meeting,
+    arrange,
+    connect,
+    self_test,
+)
 from hal.ranks.interrupts import interrupt_afterwards
 from hal.ranks.messages import (
     Connected,
@@ -37,8 +44,6 @@ from hal.ranks.messages import (
 from hal.server.messages import receive_frame
 from hal.share import Share
 
-# Python and torch are loaded, on a busy machine and from a cold disk.
-START_TIMEOUT_S = 180.0
 _SELF_TEST_TIMEOUT_S = 20.0
 _SEND_TIMEOUT_S = 60.0
 _STOP_GRACE_S = 2.0
@@ -189,8 +194,10 @@ class RankGroup:
         self._collective = self._watch.collective = collective
         self._expect(Connected)
         self.meeting.close()
+        collective.limit_waits(_SELF_TEST_TIMEOUT_S)
         with self._typed():
             self_test(collective, device)
+        collective.limit_waits(STEP_TIMEOUT_S)
         return collective
 
     def load(self, num_blocks: int) -> None:

@@ -21,7 +21,7 @@ from hal.engine.progress import SilentProgress
 from hal.engine.weights import CheckpointReader
 from hal.errors import EngineError, HalError
 from hal.parent_process import die_with_parent
-from hal.ranks.connect import connect, self_test
+from hal.ranks.connect import STEP_TIMEOUT_S, connect, self_test
 from hal.ranks.messages import Connected, Ended, Load, Loaded, StartRank, decode_to_rank, send
 from hal.server.messages import ErrorRecord, receive_frame
 from hal.share import Share
@@ -55,6 +55,7 @@ def _serve(control: socket.socket, life: socket.socket) -> None:
     collective = connect(start.collective, share, start.meeting)
     send(life, Connected())
     self_test(collective, device)
+    collective.limit_waits(STEP_TIMEOUT_S)
     rank = _Rank(start, collective)
     load = decode_to_rank(_expect(control))
     assert isinstance(load, Load), load

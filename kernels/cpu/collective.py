@@ -79,6 +79,10 @@ class SharedMemoryCollective(Collective):
         assert values.is_contiguous(), "ranks send whole tensors"
         self._native.broadcast(values.data_ptr(), values.nbytes, root)
 
+    def limit_waits(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._native.limit_waits(timeout_s)
+
     def check(self) -> None:
         late = self._native.failure()
         if late is None:

@@ -46,6 +46,7 @@ void define_communicator(nanobind::module_& m) {
         .def("all_reduce", &call_all_reduce)
         .def("all_gather", &call_all_gather)
         .def("broadcast", &call_broadcast)
+        .def("limit_waits", &Communicator::limit_waits)
         .def("abort", &Communicator::abort)
         .def("failure", &failure_of);
 }

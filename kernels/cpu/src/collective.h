@@ -38,6 +38,7 @@ class Communicator {
     void all_gather(const float* own, int64_t rows, int64_t columns, float* out);
     void broadcast(void* x, int64_t bytes, int root);
 
+    void limit_waits(double timeout_s) { timeout_s_ = timeout_s; }
     void abort() { fail(kLeft); }
     // kNoFailure, kLeft, or the rank that this one waited for in vain.
     int failure() const;
