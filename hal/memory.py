@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from hal.device import Memory, MemoryKind
@@ -100,6 +100,18 @@ class PlanInputs:
     num_extra_blocks: int = 0
     blocks_per_seq: int = 0
     min_num_seqs: int = 1
+
+    def of_rank(self, size: int, communicator_bytes: int) -> PlanInputs:
+        """Of one of `size` ranks on one machine: its share of the memory and of --memory."""
+        memory, request = self.memory, self.request
+        if request.mode is not MemoryMode.FRACTION:
+            request = replace(request, amount=request.amount / size)
+        share = replace(
+            memory,
+            total_bytes=memory.total_bytes // size,
+            available_bytes=memory.available_bytes // size,
+        )
+        return replace(self, memory=share, request=request, communicator_bytes=communicator_bytes)
 
     @property
     def fixed_bytes(self) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hal.collective import Collective
 from hal.errors import ConfigError
 from hal.planning.shape import ModelShape
 from hal.share import Cuttable
+from hal.tensor import Tensor
 
 MAX_TP = 64
 # Rings and channels of a collective library; assumed, its figures differ by version and card.
@@ -28,3 +30,42 @@ def _cuttable(shape: ModelShape) -> Cuttable:
     return Cuttable(
         num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads, widths=shape.cut_sizes
     )
+
+
+class PlannedRank(Collective):
+    """Rank 0 of processes on one CPU machine: what start-up would choose, without the others."""
+
+    name = "planned"
+
+    def __init__(self, size: int) -> None:
+        from hal.kernels.cpu import native  # torch comes with it
+
+        self._size = size
+        self._region_bytes = 0
+        if native.ranks_unavailable() is None:
+            self._region_bytes = native.load().Communicator.region_bytes(size)
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def num_bytes(self) -> int:
+        return -(-self._region_bytes // self._size)
+
+    @property
+    def is_capturable(self) -> bool:
+        return self._region_bytes > 0
+
+    def all_reduce(self, x: Tensor) -> None:
+        raise AssertionError("a plan runs nothing")
+
+    def all_gather(self, x: Tensor, out: Tensor) -> None:
+        raise AssertionError("a plan runs nothing")
+
+    def broadcast(self, x: Tensor, root: int = 0) -> None:
+        raise AssertionError("a plan runs nothing")

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from hal.collective import Collective
 from hal.config import Choice, EngineConfig
-from hal.device import Memory
 from hal.devices import Opened
 from hal.devices.affinity import AUTO, NONE
 from hal.engine.model_config import ModelConfig
 from hal.errors import ConfigError, MemoryPlanError, UnsupportedError
-from hal.memory import MemoryMode, MemoryPlan, PlanInputs, plan_memory
+from hal.memory import MemoryPlan, PlanInputs, plan_memory
 from hal.ranks.connect import Meeting
 from hal.share import Cuttable
 from hal.weights import UNQUANTIZED
@@ -85,28 +84,11 @@ def plan_rank(inputs: PlanInputs, collective: Collective) -> MemoryPlan:
 
     Raises MemoryPlanError that says so.
     """
-    request, size = inputs.request, collective.size
-    if request.mode is not MemoryMode.FRACTION:
-        request = replace(request, amount=request.amount / size)
+    size = collective.size
     try:
-        return plan_memory(
-            replace(
-                inputs,
-                memory=_part(inputs.memory, size),
-                request=request,
-                communicator_bytes=collective.num_bytes,
-            )
-        )
+        return plan_memory(inputs.of_rank(size, collective.num_bytes))
     except MemoryPlanError as error:
         raise MemoryPlanError(
             f"on each of {size} ranks, which get 1/{size} of the memory each (a size for --memory "
             f"is {size} times what is said here): {error.message}"
         ) from error
-
-
-def _part(memory: Memory, size: int) -> Memory:
-    return replace(
-        memory,
-        total_bytes=memory.total_bytes // size,
-        available_bytes=memory.available_bytes // size,
-    )

@@ -101,7 +101,8 @@ def _head(report: PlanReport) -> Iterator[str]:
 
 def _ledger(report: PlanReport) -> Iterator[str]:
     memory, parts = report.inputs.memory, report.parts()
-    each = "each device" if report.parallel.used > 1 else "the device"
+    used = report.parallel.used
+    each = f"each of {used} ranks" if used > 1 else "the device"
     yield f"memory of {each}: {format_bytes(memory.total_bytes)} {memory.kind}"
     yield f"  {bar(parts)}"
     if not report.fits:
