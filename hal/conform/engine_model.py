@@ -188,6 +188,7 @@ def load(
     device: Device,
     *,
     enforce_eager: bool = False,
+    deterministic: bool = False,
     collective: Collective | None = None,
 ) -> Loaded:
     """Through the engine's own config and checkpoint readers; raises HalError as they do.
@@ -197,7 +198,7 @@ def load(
     with model_folder(model) as folder:
         config = read_model_config(folder, MODELS.keys())
         resolved = _resolve(config, model, device, enforce_eager)
-        selector = make_selector(device.capabilities, SelectionPolicy())
+        selector = make_selector(device.capabilities, SelectionPolicy(deterministic=deterministic))
         assembled = assemble(config, resolved, selector, collective or device.collective(), device)
         width, binder = config.hidden_size, assembled.binder
         layers = tuple(

@@ -54,6 +54,11 @@ class Meeting:
             Path(self.point).unlink(missing_ok=True)
 
 
+def usual_collective() -> str:
+    """Of several ranks on this machine's CPU."""
+    return GLOO if ranks_unavailable() else SHARED_MEMORY
+
+
 def arrange(wanted: str, size: int) -> Meeting:
     """A meeting for `--collective`; raises UnsupportedError where that cannot be used here."""
     missing = ranks_unavailable()

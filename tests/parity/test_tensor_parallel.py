@@ -68,6 +68,26 @@ def test_ranks_agree_to_the_bit_in_every_dtype(dtype: DType) -> None:
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.BFLOAT16], ids=str)
+def test_deterministic_ranks_do_not_see_the_batch(dtype: DType) -> None:
+    model = make_model("qwen3", dtype)
+    rng = np.random.default_rng(3)
+    texts = list(rng.integers(0, model.shape.vocab_size, (2, NUM_PREFILLED), dtype=np.int32))
+
+    def rank(collective: Collective) -> list[Float64]:
+        device = open_device("cpu").device
+        loaded = load(model, device, deterministic=True, collective=collective)
+        together = Player(loaded.model, texts)
+        together.step((0, 5), (1, NUM_PREFILLED))
+        together.step((0, NUM_PREFILLED - 5))
+        alone = Player(loaded.model, texts)
+        alone.step((0, NUM_PREFILLED))
+        return [together.logits(0), alone.logits(0)]
+
+    for together, alone in run_ranks(2, rank):
+        np.testing.assert_array_equal(together, alone)
+
+
 @pytest.mark.parametrize("model_type", DENSE)
 @pytest.mark.parametrize("size", [2, 4])
 def test_each_rank_reads_only_its_part(model_type: str, size: int) -> None:
