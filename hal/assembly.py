@@ -89,6 +89,7 @@ def assemble(
         block_size=resolved.block_size,
         max_model_len=resolved.max_model_len,
         max_num_seqs=resolved.max_num_seqs,
+        deterministic=resolved.config.deterministic,
         weights=resolved.weights,
         head_weights=resolved.head_weights,
         kv_dtype=resolved.kv_dtype,

@@ -42,7 +42,7 @@ class Collective(ABC):
     def all_gather(self, x: Tensor, out: Tensor) -> None:
         """Put every rank's columns beside each other.
 
-        x [N, own], out [N, all], float32. Each rank's `own` is its part of `all` as Share cuts it.
+        x [N, own], out [N, all], of one dtype; `own` is this rank's part of `all` as Share cuts it.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hal import opset
 from hal.binding import Binder, Buffer
 from hal.collective import Collective
 from hal.dtypes import DType
+from hal.engine.layers.gathered import GatheredLinear
 from hal.engine.layers.parameters import (
     LinearLayout,
     Parameters,
@@ -33,11 +35,14 @@ from hal.opset.block import (
 )
 from hal.opset.elementwise import Activation
 from hal.opset.indexing import GatherProblem
+from hal.opset.linear import LinearFamily
 from hal.opset.norm import NormInput, NormKind, NormProblem
 from hal.opset.vocab import VocabFamily, VocabProblem
 from hal.share import Share
 from hal.tensor import Tensor
 from hal.weights import WeightFormat
+
+Reduce = Callable[[Tensor], None]
 
 # The names that configs use for the same function.
 ACTIVATIONS = {
@@ -55,6 +60,7 @@ ACTIVATIONS = {
 class BuildOptions:
     """Choices made before layers are built.
 
+    deterministic: with several ranks, the bits of one
     weights: of the layers' matrices; head_weights: of the matrix that makes logits. None: in dtype.
     kv_dtype: of the KV cache; None: dtype
     """
@@ -63,6 +69,7 @@ class BuildOptions:
     block_size: int
     max_model_len: int
     max_num_seqs: int
+    deterministic: bool = False
     weights: WeightFormat | None = None
     head_weights: WeightFormat | None = None
     kv_dtype: DType | None = None
@@ -136,31 +143,25 @@ class Attention:
         problem = build.attention_problem(layer, norm)
         self.family = build.binder.shared(opset.attention, problem.attention)
         self._block: AttentionBlock = build.binder.bind(opset.attention_block, problem)
-        self._reduce = build.collective.all_reduce
-        self._declare(build, names, problem)
+        self._reduce = self._declare(build, names)
         self._cos_sin = build.cos_sin()
         self._q_norm = build.optional_vector(names.q_norm, build.config.head_dim)
         self._k_norm = build.optional_vector(names.k_norm, build.config.head_dim)
         self._eps = build.config.norm_eps
         self._weights: AttentionWeights | None = None
 
-    def _declare(
-        self, build: Builder, names: AttentionNames, problem: AttentionBlockProblem
-    ) -> None:
+    def _declare(self, build: Builder, names: AttentionNames) -> Reduce:
+        """What the block's output still needs."""
         sections = build.qkv_sections()
         runs = (sections,) if len(names.qkv) == 1 else tuple((section,) for section in sections)
         qkv = LinearLayout(
             rows=tuple(Rows(name=n, sections=r) for n, r in zip(names.qkv, runs, strict=True)),
             is_transposed=names.is_transposed,
         )
-        output = LinearLayout(
-            rows=(Rows(name=names.output, sections=(Section.whole(problem.hidden_size),)),),
-            columns=sections[0],  # what this rank's heads put out
-            is_transposed=names.is_transposed,
-            has_bias=build.share.rank == 0,
-        )
         add_linear(build.parameters, self._block.qkv, qkv)
-        add_linear(build.parameters, self._block.output, output)
+        output = _CutInputs(self._block.output, names.output, sections[0], names.is_transposed)
+        self._block.output, reduce = build.over_ranks(output)
+        return reduce
 
     def __call__(
         self, x: Tensor, positions: Tensor, kv: Tensor, out: Tensor, norm: NormInput
@@ -208,7 +209,6 @@ class Mlp:
                 norm=norm,
             ),
         )
-        self._reduce = build.collective.all_reduce
         inputs = [name for name in (names.gate, names.up) if name is not None]
         own = build.section(build.whole.intermediate_size)
         add_linear(
@@ -219,21 +219,27 @@ class Mlp:
                 is_transposed=names.is_transposed,
             ),
         )
-        add_linear(
-            build.parameters,
-            self._block.down,
-            LinearLayout(
-                rows=(Rows(name=names.down, sections=(Section.whole(config.hidden_size),)),),
-                columns=own,
-                is_transposed=names.is_transposed,
-                has_bias=build.share.rank == 0,
-            ),
-        )
+        down = _CutInputs(self._block.down, names.down, own, names.is_transposed)
+        self._block.down, self._reduce = build.over_ranks(down)
 
     def __call__(self, x: Tensor, out: Tensor, norm: NormInput) -> None:
         """out [T, hidden_size] from x, which is first written as the norm."""
         self._block(x, out, norm)
         self._reduce(out)
+
+
+@dataclass(frozen=True, slots=True)
+class _CutInputs:
+    """A layer of a block, of whose inputs this rank has `inputs`; name: in the checkpoint."""
+
+    family: LinearFamily
+    name: str
+    inputs: Section
+    is_transposed: bool
+
+
+def _already_whole(_out: Tensor) -> None:
+    """Instead of a sum over ranks."""
 
 
 class Builder:
@@ -269,6 +275,27 @@ class Builder:
     def section(self, size: int) -> Section:
         """Of `size` rows or columns, those of this rank."""
         return Section(size, self.share.of(size))
+
+    def over_ranks(self, layer: _CutInputs) -> tuple[LinearFamily, Reduce]:
+        """Declare a layer of whose inputs each rank has a part: what runs it, and what its outputs
+        need to be those of all ranks."""
+        size = layer.family.problem.out_features
+        if not (self.options.deterministic and self.share.size > 1):
+            layout = LinearLayout(
+                rows=(Rows(name=layer.name, sections=(Section.whole(size),)),),
+                columns=layer.inputs,
+                is_transposed=layer.is_transposed,
+                has_bias=self.share.rank == 0,
+            )
+            add_linear(self.parameters, layer.family, layout)
+            return layer.family, self.collective.all_reduce
+        gathered = GatheredLinear(
+            layer.family.problem, layer.inputs.total, self.binder, self.collective
+        )
+        rows = Rows(name=layer.name, sections=(self.section(size),))
+        layout = LinearLayout(rows=(rows,), is_transposed=layer.is_transposed)
+        add_linear(self.parameters, gathered.own, layout)
+        return gathered, _already_whole
 
     def qkv_sections(self) -> tuple[Section, Section, Section]:
         """Rows of query, key and value heads."""

@@ -197,7 +197,7 @@ def load(
     """
     with model_folder(model) as folder:
         config = read_model_config(folder, MODELS.keys())
-        resolved = _resolve(config, model, device, enforce_eager)
+        resolved = _resolve(config, model, device, enforce_eager, deterministic)
         selector = make_selector(device.capabilities, SelectionPolicy(deterministic=deterministic))
         assembled = assemble(config, resolved, selector, collective or device.collective(), device)
         width, binder = config.hidden_size, assembled.binder
@@ -216,10 +216,15 @@ def load(
 
 
 def _resolve(
-    config: ModelConfig, model: TinyModel, device: Device, enforce_eager: bool
+    config: ModelConfig,
+    model: TinyModel,
+    device: Device,
+    enforce_eager: bool,
+    deterministic: bool,
 ) -> ResolvedConfig:
     settings = EngineConfig(
         enforce_eager=enforce_eager,
+        deterministic=deterministic,
         dtype=str(model.dtype),
         max_num_seqs=_NUM_SLOTS + MAX_ROWS,
         max_num_batched_tokens=_NUM_SLOTS + MAX_ROWS,

@@ -68,11 +68,12 @@ class SharedMemoryCollective(Collective):
             values.copy_(summed)
 
     def all_gather(self, x: Tensor, out: Tensor) -> None:
-        own, all_columns = as_torch(x), as_torch(out)
-        assert own.is_contiguous() and all_columns.is_contiguous()
-        assert own.dtype is all_columns.dtype is torch.float32
-        rows, columns = all_columns.shape
-        self._native.all_gather(own.data_ptr(), rows, columns, all_columns.data_ptr())
+        own, whole = as_torch(x), as_torch(out)
+        assert own.is_contiguous() and whole.is_contiguous() and own.dtype is whole.dtype
+        rows, columns = whole.shape
+        self._native.all_gather(
+            own.data_ptr(), rows, columns, whole.element_size(), whole.data_ptr()
+        )
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
         values = as_torch(x)

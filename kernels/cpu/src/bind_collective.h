@@ -19,12 +19,14 @@ void call_all_reduce(Communicator& group, Address x, int64_t count, int dtype) {
            {.group = &group, .x = at(x), .count = count, .dtype = dtype_of(dtype), .num_threads = 1});
 }
 
-void call_all_gather(Communicator& group, Address own, int64_t rows, int64_t columns, Address out) {
+void call_all_gather(Communicator& group, Address own, int64_t rows, int64_t columns,
+                     int64_t element, Address out) {
     launch(&all_gather, {.group = &group,
-                         .own = at<float>(own),
+                         .own = at(own),
                          .rows = rows,
                          .columns = columns,
-                         .out = at<float>(out),
+                         .element = element,
+                         .out = at(out),
                          .num_threads = 1});
 }
 

@@ -192,28 +192,30 @@ void Communicator::all_reduce(void* x, int64_t count, DType dtype) {
     }
 }
 
-void Communicator::all_gather(const float* own, int64_t rows, int64_t columns, float* out) {
-    constexpr int64_t kStep = kSlotBytes / int64_t(sizeof(float));
+void Communicator::all_gather(const void* own, int64_t rows, int64_t columns, int64_t element,
+                              void* out) {
+    const int64_t step = kSlotBytes / element;
     const int64_t most = rows * columns_of(0, size_, columns).count;
-    for (int64_t begin = 0; begin < most && failure() == kNoFailure; begin += kStep) {
+    for (int64_t begin = 0; begin < most && failure() == kNoFailure; begin += step) {
         ++exchange_;
         const auto part = [&](int64_t total) {
-            return std::max<int64_t>(0, std::min(kStep, total - begin));
+            return std::max<int64_t>(0, std::min(step, total - begin));
         };
         const int64_t mine = part(rows * columns_of(rank_, size_, columns).count);
         if (mine > 0) {
-            std::memcpy(slot(rank_, exchange_), own + begin, size_t(mine) * sizeof(float));
+            std::memcpy(slot(rank_, exchange_), static_cast<const char*>(own) + begin * element,
+                        size_t(mine * element));
         }
         if (!meet()) return;
         for (int rank = 0; rank < size_; ++rank) {
             const auto [first, width] = columns_of(rank, size_, columns);
-            const float* from = reinterpret_cast<const float*>(slot(rank, exchange_));
+            const char* from = slot(rank, exchange_);
             const int64_t end = begin + part(rows * width);
             for (int64_t at = begin; at < end;) {
                 const int64_t row = at / width, column = at % width;
                 const int64_t n = std::min(width - column, end - at);
-                std::memcpy(out + row * columns + first + column, from + (at - begin),
-                            size_t(n) * sizeof(float));
+                std::memcpy(static_cast<char*>(out) + (row * columns + first + column) * element,
+                            from + (at - begin) * element, size_t(n * element));
                 at += n;
             }
         }
@@ -236,7 +238,7 @@ void all_reduce(const AllReduceArgs& args) {
 }
 
 void all_gather(const AllGatherArgs& args) {
-    args.group->all_gather(args.own, args.rows, args.columns, args.out);
+    args.group->all_gather(args.own, args.rows, args.columns, args.element, args.out);
 }
 
 }  // namespace hal::cpu

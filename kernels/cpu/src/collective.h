@@ -33,9 +33,9 @@ class Communicator {
 
     // Sums in float32 in the order of ranks, rounded once: all ranks get the same bits.
     void all_reduce(void* x, int64_t count, DType dtype);
-    // own [rows, this rank's columns] -> out [rows, columns]; ranks below columns % size have one
-    // column more than the others.
-    void all_gather(const float* own, int64_t rows, int64_t columns, float* out);
+    // own [rows, this rank's columns] -> out [rows, columns] of elements of so many bytes; ranks
+    // below columns % size have one column more than the others.
+    void all_gather(const void* own, int64_t rows, int64_t columns, int64_t element, void* out);
     void broadcast(void* x, int64_t bytes, int root);
 
     void limit_waits(double timeout_s) { timeout_s_ = timeout_s; }
@@ -74,10 +74,11 @@ void all_reduce(const AllReduceArgs& args);
 
 struct AllGatherArgs {
     Communicator* group;
-    const float* own;
+    const void* own;
     int64_t rows;
     int64_t columns;
-    float* out;
+    int64_t element;
+    void* out;
     int num_threads;
 };
 void all_gather(const AllGatherArgs& args);
