@@ -87,8 +87,8 @@ def test_deterministic_ranks_have_the_bits_of_one(model_type: str, size: int, dt
         if kernels["mlp_block"] == one.model.kernels()["mlp_block"]:
             np.testing.assert_array_equal(logits, expected)
             assert sampled == tokens
-        else:  # a part of 24 columns fits no kernel that keeps gate and up together in float32
-            assert (size, dtype, model.shape.is_gpt2) == (4, DType.BFLOAT16, False)
+        else:  # 24 columns fit no kernel that keeps gate and up together, unrounded, as the whole
+            assert size == 4 and not model.shape.is_gpt2
 
 
 @pytest.mark.parametrize("model_type", DENSE)
