@@ -154,6 +154,8 @@ class BuiltEngine:
 
     def plan_text(self) -> str:
         """The memory plan for people, and the posed one before it."""
+        if self.collective.size > 1:
+            return f"of each of {self.collective.size} ranks\n{self.plan}"
         if self.posed is None:
             return str(self.plan)
         name = self.posed.capabilities.name

@@ -222,7 +222,9 @@ class RankGroup:
         try:
             self._collective.check()
         except EngineError as error:
-            raise _lost(self._watch.news() or error) from None
+            lost = _lost(self._watch.news() or error)
+            self.close()  # a rank that is late may still be there
+            raise lost from None
         if self._watch.failure is not None:
             raise _lost(self._watch.failure)
 

@@ -131,6 +131,18 @@ def test_a_closed_engine_leaves_no_rank() -> None:
     assert not is_alive(rank)
 
 
+def test_a_rank_that_stops_is_lost_after_the_limit_and_ended() -> None:
+    settings = {**SETTINGS, "tensor_parallel_size": 2}
+    with LLM("hal-tiny", show_progress=False, **settings) as llm:
+        (rank,) = pids(llm)
+        llm._open().built.collective.limit_waits(0.2)
+        os.kill(rank, signal.SIGSTOP)
+        with pytest.raises(EngineError, match=r"rank 1 did not arrive within 0\.2 s") as lost:
+            llm.generate(PROMPTS, GREEDY)
+        assert lost.value.code == RANK_LOST
+        assert not is_alive(rank)
+
+
 @pytest.mark.parametrize("is_busy", [True, False], ids=["streaming", "idle"])
 def test_a_server_fails_its_requests_and_ends_when_a_rank_dies(is_busy: bool) -> None:
     with serving([*TWO]) as server:
