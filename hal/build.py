@@ -15,7 +15,7 @@ from hal.collective import Collective
 from hal.config import Choice, EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.device import Capabilities, Device
 from hal.devices import Opened, open_device
-from hal.devices.affinity import AUTO, NONE, allowed_cpus, choose_affinity
+from hal.devices.affinity import AUTO, NONE, allowed_cpus, choose_affinity, rank_affinity
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
 from hal.engine.executor import Executor
@@ -42,6 +42,7 @@ from hal.ranks.group import RankGroup
 from hal.ranks.messages import Loaded
 from hal.ranks.settings import check_ranks, of_rank, plan_rank, rank_choices
 from hal.select import Selection, SelectionPolicy, Selector
+from hal.share import Share
 
 _logger = logging.getLogger("hal")
 
@@ -314,10 +315,12 @@ def _with_blocks_of(posed: MemoryPlan, plan: MemoryPlan) -> MemoryPlan:
     return replace(plan, num_blocks=num_blocks, kv_bytes=kv_bytes, unused_bytes=unused_bytes)
 
 
-def place_threads(config: EngineConfig, device: Device) -> Choice:
+def place_threads(config: EngineConfig, device: Device, rank: int = 0) -> Choice:
     """Of this process: how many threads run its kernels, and where; raises ConfigError.
 
     torch's kernels and the native ones both ask torch for the number.
+
+    rank: of config.tensor_parallel_size
     """
     import torch
 
@@ -330,7 +333,11 @@ def place_threads(config: EngineConfig, device: Device) -> Choice:
             "CPU; leave it at auto, or start this process under taskset"
         )
     cpus = () if caps.is_accelerator else allowed_cpus()
-    chosen = choose_affinity(wanted, config.threads, torch.get_num_threads(), cpus)
+    if wanted == AUTO and config.tensor_parallel_size > 1:
+        share = Share(rank, config.tensor_parallel_size)
+        chosen = rank_affinity(share, config.threads or 1, cpus)
+    else:
+        chosen = choose_affinity(wanted, config.threads, torch.get_num_threads(), cpus)
     if (num_threads := config.threads or chosen.num_threads) is not None:
         torch.set_num_threads(num_threads)
     if chosen.process is not None:

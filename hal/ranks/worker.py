@@ -73,7 +73,7 @@ class _Rank:
         self._config = start.config
         found = resolve_for(start.config)
         self._folder, self._device = found.folder, found.device
-        place_threads(start.config, found.device)
+        place_threads(start.config, found.device, start.rank)
         policy = selection_policy(start.config)
         selector = make_selector(found.device.capabilities, policy)
         self.assembled: Assembled = assemble(
