@@ -6,21 +6,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 
 @contextmanager
 def interrupt_afterwards() -> Iterator[None]:
-    """SIGINT within is delivered behind it, to whoever handled it before. Elsewhere than in the
-    main thread no Python handler runs anyway."""
-    if threading.current_thread() is not threading.main_thread():
+    """SIGINT within is raised again behind it, for whoever handled it before.
+
+    Elsewhere than in the main thread no Python handler runs anyway.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if is_main else None
+    if before is None or before is signal.SIG_IGN:
         yield
         return
-    caught: list[FrameType | None] = []
-    before = signal.signal(signal.SIGINT, lambda _number, frame: caught.append(frame))
+    caught = []
+    signal.signal(signal.SIGINT, lambda number, _frame: caught.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if caught and callable(before):
-            before(signal.SIGINT, caught[0])
+        if caught:
+            signal.raise_signal(signal.SIGINT)
