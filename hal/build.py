@@ -8,6 +8,7 @@ import random
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hal
 from hal.assembly import Assembled, assemble, make_selector, plan_inputs, selection_policy
@@ -38,11 +39,12 @@ from hal.kv import KVGroup
 from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
 from hal.pack_cache import PackCache
 from hal.pack_cache.cache import device_label
-from hal.ranks.group import RankGroup
-from hal.ranks.messages import Loaded
-from hal.ranks.settings import check_ranks, of_rank, plan_rank, rank_choices
 from hal.select import Selection, SelectionPolicy, Selector
 from hal.share import Share
+
+if TYPE_CHECKING:
+    from hal.ranks.group import RankGroup
+    from hal.ranks.messages import Loaded
 
 _logger = logging.getLogger("hal")
 
@@ -201,6 +203,15 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     found = resolve_for(config)
     if config.tensor_parallel_size == 1:
         return _build(found, None, progress or SilentProgress())
+    return _build_ranks(found, progress or SilentProgress())
+
+
+def _build_ranks(found: Found, progress: Progress) -> BuiltEngine:
+    """Start the other ranks; raises as build_engine, and leaves none of them then."""
+    from hal.ranks.group import RankGroup  # one rank needs nothing of it
+    from hal.ranks.settings import check_ranks, of_rank, rank_choices
+
+    config = found.config
     check_ranks(config, found.model, found.opened)
     config = of_rank(config, found.folder, found.opened, config.threads or _default_threads())
     with ExitStack() as stack:
@@ -210,7 +221,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
         resolved = replace(
             found.resolved, config=config, choices=(*found.resolved.choices, *choices)
         )
-        built = _build(replace(found, resolved=resolved), group, progress or SilentProgress())
+        built = _build(replace(found, resolved=resolved), group, progress)
         stack.pop_all()
     return built
 
@@ -292,7 +303,11 @@ def _plan(
     memory = device.capabilities.memory
     if posed is None:
         inputs = plan_inputs(assembled, resolved, memory)
-        return plan_rank(inputs, collective) if collective.size > 1 else plan_memory(inputs)
+        if collective.size == 1:
+            return plan_memory(inputs)
+        from hal.ranks.settings import plan_rank
+
+        return plan_rank(inputs, collective)
     spare = int(memory.available_bytes * _HOST_SHARE)
     inputs = replace(
         plan_inputs(assembled, resolved, replace(memory, available_bytes=spare)),

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hal.collective import Collective
 from hal.config import AUTO
 from hal.device import Device
-from hal.devices.gloo import GlooCollective
 from hal.dtypes import DType
 from hal.errors import RANK_LOST, EngineError, UnsupportedError
 from hal.kernels.cpu.collective import SharedMemoryCollective, create_region
 from hal.kernels.cpu.native import ranks_unavailable
 from hal.share import Share
 
-SHARED_MEMORY, GLOO = SharedMemoryCollective.name, GlooCollective.name
+SHARED_MEMORY, GLOO = SharedMemoryCollective.name, "gloo"
 
 # Python and torch are loaded, on a busy machine and from a cold disk.
 START_TIMEOUT_S = 180.0
@@ -67,6 +67,11 @@ def arrange(wanted: str, size: int) -> Meeting:
             f"not supported here: collective={wanted!r}: {missing}. Use --collective gloo"
         )
     if wanted == GLOO or missing:
+        if not torch.distributed.is_available():
+            raise UnsupportedError(
+                f"not supported here: {GLOO}: torch {torch.__version__} is built without it"
+                + (f"; and {SHARED_MEMORY}: {missing}" if missing else "")
+            )
         why = "set by the user" if wanted == GLOO else f"shared memory cannot be used: {missing}"
         descriptor, path = tempfile.mkstemp(prefix="hal-ranks-")
         os.close(descriptor)
@@ -80,6 +85,8 @@ def connect(collective: str, share: Share, point: str) -> Collective:
     """This rank's end, with the patience of a start; with gloo it returns when all are there."""
     if collective == SHARED_MEMORY:
         return SharedMemoryCollective(share, int(point), START_TIMEOUT_S)
+    from hal.devices.gloo import GlooCollective  # not every torch is built with it
+
     return GlooCollective(share, point, START_TIMEOUT_S)
 
 

@@ -15,6 +15,7 @@ import pytest
 from fake_serving import ROOT, TIMEOUT_S, children_of, is_alive, open_request, serving, wait_for
 
 from hal import LLM, SamplingParams
+from hal.engine.weights import CheckpointReader
 from hal.errors import RANK_LOST, EngineError
 from hal.ranks.interrupts import interrupt_afterwards
 
@@ -68,6 +69,13 @@ def test_the_report_names_ranks_collective_and_shares(two_ranks: LLM) -> None:
     assert found["collective"]["value"] == device["collective"]
     assert found["tensor_parallel_size"]["value"] == "2"
     assert two_ranks.plan.communicator_bytes > 0 or device["collective"] == "gloo"
+    (other,) = two_ranks._open().built.others
+    assert explained["other_ranks"] == [
+        {"weights_bytes": other.weights_bytes, "read_bytes": other.read_bytes}
+    ]
+    assert other.weights_bytes <= two_ranks.plan.weights_bytes, "the plan is for every rank"
+    with CheckpointReader(two_ranks._open().built.folder) as reader:
+        assert reader.total_bytes / 2 < other.read_bytes < 0.51 * reader.total_bytes
 
 
 def test_an_interrupt_waits_for_the_end_of_a_step() -> None:
