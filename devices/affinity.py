@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hal.devices.host import read_text
 from hal.errors import ConfigError
+from hal.share import Share
 
 AUTO = "auto"
 NONE = "none"
@@ -139,6 +140,28 @@ def choose_affinity(
             "for it while another process has it",
         )
     return _spread_over_nodes(num_threads or default, cpus)
+
+
+def rank_affinity(share: Share, num_threads: int, cpus: Sequence[Cpu]) -> Affinity:
+    """`auto` for one of several ranks: where there are several memory nodes, each rank keeps to its
+    run of the CPUs, node after node, so that its weights lie where it runs.
+
+    Rank 0's calling thread is the user's and is left alone.
+    """
+    if len({cpu.node for cpu in cpus}) < 2:
+        return choose_affinity(AUTO, num_threads, num_threads, cpus)
+    run = share.of(len(cpus))
+    own = cpus[run.start : run.stop] or cpus
+    numbers = tuple(cpu.number for cpu in own)
+    nodes = sorted({cpu.node for cpu in own})
+    return Affinity(
+        value=AUTO,
+        reason=f"rank {share.rank} of {share.size}: threads keep to CPUs {format_cpus(numbers)}, "
+        f"memory node {format_cpus(nodes)}, and weights lie where they are read",
+        process=None if share.rank == 0 else frozenset(numbers),
+        workers=(numbers,) * (num_threads - 1),
+        num_nodes=len(nodes),
+    )
 
 
 def _spread_over_nodes(num_threads: int, cpus: Sequence[Cpu]) -> Affinity:

@@ -68,7 +68,7 @@ def parse_spec(text: str) -> DeviceSpec:
     if (several or re.fullmatch(r"[\d,]+", detail)) and count != 1:
         raise UnsupportedError(
             f"not supported yet: tensor parallel over {count} devices (--device {text}); "
-            "name one device, e.g. --device cuda:0"
+            "name one device, e.g. --device cuda:0, or --device cpu with --tensor-parallel-size"
         )
     if several:
         raise ConfigError(f"--device {text}: write the device itself, e.g. --device rocm:0")

@@ -12,7 +12,14 @@ from hal.engine.prefix_cache import EvictionReason
 from hal.engine.request import EngineStats, Output, Request
 from hal.engine.scheduler import Scheduler, SchedulerConfig
 from hal.engine.step_trace import StepTrace
-from hal.errors import ConfigError, EngineError, HalError, RequestError, UnsupportedError
+from hal.errors import (
+    RANK_LOST,
+    ConfigError,
+    EngineError,
+    HalError,
+    RequestError,
+    UnsupportedError,
+)
 
 
 class Engine:
@@ -96,7 +103,8 @@ class Engine:
             failed = self.scheduler.fail(reason, code)
             self._undelivered = late + failed
             if isinstance(error, Exception):
-                ended = f"Its {len(failed)} sequences ended; others go on"
+                others = "the engine cannot go on" if code == RANK_LOST else "others go on"
+                ended = f"Its {len(failed)} sequences ended; {others}"
                 raise EngineError(f"{reason}. {ended}", code=code) from error
             raise
 

@@ -34,7 +34,7 @@ def load_weights(
     packed = cache.open(reader.paths, list(kept.values()))
     rest = [name for name in names if parameters[name].family not in kept]
     if packed.is_found:
-        progress.start(packed.num_bytes + sum(map(reader.num_bytes, rest)))
+        progress.start(packed.num_bytes + _num_bytes(parameters, reader, rest))
         if packed.read(progress.advance):
             _stream(parameters, reader, progress, rest)
             progress.finish()
@@ -74,15 +74,23 @@ def _filling(parameter: Parameter) -> str:
 def _load_tensors(
     parameters: Parameters, reader: CheckpointReader, progress: Progress, names: Sequence[str]
 ) -> None:
-    progress.start(sum(map(reader.num_bytes, names)))
+    progress.start(_num_bytes(parameters, reader, names))
     _stream(parameters, reader, progress, names)
     progress.finish()
+
+
+def _num_bytes(parameters: Parameters, reader: CheckpointReader, names: Sequence[str]) -> int:
+    """That this rank reads of these tensors."""
+    return sum(reader.dtype(name).num_bytes(parameters[name].num_elements) for name in names)
 
 
 def _stream(
     parameters: Parameters, reader: CheckpointReader, progress: Progress, names: Sequence[str]
 ) -> None:
     for name in names:
-        parameter = parameters[name]
-        parameter.load(reader.read(name, transposed=parameter.is_transposed))
-        progress.advance(reader.num_bytes(name))
+        parameter, before = parameters[name], reader.num_bytes_read
+        for part in parameter.parts:
+            part.load(
+                reader.read(name, part.rows, part.columns, transposed=parameter.is_transposed)
+            )
+        progress.advance(reader.num_bytes_read - before)

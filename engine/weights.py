@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class CheckpointReader:
         for name, path in listing.weight_map.items():
             self._check_indexed(name, path)
         self._current: tuple[Path, _Shard] | None = None
+        self.num_bytes_read = 0
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -129,18 +131,26 @@ class CheckpointReader:
         return sum(entry.num_bytes for entry in self._entries.values())
 
     def read(
-        self, name: str, rows: slice | None = None, *, transposed: bool = False
+        self,
+        name: str,
+        rows: range | None = None,
+        columns: range | None = None,
+        *,
+        transposed: bool = False,
     ) -> LogicalWeight:
-        """The tensor, or its leading-dimension `rows`, as a view of the mapped file.
+        """The tensor, or its outputs `rows` and inputs `columns`, as a view of the mapped file.
 
-        `transposed` is for weights stored as [inputs, outputs]; `rows` then counts outputs.
+        `transposed` is for weights stored as [inputs, outputs]. Nothing beside the view is read.
         """
         entry = self._entry(name)
-        shard = self._open_shard(entry.path)
+        values = self._open_shard(entry.path).get_tensor(name)
         if transposed:
-            values = shard.get_tensor(name).t()[rows if rows is not None else slice(None)]
-        else:
-            values = shard.get_tensor(name) if rows is None else shard.get_slice(name)[rows]
+            values = values.t()
+        if rows is not None:
+            values = values[rows.start : rows.stop]
+        if columns is not None:
+            values = values.t()[columns.start : columns.stop].t()
+        self.num_bytes_read += entry.dtype.num_bytes(math.prod(values.shape))
         return LogicalWeight(values=values, dtype=entry.dtype)
 
     def close(self) -> None:

@@ -31,14 +31,15 @@ class Alias:
     flag_type: type[bool] | type[int] | type[float] | type[str] = str
 
 
-_ONE_RANK = "one engine runs on one device; start one server per device behind a balancer"
+_ONE_RANK = (
+    "ranks share each layer: use tensor_parallel_size, or one server per device behind a balancer"
+)
 _LOCAL_FILES = "pass the folder of the revision you want as MODEL"
 
 ALIASES: tuple[Alias, ...] = (
     Alias(name="gpu_memory_utilization", becomes="memory", flag_type=float),
     Alias(name="enable_prefix_caching", becomes="prefix_caching", flag_type=bool),
     Alias(name="enable_chunked_prefill", becomes="chunked_prefill", flag_type=bool),
-    Alias(name="tensor_parallel_size", neutral=(1,), reason=_ONE_RANK, flag_type=int),
     Alias(name="pipeline_parallel_size", neutral=(1,), reason=_ONE_RANK, flag_type=int),
     Alias(name="data_parallel_size", neutral=(1,), reason=_ONE_RANK, flag_type=int),
     Alias(

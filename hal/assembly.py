@@ -89,6 +89,8 @@ def assemble(
         dtype=resolved.dtype,
         block_size=resolved.block_size,
         max_model_len=resolved.max_model_len,
+        max_num_seqs=resolved.max_num_seqs,
+        deterministic=resolved.config.deterministic,
         weights=resolved.weights,
         head_weights=resolved.head_weights,
         kv_dtype=resolved.kv_dtype,
@@ -107,7 +109,7 @@ def assemble(
             dtype=resolved.dtype,
         ),
     )
-    resolved = _settle_graphs(resolved, binder)
+    resolved = _settle_graphs(resolved, binder, collective)
     runner.uses_graphs = resolved.use_graphs
     return Assembled(decoder, runner, binder, _only_group(decoder), resolved)
 
@@ -139,7 +141,9 @@ def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) 
     )
 
 
-def _settle_graphs(resolved: ResolvedConfig, binder: Binder) -> ResolvedConfig:
+def _settle_graphs(
+    resolved: ResolvedConfig, binder: Binder, collective: Collective
+) -> ResolvedConfig:
     """Graphs stay on where the device that runs has them and every kernel between token ids and
     logits can be captured."""
     caps = binder.selector.caps
@@ -147,6 +151,8 @@ def _settle_graphs(resolved: ResolvedConfig, binder: Binder) -> ResolvedConfig:
         return resolved
     if Feature.GRAPHS not in caps.features:
         return resolved.without_graphs(NO_CAPTURE.format(caps.name))
+    if not collective.is_capturable:
+        return resolved.without_graphs(f"sums of ranks by {collective.name} cannot be captured")
     for selection in binder.selections:
         kernel = selection.kernel
         if selection.op not in _NOT_IN_GRAPHS and not kernel.traits.is_capturable(caps):

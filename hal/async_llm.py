@@ -235,6 +235,7 @@ class AsyncLLM:
         """End every request with an error and stop the engine thread."""
         self._worker.stop()
         self._worker.join()
+        self._session.built.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import random
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hal
 from hal.assembly import Assembled, assemble, make_selector, plan_inputs, selection_policy
@@ -14,9 +16,10 @@ from hal.collective import Collective
 from hal.config import Choice, EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.device import Capabilities, Device
 from hal.devices import Opened, open_device
-from hal.devices.affinity import AUTO, NONE, allowed_cpus, choose_affinity
+from hal.devices.affinity import AUTO, NONE, allowed_cpus, choose_affinity, rank_affinity
 from hal.engine.checkpoint import resolve_model
 from hal.engine.engine import Engine
+from hal.engine.executor import Executor
 from hal.engine.grammar import Grammars
 from hal.engine.layers.decoder import Decoder
 from hal.engine.loader import load_weights
@@ -24,6 +27,7 @@ from hal.engine.model_config import ModelConfig, read_model_config
 from hal.engine.model_runner import ModelRunner
 from hal.engine.models import MODELS
 from hal.engine.progress import Progress, SilentProgress
+from hal.engine.ranked_executor import RankedExecutor
 from hal.engine.scheduler import SchedulerConfig
 from hal.engine.step_trace import open_trace
 from hal.engine.weights import CheckpointReader
@@ -36,6 +40,11 @@ from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
 from hal.pack_cache import PackCache
 from hal.pack_cache.cache import device_label
 from hal.select import Selection, SelectionPolicy, Selector
+from hal.share import Share
+
+if TYPE_CHECKING:
+    from hal.ranks.group import RankGroup
+    from hal.ranks.messages import Loaded
 
 _logger = logging.getLogger("hal")
 
@@ -76,6 +85,7 @@ class BuiltEngine:
 
     plan, selections: of what runs; `posed` has those of the device that ours poses as, if any
     weights: where they came from, in words
+    group: the other ranks; None where this process is the only one. others: what they loaded
     """
 
     engine: Engine
@@ -92,6 +102,13 @@ class BuiltEngine:
     folder: Path
     kv_group: KVGroup
     posed: Posed | None
+    group: RankGroup | None = None
+    others: tuple[Loaded, ...] = ()
+
+    def close(self) -> None:
+        """End the other ranks, if there are any."""
+        if self.group is not None:
+            self.group.close()
 
     @property
     def selections(self) -> tuple[Selection, ...]:
@@ -122,12 +139,17 @@ class BuiltEngine:
                 "arch": caps.arch,
                 "reason": self.device_reason,
                 "collective": self.collective.name,
+                "ranks": self.collective.size,
             },
             "choices": [
                 {"name": c.name, "value": c.value, "reason": c.reason} for c in self.choices
             ],
             "memory": self.plan.as_dict(),
             "weights": self.weights,
+            "other_ranks": [
+                {"weights_bytes": rank.weights_bytes, "read_bytes": rank.read_bytes}
+                for rank in self.others
+            ],
             "levels": level_counts(self.sites),
             "kernels": [site.as_json() for site in self.sites],
             "posed": None if self.posed is None else self.posed.as_dict(),
@@ -135,10 +157,41 @@ class BuiltEngine:
 
     def plan_text(self) -> str:
         """The memory plan for people, and the posed one before it."""
+        if self.collective.size > 1:
+            return f"of each of {self.collective.size} ranks\n{self.plan}"
         if self.posed is None:
             return str(self.plan)
         name = self.posed.capabilities.name
         return f"on {name}\n{self.posed.plan}\nhere, for the reference kernels\n{self.plan}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model, an open device, and every setting for the two."""
+
+    folder: Path
+    model: ModelConfig
+    opened: Opened
+    resolved: ResolvedConfig
+
+    @property
+    def device(self) -> Device:
+        return self.opened.device
+
+    @property
+    def config(self) -> EngineConfig:
+        """As the user gave it, or this rank's."""
+        return self.resolved.config
+
+
+def resolve_for(config: EngineConfig) -> Found:
+    """Find the model and open the device; nothing is started or allocated."""
+    folder = resolve_model(config.model, offline=config.offline)
+    model = read_model_config(folder, MODELS.keys())
+    opened = open_device(config.device)
+    limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
+    caps = opened.device.posed or opened.device.capabilities
+    return Found(folder, model, opened, resolve(config, caps, limits))
 
 
 def build_engine(config: EngineConfig, progress: Progress | None = None) -> BuiltEngine:
@@ -147,44 +200,75 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Buil
     Raises HalError subclasses only: device, model, memory and selection problems, each with the
     next step.
     """
-    folder = resolve_model(config.model, offline=config.offline)
-    model = read_model_config(folder, MODELS.keys())
-    opened = open_device(config.device)
-    device = opened.device
-    limits = ModelLimits(dtype=model.dtype, max_position_embeddings=model.max_position_embeddings)
-    resolved = resolve(config, device.posed or device.capabilities, limits)
-    resolved = replace(resolved, choices=(*resolved.choices, _place_threads(config, device)))
-    collective = device.collective()
+    found = resolve_for(config)
+    if config.tensor_parallel_size == 1:
+        return _build(found, None, progress or SilentProgress())
+    return _build_ranks(found, progress or SilentProgress())
+
+
+def _build_ranks(found: Found, progress: Progress) -> BuiltEngine:
+    """Start the other ranks; raises as build_engine, and leaves none of them then."""
+    from hal.ranks.group import RankGroup  # one rank needs nothing of it
+    from hal.ranks.settings import check_ranks, of_rank, rank_choices
+
+    config = found.config
+    check_ranks(config, found.model, found.opened)
+    config = of_rank(config, found.folder, found.opened, config.threads or _default_threads())
+    with ExitStack() as stack:
+        group = RankGroup(config)
+        stack.callback(group.close)
+        choices = rank_choices(config, group.meeting)
+        resolved = replace(
+            found.resolved, config=config, choices=(*found.resolved.choices, *choices)
+        )
+        built = _build(replace(found, resolved=resolved), group, progress)
+        stack.pop_all()
+    return built
+
+
+def _build(found: Found, group: RankGroup | None, progress: Progress) -> BuiltEngine:
+    """This process's engine: all of it, or rank 0 of a group that has just been started."""
+    device, model, resolved, config = found.device, found.model, found.resolved, found.config
+    resolved = replace(resolved, choices=(*resolved.choices, place_threads(config, device)))
+    collective = device.collective() if group is None else group.connect(device)
     posed = None if device.posed is None else _pose(device.posed, model, resolved, collective)
     selector = make_selector(device.capabilities, _run_policy(config, posed))
     assembled = assemble(model, resolved, selector, collective, device)
-    _log_choices(opened, assembled.resolved)
+    _log_choices(found.opened, assembled.resolved)
     _log_emulation(device.posed or device.capabilities, posed.selector if posed else selector)
-    plan = _plan(assembled, resolved, device, posed)
-    with CheckpointReader(folder) as reader:
-        cache = _pack_cache(config, device)
-        weights = _load(assembled, device, plan, reader, progress or SilentProgress(), cache)
+    plan = _plan(assembled, resolved, device, collective, posed)
+    if group is not None:
+        group.load(plan.num_blocks)
+    with CheckpointReader(found.folder) as reader:
+        weights = _load(assembled, device, plan, reader, progress, _pack_cache(config, device))
+    executor: Executor = assembled.runner
+    others: tuple[Loaded, ...] = ()
+    if group is not None:
+        others = group.loaded()
+        executor = RankedExecutor(assembled.runner, group)
     return BuiltEngine(
         engine=Engine(
             _scheduler_config(resolved, plan, assembled.kv_group),
-            assembled.runner,
+            executor,
             random.Random(config.seed),
-            Grammars(folder, model.vocab_size),
+            Grammars(found.folder, model.vocab_size),
             trace=None if config.trace is None else open_trace(config.trace),
         ),
         decoder=assembled.decoder,
         runner=assembled.runner,
         device=device,
-        device_reason=opened.reason,
+        device_reason=found.opened.reason,
         collective=collective,
         plan=plan,
         weights=weights,
         selector=assembled.binder.selector,
         resolved=assembled.resolved,
         model=model,
-        folder=folder,
+        folder=found.folder,
         kv_group=assembled.kv_group,
         posed=posed,
+        group=group,
+        others=others,
     )
 
 
@@ -209,12 +293,21 @@ def _run_policy(config: EngineConfig, posed: Posed | None) -> SelectionPolicy:
 
 
 def _plan(
-    assembled: Assembled, resolved: ResolvedConfig, device: Device, posed: Posed | None
+    assembled: Assembled,
+    resolved: ResolvedConfig,
+    device: Device,
+    collective: Collective,
+    posed: Posed | None,
 ) -> MemoryPlan:
     """The plan of what runs; where the device poses, --memory sized the posed plan already."""
     memory = device.capabilities.memory
     if posed is None:
-        return plan_memory(plan_inputs(assembled, resolved, memory))
+        inputs = plan_inputs(assembled, resolved, memory)
+        if collective.size == 1:
+            return plan_memory(inputs)
+        from hal.ranks.settings import plan_rank
+
+        return plan_rank(inputs, collective)
     spare = int(memory.available_bytes * _HOST_SHARE)
     inputs = replace(
         plan_inputs(assembled, resolved, replace(memory, available_bytes=spare)),
@@ -237,10 +330,12 @@ def _with_blocks_of(posed: MemoryPlan, plan: MemoryPlan) -> MemoryPlan:
     return replace(plan, num_blocks=num_blocks, kv_bytes=kv_bytes, unused_bytes=unused_bytes)
 
 
-def _place_threads(config: EngineConfig, device: Device) -> Choice:
+def place_threads(config: EngineConfig, device: Device, rank: int = 0) -> Choice:
     """Of this process: how many threads run its kernels, and where; raises ConfigError.
 
     torch's kernels and the native ones both ask torch for the number.
+
+    rank: of config.tensor_parallel_size
     """
     import torch
 
@@ -253,7 +348,11 @@ def _place_threads(config: EngineConfig, device: Device) -> Choice:
             "CPU; leave it at auto, or start this process under taskset"
         )
     cpus = () if caps.is_accelerator else allowed_cpus()
-    chosen = choose_affinity(wanted, config.threads, torch.get_num_threads(), cpus)
+    if wanted == AUTO and config.tensor_parallel_size > 1:
+        share = Share(rank, config.tensor_parallel_size)
+        chosen = rank_affinity(share, config.threads or 1, cpus)
+    else:
+        chosen = choose_affinity(wanted, config.threads, torch.get_num_threads(), cpus)
     if (num_threads := config.threads or chosen.num_threads) is not None:
         torch.set_num_threads(num_threads)
     if chosen.process is not None:
@@ -261,6 +360,12 @@ def _place_threads(config: EngineConfig, device: Device) -> Choice:
     if not caps.is_accelerator:
         PLACEMENT.bind(chosen.workers, chosen.num_nodes, is_asked_for=wanted != AUTO)
     return Choice("cpu_affinity", chosen.value, chosen.reason)
+
+
+def _default_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _log_choices(opened: Opened, resolved: ResolvedConfig) -> None:

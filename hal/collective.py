@@ -8,7 +8,10 @@ from hal.tensor import Tensor
 
 
 class Collective(ABC):
-    """Communication among the ranks of one tensor-parallel group."""
+    """Communication among the ranks of one tensor-parallel group.
+
+    All ranks call the same operations in the same order. Every rank gets the same bits.
+    """
 
     name: str
 
@@ -20,17 +23,46 @@ class Collective(ABC):
     @abstractmethod
     def size(self) -> int: ...
 
-    @abstractmethod
-    def all_reduce(self, x: Tensor) -> None:
-        """Sum `x` over all ranks, in place."""
+    @property
+    def num_bytes(self) -> int:
+        """Memory of this rank for the exchange, for the memory plan."""
+        return 0
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a graph may hold its operations."""
+        return True
 
     @abstractmethod
-    def all_gather(self, x: Tensor) -> Tensor:
-        """Concatenate every rank's `x` along the last dimension."""
+    def all_reduce(self, x: Tensor) -> None:
+        """Sum `x` over all ranks, in place: in float32, in the order of the ranks or any other
+        that is the same each time, then rounded once."""
+
+    @abstractmethod
+    def all_gather(self, x: Tensor, out: Tensor) -> None:
+        """Put every rank's columns beside each other.
+
+        x [N, own], out [N, all], of one dtype; `own` is this rank's part of `all` as Share cuts it.
+        """
 
     @abstractmethod
     def broadcast(self, x: Tensor, root: int = 0) -> None:
         """Replace `x` by the root rank's, in place."""
+
+    def limit_waits(self, timeout_s: float) -> None:
+        """From now on a rank that waits longer than that for another one has lost it."""
+        return None
+
+    def check(self) -> None:
+        """Raise EngineError where the group has lost a rank: what was computed since means nothing.
+
+        Operations of such a group return at once and leave their tensors undefined.
+        """
+        return None
+
+    def abort(self) -> None:
+        """End the waiting of all ranks: this one cannot go on."""
+        return None
 
 
 class SingleRank(Collective):
@@ -49,8 +81,8 @@ class SingleRank(Collective):
     def all_reduce(self, x: Tensor) -> None:
         return None
 
-    def all_gather(self, x: Tensor) -> Tensor:
-        return x
+    def all_gather(self, x: Tensor, out: Tensor) -> None:
+        assert x is out, "the columns of a group of one are all columns: give the same tensor"
 
     def broadcast(self, x: Tensor, root: int = 0) -> None:
         assert root == 0, "a group of one has only rank 0"

@@ -24,7 +24,9 @@ NO_CAPTURE = "{} has no graph capture"
 
 _FLOATS = (DType.FLOAT32.label, DType.BFLOAT16.label, DType.FLOAT16.label)
 _OPTIONAL_COUNTS = ("max_model_len", "max_num_batched_tokens", "block_size", "threads")
-_COUNTS = ("max_num_seqs", *_OPTIONAL_COUNTS)
+_COUNTS = ("max_num_seqs", "tensor_parallel_size", *_OPTIONAL_COUNTS)
+# How ranks talk; auto: shared memory where it can be used.
+COLLECTIVES = (AUTO, "shared-memory", "gloo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class EngineConfig:
     inter_token_target_ms: prefill chunks beside decodes are cut so that a step takes no longer.
     max_pinned_share: the most of the KV blocks that pinned prefixes may keep, 0 to 1.
     swap_space: host memory for KV blocks that left the device, "8GiB" or 8 (GiB, as in vLLM).
+    tensor_parallel_size: ranks that share the model, each a process; threads and memory are those
+        of all ranks together. collective: one of COLLECTIVES.
     """
 
     model: str = DEFAULT_MODEL
@@ -74,6 +78,8 @@ class EngineConfig:
     threads: int | None = None
     cpu_affinity: str = AUTO
     cache: bool = True
+    tensor_parallel_size: int = 1
+    collective: str = AUTO
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -86,6 +92,10 @@ class EngineConfig:
             raise UnsupportedError(
                 f"not supported yet: kv_cache_dtype={self.kv_cache_dtype!r}; choose {AUTO}, the "
                 f"model's dtype, or {', '.join(KV_FORMATS)}"
+            )
+        if self.collective not in COLLECTIVES:
+            raise ConfigError(
+                f"collective must be one of {', '.join(COLLECTIVES)}; got {self.collective!r}"
             )
         find_format(self.quantization)
         parse_swap_space(self.swap_space)

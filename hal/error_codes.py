@@ -13,6 +13,7 @@ from hal.errors import (
     ENGINE_SILENT,
     NOT_FINITE,
     PINS_FULL,
+    RANK_LOST,
     TOO_LATE,
     ConfigError,
     ContextLengthError,
@@ -208,6 +209,16 @@ ERROR_CODES = (
         shows="the step, the process id, seconds of --step-timeout",
         remedies="If the device is only slow, raise --step-timeout or lower "
         "--max-num-batched-tokens; if it hangs, look at its driver's log.",
+        http=_GONE,
+    ),
+    ErrorCode(
+        error=EngineError,
+        code=RANK_LOST,
+        meaning="A rank of --tensor-parallel-size died, did not start, or did not answer. All "
+        "requests of the engine end with it.",
+        shows="the rank, its process id, the signal or exit code, or the seconds waited",
+        remedies="Its own messages stand above in the log. If the system ran out of memory, lower "
+        "--memory or --max-num-seqs. Start again.",
         http=_GONE,
     ),
     ErrorCode(

@@ -345,7 +345,9 @@ class LLM:
         return [collector.result for collector in collectors]
 
     def close(self) -> None:
-        """Drop the engine and its memory; a second call does nothing."""
+        """Drop the engine, its memory and its other ranks; a second call does nothing."""
+        if self._session is not None:
+            self._session.built.close()
         self._session = None
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from hal.device import Memory, MemoryKind
@@ -126,6 +126,18 @@ class PlanInputs:
         if self.memory.kind is MemoryKind.DEDICATED:
             return 0
         return self.num_swap_blocks * self.kv_bytes_per_block
+
+    def of_rank(self, size: int, communicator_bytes: int) -> PlanInputs:
+        """Of one of `size` ranks on one machine: its share of the memory and of --memory."""
+        memory, request = self.memory, self.request
+        if request.mode is not MemoryMode.FRACTION:
+            request = replace(request, amount=request.amount / size)
+        share = replace(
+            memory,
+            total_bytes=memory.total_bytes // size,
+            available_bytes=memory.available_bytes // size,
+        )
+        return replace(self, memory=share, request=request, communicator_bytes=communicator_bytes)
 
     @property
     def fixed_bytes(self) -> int:

@@ -25,6 +25,7 @@ COMPOSITION_ROOT = (
     "hal.llm",
     "hal.async_llm",
     "hal.cli",
+    "hal.ranks",  # starts an engine's other ranks, which build what it builds
     "hal.planning",  # sums what start-up sums: devices, kernels and models, nothing allocated
 )  # the only modules that wire the layers
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from hal.engine.request import EngineStats, FinishReason, Output, Request
-from hal.errors import EngineError, HalError, RequestError, UnsupportedError
+from hal.errors import RANK_LOST, EngineError, HalError, RequestError, UnsupportedError
 from hal.parent_process import die_with_parent
 from hal.server.messages import (
     HEARTBEAT_INTERVAL_S,
@@ -75,10 +75,14 @@ class StepEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine that can step, and what users are told about it."""
+    """An engine that can step, and what users are told about it.
+
+    watch: calls what it is given, from another thread, when the engine has lost a part of itself
+    """
 
     engine: StepEngine
     info: EngineInfo
+    watch: Callable[[Callable[[HalError], None]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[bytes | _Prepared] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[bytes | _Prepared | HalError] = queue.SimpleQueue()
         self._preparing: set[str] = set()
         self._preparer = ThreadPoolExecutor(1, "prepare")
         self._num_steps = 0
@@ -124,6 +128,8 @@ class EngineLoop:
             assert isinstance(start, Start), start
             loaded = build(start)
             self._send(Ready(loaded.info))
+            if loaded.watch is not None:
+                loaded.watch(self._inbox.put)
             self._drive(loaded.engine)
         except HalError as error:
             self._send(Failed(ErrorRecord.of(error)))
@@ -148,12 +154,13 @@ class EngineLoop:
                 self._send(Outputs(list(outputs), engine.stats()))
 
     def _step(self, engine: StepEngine) -> Sequence[Output]:
-        """One step. The requests of a failed one are told in the next; many failures are fatal."""
+        """One step. The requests of a failed one are told in the next; many failures are fatal, and
+        one that took a rank is."""
         try:
             outputs = engine.step()
         except EngineError as error:
             self._num_failed_steps += 1
-            if self._num_failed_steps == MAX_FAILED_STEPS:
+            if self._num_failed_steps == MAX_FAILED_STEPS or error.code == RANK_LOST:
                 raise
             _report(error)
             outputs = []
@@ -163,7 +170,9 @@ class EngineLoop:
         self._num_steps += 1
         return outputs
 
-    def _handle(self, engine: StepEngine, item: bytes | _Prepared) -> None:
+    def _handle(self, engine: StepEngine, item: bytes | _Prepared | HalError) -> None:
+        if isinstance(item, HalError):
+            raise item
         if isinstance(item, _Prepared):
             self._add_prepared(engine, item)
             return

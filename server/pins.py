@@ -58,6 +58,7 @@ async def list_pins(front: Front, http: HttpRequest) -> Response:
 
 
 async def delete_pin(front: Front, http: HttpRequest) -> Response:
+    """Its blocks stay cached as any others do."""
     name = http.path_params["name"]
     pin = front.pins.pop(name, None)
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,17 @@ from hal import opset
 from hal.binding import Binder, Buffer
 from hal.collective import Collective
 from hal.dtypes import DType
+from hal.engine.layers.gathered import GatheredLinear
 from hal.engine.layers.parameters import (
     LinearLayout,
-    Parallel,
     Parameters,
     Rows,
+    Section,
     Table,
     Vector,
     add_linear,
 )
+from hal.engine.layers.vocabulary import Vocabulary, VocabularyShare
 from hal.engine.model_config import ModelConfig
 from hal.engine.rope import rope_frequencies
 from hal.opset.attention import AttentionProblem, AttentionSpec, RopeProblem
@@ -32,10 +35,14 @@ from hal.opset.block import (
 )
 from hal.opset.elementwise import Activation
 from hal.opset.indexing import GatherProblem
+from hal.opset.linear import LinearFamily
 from hal.opset.norm import NormInput, NormKind, NormProblem
 from hal.opset.vocab import VocabFamily, VocabProblem
+from hal.share import Share
 from hal.tensor import Tensor
 from hal.weights import WeightFormat
+
+Reduce = Callable[[Tensor], None]
 
 # The names that configs use for the same function.
 ACTIVATIONS = {
@@ -53,6 +60,7 @@ ACTIVATIONS = {
 class BuildOptions:
     """Choices made before layers are built.
 
+    deterministic: with several ranks, the bits of one
     weights: of the layers' matrices; head_weights: of the matrix that makes logits. None: in dtype.
     kv_dtype: of the KV cache; None: dtype
     """
@@ -60,6 +68,8 @@ class BuildOptions:
     dtype: DType
     block_size: int
     max_model_len: int
+    max_num_seqs: int
+    deterministic: bool = False
     weights: WeightFormat | None = None
     head_weights: WeightFormat | None = None
     kv_dtype: DType | None = None
@@ -112,9 +122,9 @@ class LayerNorm(_Norm):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionNames:
-    """Checkpoint names of one attention; `qkv` row runs from first to last."""
+    """Checkpoint names of one attention; qkv: of the three, or of one tensor with all of them."""
 
-    qkv: tuple[Rows, ...]
+    qkv: tuple[str, ...]
     output: str
     q_norm: str | None = None
     k_norm: str | None = None
@@ -133,26 +143,25 @@ class Attention:
         problem = build.attention_problem(layer, norm)
         self.family = build.binder.shared(opset.attention, problem.attention)
         self._block: AttentionBlock = build.binder.bind(opset.attention_block, problem)
-        self._reduce = build.collective.all_reduce
-        self._declare(build, names, problem)
+        self._reduce = self._declare(build, names)
         self._cos_sin = build.cos_sin()
         self._q_norm = build.optional_vector(names.q_norm, build.config.head_dim)
         self._k_norm = build.optional_vector(names.k_norm, build.config.head_dim)
         self._eps = build.config.norm_eps
         self._weights: AttentionWeights | None = None
 
-    def _declare(
-        self, build: Builder, names: AttentionNames, problem: AttentionBlockProblem
-    ) -> None:
-        transposed = names.is_transposed
-        qkv = LinearLayout(rows=names.qkv, parallel=Parallel.COLUMN, is_transposed=transposed)
-        output = LinearLayout(
-            rows=(Rows(name=names.output, num_rows=problem.hidden_size),),
-            parallel=Parallel.ROW,
-            is_transposed=transposed,
+    def _declare(self, build: Builder, names: AttentionNames) -> Reduce:
+        """What the block's output still needs."""
+        sections = build.qkv_sections()
+        runs = (sections,) if len(names.qkv) == 1 else tuple((section,) for section in sections)
+        qkv = LinearLayout(
+            rows=tuple(Rows(name=n, sections=r) for n, r in zip(names.qkv, runs, strict=True)),
+            is_transposed=names.is_transposed,
         )
         add_linear(build.parameters, self._block.qkv, qkv)
-        add_linear(build.parameters, self._block.output, output)
+        output = _CutInputs(self._block.output, names.output, sections[0], names.is_transposed)
+        self._block.output, reduce = build.over_ranks(output)
+        return reduce
 
     def __call__(
         self, x: Tensor, positions: Tensor, kv: Tensor, out: Tensor, norm: NormInput
@@ -200,26 +209,18 @@ class Mlp:
                 norm=norm,
             ),
         )
-        self._reduce = build.collective.all_reduce
         inputs = [name for name in (names.gate, names.up) if name is not None]
+        own = build.section(build.whole.intermediate_size)
         add_linear(
             build.parameters,
             self._block.up,
             LinearLayout(
-                rows=tuple(Rows(name=n, num_rows=config.intermediate_size) for n in inputs),
-                parallel=Parallel.COLUMN,
+                rows=tuple(Rows(name=name, sections=(own,)) for name in inputs),
                 is_transposed=names.is_transposed,
             ),
         )
-        add_linear(
-            build.parameters,
-            self._block.down,
-            LinearLayout(
-                rows=(Rows(name=names.down, num_rows=config.hidden_size),),
-                parallel=Parallel.ROW,
-                is_transposed=names.is_transposed,
-            ),
-        )
+        down = _CutInputs(self._block.down, names.down, own, names.is_transposed)
+        self._block.down, self._reduce = build.over_ranks(down)
 
     def __call__(self, x: Tensor, out: Tensor, norm: NormInput) -> None:
         """out [T, hidden_size] from x, which is first written as the norm."""
@@ -227,8 +228,25 @@ class Mlp:
         self._reduce(out)
 
 
+@dataclass(frozen=True, slots=True)
+class _CutInputs:
+    """A layer of a block, of whose inputs this rank has `inputs`; name: in the checkpoint."""
+
+    family: LinearFamily
+    name: str
+    inputs: Section
+    is_transposed: bool
+
+
+def _already_whole(_out: Tensor) -> None:
+    """Instead of a sum over ranks."""
+
+
 class Builder:
-    """Binds and declares the parts of one model."""
+    """Binds and declares the parts of one model that this rank keeps.
+
+    whole, config: the model's sizes, and this rank's of what ranks cut
+    """
 
     def __init__(
         self,
@@ -237,7 +255,9 @@ class Builder:
         binder: Binder,
         collective: Collective,
     ) -> None:
-        self.config = config
+        self.share = Share(collective.rank, collective.size)
+        self.whole = config
+        self.config = _sizes_of(config, self.share)
         self.options = options
         self.binder = binder
         self.collective = collective
@@ -252,14 +272,62 @@ class Builder:
     def optional_vector(self, name: str | None, size: int) -> Vector | None:
         return None if name is None else self.parameters.vector(f"{name}.weight", size)
 
-    def vocab(self, *, rows: int, embeds: bool, makes_logits: bool) -> VocabFamily:
+    def section(self, size: int) -> Section:
+        """Of `size` rows or columns, those of this rank."""
+        return Section(size, self.share.of(size))
+
+    def over_ranks(self, layer: _CutInputs) -> tuple[LinearFamily, Reduce]:
+        """Declare a layer of whose inputs each rank has a part: what runs it, and what its outputs
+        need to be those of all ranks."""
+        size = layer.family.problem.out_features
+        if not (self.options.deterministic and self.share.size > 1):
+            layout = LinearLayout(
+                rows=(Rows(name=layer.name, sections=(Section.whole(size),)),),
+                columns=layer.inputs,
+                is_transposed=layer.is_transposed,
+                has_bias=self.share.rank == 0,
+            )
+            add_linear(self.parameters, layer.family, layout)
+            return layer.family, self.collective.all_reduce
+        gathered = GatheredLinear(
+            layer.family.problem, layer.inputs.total, self.binder, self.collective
+        )
+        rows = Rows(name=layer.name, sections=(self.section(size),))
+        layout = LinearLayout(rows=(rows,), is_transposed=layer.is_transposed)
+        add_linear(self.parameters, gathered.own, layout)
+        return gathered, _already_whole
+
+    def qkv_sections(self) -> tuple[Section, Section, Section]:
+        """Rows of query, key and value heads."""
+        whole, width = self.whole, self.config.head_dim
+        heads = self.share.of(whole.num_heads)
+        kv_heads = self.share.of_kv_heads(whole.num_kv_heads)
+        q = Section(whole.num_heads * width, range(heads.start * width, heads.stop * width))
+        kv = Section(
+            whole.num_kv_heads * width, range(kv_heads.start * width, kv_heads.stop * width)
+        )
+        return q, kv, kv
+
+    def vocab(self, name: str, *, embeds: bool, makes_logits: bool) -> Vocabulary:
+        """The matrix of all token ids, of which each rank keeps a run of rows."""
+        own = self.section(self.whole.vocab_size)
+        family = self.table(name, own, embeds=embeds, makes_logits=makes_logits)
+        if self.share.size == 1:
+            return family
+        return VocabularyShare(
+            family, own.own, self.binder, self.collective, self.options.max_num_seqs
+        )
+
+    def table(
+        self, name: str, rows: Section, *, embeds: bool, makes_logits: bool = False
+    ) -> VocabFamily:
         """A [rows, hidden_size] vocabulary family, owned by the weights.
 
         One that is only looked up is never quantised: a step reads few of its rows, so that would
         cost precision and save no time.
         """
         problem = VocabProblem(
-            vocab_size=rows,
+            vocab_size=len(rows.own),
             hidden_size=self.config.hidden_size,
             dtype=self.options.dtype,
             embeds=embeds,
@@ -268,6 +336,7 @@ class Builder:
         )
         family: VocabFamily = self.binder.bind(opset.vocab, problem)
         self.parameters.own(family)
+        self.parameters.vocab(name, family, rows)
         return family
 
     def norm_problem(self) -> NormProblem:
@@ -321,3 +390,13 @@ class Builder:
         angles = np.outer(np.arange(max_len, dtype=np.float64), frequencies.inv_freq)
         table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
         return (table * frequencies.attention_scaling).astype(np.float32)
+
+
+def _sizes_of(config: ModelConfig, share: Share) -> ModelConfig:
+    """The same model with this rank's numbers of heads and MLP columns."""
+    return replace(
+        config,
+        num_heads=len(share.of(config.num_heads)),
+        num_kv_heads=len(share.of_kv_heads(config.num_kv_heads)),
+        intermediate_size=len(share.of(config.intermediate_size)),
+    )

@@ -9,11 +9,11 @@ from typing import Protocol
 from hal import opset
 from hal.binding import Buffer
 from hal.engine.layers.builder import Attention, Builder
+from hal.engine.layers.vocabulary import Vocabulary
 from hal.kv import KVKind, KVSpec
 from hal.opset.attention import AttentionFamily
 from hal.opset.indexing import GatherProblem
 from hal.opset.norm import NormInput
-from hal.opset.vocab import VocabFamily
 from hal.tensor import Tensor
 
 
@@ -65,7 +65,7 @@ class DecoderParts:
     embedding: Embedding
     layers: tuple[Layer, ...]
     final_norm: Norm
-    head: VocabFamily
+    head: Vocabulary
 
 
 class Decoder:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from hal import opset
 from hal.engine.layers.builder import ACTIVATIONS, Builder
-from hal.engine.layers.parameters import Parallel, Parameter, WeightFamily
+from hal.engine.layers.parameters import Parallel, Parameter, Part, WeightFamily
 from hal.opset.moe import GroupedLinearFamily, MoeBlock, MoeBlockProblem
 from hal.opset.norm import NormInput
 from hal.tensor import Tensor
@@ -69,7 +69,7 @@ def _parameters(block: MoeBlock, names: ExpertNames) -> Iterator[Parameter]:
         name=names.router,
         shape=(router.problem.vocab_size, router.problem.hidden_size),
         parallel=Parallel.REPLICATED,
-        load=_loader(router, 0),
+        parts=(Part(load=_loader(router, 0)),),
         family=router,
     )
 
@@ -88,7 +88,7 @@ def _expert_parameters(
                 name=name.replace(EXPERT, str(expert)),
                 shape=shape,
                 parallel=parallel,
-                load=_loader(family, first_row),
+                parts=(Part(load=_loader(family, first_row)),),
                 family=family,
                 first_row=first_row,
             )

@@ -33,19 +33,40 @@ class Parallel(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What this rank reads of a tensor, as [outputs, inputs], and where it goes. None: all."""
+
+    load: Callable[[LogicalWeight], None]
+    rows: range | None = None
+    columns: range | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
     """One tensor of the checkpoint. `shape` is as stored; transposed ones are [inputs, outputs].
 
+    parts: none for a tensor that only other ranks keep
     family: whose rows first_row.. (of its weight or bias) it fills, if any
     """
 
     name: str
     shape: tuple[int, ...]
     parallel: Parallel
-    load: Callable[[LogicalWeight], None]
+    parts: tuple[Part, ...]
     is_transposed: bool = False
     family: WeightFamily | None = None
     first_row: int = 0
+
+    @property
+    def num_elements(self) -> int:
+        """That this rank reads."""
+        rows, *others = reversed(self.shape) if self.is_transposed else self.shape
+        inner = math.prod(others)
+        return sum(
+            (rows if part.rows is None else len(part.rows))
+            * (inner if part.columns is None else len(part.columns))
+            for part in self.parts
+        )
 
 
 class Allocated(Protocol):
@@ -162,9 +183,8 @@ class Parameters:
         """A replicated vector in the model's dtype."""
         vector = Vector(size, self._dtype, self._store)
         self._allocated.append(vector)
-        self.add(
-            Parameter(name=name, shape=(size,), parallel=Parallel.REPLICATED, load=vector.load)
-        )
+        parts = (Part(load=vector.load),)
+        self.add(Parameter(name=name, shape=(size,), parallel=Parallel.REPLICATED, parts=parts))
         return vector
 
     def table(self, shape: tuple[int, ...], make: Callable[[], NDArray[np.float32]]) -> Table:
@@ -173,71 +193,142 @@ class Parameters:
         self._allocated.append(table)
         return table
 
-    def own(self, family: WeightFamily) -> None:
+    def own(self, memory: Allocated) -> None:
         """Count and allocate this family's memory with the weights."""
-        self._allocated.append(family)
+        self._allocated.append(memory)
 
-    def vocab(self, name: str, family: VocabFamily) -> None:
-        """The checkpoint tensor that fills a whole vocabulary family."""
-        problem = family.problem
+    def vocab(self, name: str, family: VocabFamily, rows: Section) -> None:
+        """The checkpoint tensor of which a vocabulary family keeps `rows`."""
+        part = Part(load=lambda weight: family.load(0, weight), rows=rows.own_or_all)
         self.add(
             Parameter(
                 name=name,
-                shape=(problem.vocab_size, problem.hidden_size),
+                shape=(rows.total, family.problem.hidden_size),
                 parallel=Parallel.VOCAB,
-                load=lambda weight: family.load(0, weight),
+                parts=(part,),
                 family=family,
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """`total` rows or columns of which this rank keeps `own`."""
+
+    total: int
+    own: range
+
+    @classmethod
+    def whole(cls, total: int) -> Section:
+        """What every rank keeps all of."""
+        return cls(total, range(total))
+
+    @property
+    def own_or_all(self) -> range | None:
+        """None where it is all."""
+        return None if len(self.own) == self.total else self.own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """A run of a linear family's output rows that one checkpoint tensor (and its bias) fills."""
+    """Runs of a linear family's output rows that one checkpoint tensor (and its bias) fills."""
 
     name: str
-    num_rows: int
+    sections: tuple[Section, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Of the tensor."""
+        return sum(section.total for section in self.sections)
+
+    def parts(self, first_row: int) -> Iterator[tuple[int, range | None]]:
+        """The family's row and the tensor's rows of each run; None: all of the tensor."""
+        offset = 0
+        for section in self.sections:
+            own = section.own
+            rows = range(offset + own.start, offset + own.stop)
+            yield first_row, None if len(own) == self.num_rows else rows
+            first_row += len(own)
+            offset += section.total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearLayout:
-    """How checkpoint tensors make up one linear family, first row to last."""
+    """How checkpoint tensors make up one linear family, first row to last.
+
+    columns: that a rank keeps of a layer whose outputs are partial sums; None: of one whose
+        outputs are the rank's own
+    has_bias: whether this rank adds it: of partial sums only one may
+    """
 
     rows: tuple[Rows, ...]
-    parallel: Parallel
+    columns: Section | None = None
     is_transposed: bool = False
+    has_bias: bool = True
+
+    @property
+    def parallel(self) -> Parallel:
+        return Parallel.COLUMN if self.columns is None else Parallel.ROW
+
+
+class _ZeroBias:
+    """The bias of a family whose layer's bias another rank adds."""
+
+    num_bytes = 0  # the family counts it
+
+    def __init__(self, family: LinearFamily) -> None:
+        self._family = family
+
+    def allocate(self, device: Device) -> None:
+        zeros = np.zeros(self._family.problem.out_features, np.float32)
+        self._family.load_bias(0, device.upload(zeros))
 
 
 def add_linear(parameters: Parameters, family: LinearFamily, layout: LinearLayout) -> None:
-    """Declare `<name>.weight` (and `<name>.bias`) of every row run of a linear family."""
+    """Declare `<name>.weight` (and `<name>.bias`) of every tensor of a linear family."""
     parameters.own(family)
+    if family.problem.has_bias and not layout.has_bias:
+        parameters.own(_ZeroBias(family))
     first_row = 0
     for rows in layout.rows:
-        shape = (rows.num_rows, family.problem.in_features)
-        parameters.add(
-            Parameter(
-                name=f"{rows.name}.weight",
-                shape=shape[::-1] if layout.is_transposed else shape,
-                parallel=layout.parallel,
-                load=_rows_loader(family, first_row),
-                is_transposed=layout.is_transposed,
-                family=family,
-                first_row=first_row,
-            )
-        )
+        parameters.add(_weight(family, layout, rows, first_row))
         if family.problem.has_bias:
-            parameters.add(
-                Parameter(
-                    name=f"{rows.name}.bias",
-                    shape=(rows.num_rows,),
-                    parallel=layout.parallel,
-                    load=_bias_loader(family, first_row),
-                    family=family,
-                    first_row=first_row,
-                )
-            )
-        first_row += rows.num_rows
+            parameters.add(_bias(family, layout, rows, first_row))
+        first_row += sum(len(section.own) for section in rows.sections)
     assert first_row == family.problem.out_features, "the row runs must cover the family"
+
+
+def _weight(family: LinearFamily, layout: LinearLayout, rows: Rows, first_row: int) -> Parameter:
+    columns = layout.columns
+    shape = (rows.num_rows, family.problem.in_features if columns is None else columns.total)
+    return Parameter(
+        name=f"{rows.name}.weight",
+        shape=shape[::-1] if layout.is_transposed else shape,
+        parallel=layout.parallel,
+        parts=tuple(
+            Part(
+                load=_rows_loader(family, row),
+                rows=own,
+                columns=None if columns is None else columns.own_or_all,
+            )
+            for row, own in rows.parts(first_row)
+        ),
+        is_transposed=layout.is_transposed,
+        family=family,
+        first_row=first_row,
+    )
+
+
+def _bias(family: LinearFamily, layout: LinearLayout, rows: Rows, first_row: int) -> Parameter:
+    parts = rows.parts(first_row) if layout.has_bias else ()
+    return Parameter(
+        name=f"{rows.name}.bias",
+        shape=(rows.num_rows,),
+        parallel=layout.parallel,
+        parts=tuple(Part(load=_bias_loader(family, row), rows=own) for row, own in parts),
+        family=family,
+        first_row=first_row,
+    )
 
 
 def _rows_loader(family: LinearFamily, first_row: int) -> Callable[[LogicalWeight], None]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from hal import opset
 from hal.engine.layers.builder import Attention, AttentionNames, Builder, LayerNorm, Mlp, MlpNames
 from hal.engine.layers.decoder import Decoder, DecoderParts, Layer
-from hal.engine.layers.parameters import Rows
+from hal.engine.layers.parameters import Section
+from hal.engine.layers.vocabulary import Vocabulary
 from hal.opset.elementwise import ElementwiseProblem
 from hal.opset.norm import NormKind
 from hal.opset.vocab import VocabFamily
@@ -18,10 +19,9 @@ from hal.tensor import Tensor
 def build(build: Builder) -> Decoder:
     """The whole model; head and token embedding are tied."""
     config = build.config
-    tokens = build.vocab(rows=config.vocab_size, embeds=True, makes_logits=True)
-    positions = build.vocab(rows=config.max_position_embeddings, embeds=True, makes_logits=False)
-    build.parameters.vocab("transformer.wte.weight", tokens)
-    build.parameters.vocab("transformer.wpe.weight", positions)
+    tokens = build.vocab("transformer.wte.weight", embeds=True, makes_logits=True)
+    rows = Section.whole(config.max_position_embeddings)
+    positions = build.table("transformer.wpe.weight", rows, embeds=True)
     parts = DecoderParts(
         embedding=PositionedEmbedding(build, tokens, positions),
         layers=tuple(_layer(build, index) for index in range(config.num_layers)),
@@ -34,7 +34,7 @@ def build(build: Builder) -> Decoder:
 class PositionedEmbedding:
     """The sum of a token's row and its position's row."""
 
-    def __init__(self, build: Builder, tokens: VocabFamily, positions: VocabFamily) -> None:
+    def __init__(self, build: Builder, tokens: Vocabulary, positions: VocabFamily) -> None:
         width, dtype = build.config.hidden_size, build.options.dtype
         self._tokens = tokens
         self._positions = positions
@@ -51,13 +51,12 @@ class PositionedEmbedding:
 def _layer(build: Builder, index: int) -> Layer:
     config = build.config
     prefix = f"transformer.h.{index}"
-    width = 3 * config.hidden_size
     return Layer(
         attention_norm=LayerNorm(build, f"{prefix}.ln_1", config.norm_eps),
         attention=Attention(
             build,
             AttentionNames(
-                qkv=(Rows(name=f"{prefix}.attn.c_attn", num_rows=width),),
+                qkv=(f"{prefix}.attn.c_attn",),
                 output=f"{prefix}.attn.c_proj",
                 is_transposed=True,
             ),

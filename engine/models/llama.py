@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from hal.engine.layers.builder import Attention, AttentionNames, Builder, Mlp, MlpNames, RmsNorm
 from hal.engine.layers.decoder import Decoder, DecoderParts, Embedding, Layer, MlpLike
-from hal.engine.layers.parameters import Rows
-from hal.opset.vocab import VocabFamily
+from hal.engine.layers.vocabulary import Vocabulary
 from hal.tensor import Tensor
 
 MakeMlp = Callable[[Builder, int], MlpLike]
@@ -38,23 +37,20 @@ def llama_like(build: Builder, make_mlp: MakeMlp) -> Decoder:
 class TokenEmbedding:
     """Rows of the vocabulary matrix; positions are rotated in later."""
 
-    def __init__(self, family: VocabFamily) -> None:
+    def __init__(self, family: Vocabulary) -> None:
         self._family = family
 
     def __call__(self, token_ids: Tensor, positions: Tensor, out: Tensor) -> None:
         self._family.embed(token_ids, out)
 
 
-def token_embedding(build: Builder) -> tuple[Embedding, VocabFamily]:
+def token_embedding(build: Builder) -> tuple[Embedding, Vocabulary]:
     """The embedding and the logits head: one family when tied, two when not."""
-    config = build.config
-    tied = config.tie_word_embeddings
-    family = build.vocab(rows=config.vocab_size, embeds=True, makes_logits=tied)
-    build.parameters.vocab("model.embed_tokens.weight", family)
+    tied = build.config.tie_word_embeddings
+    family = build.vocab("model.embed_tokens.weight", embeds=True, makes_logits=tied)
     if tied:
         return TokenEmbedding(family), family
-    head = build.vocab(rows=config.vocab_size, embeds=False, makes_logits=True)
-    build.parameters.vocab("lm_head.weight", head)
+    head = build.vocab("lm_head.weight", embeds=False, makes_logits=True)
     return TokenEmbedding(family), head
 
 
@@ -62,18 +58,12 @@ def _layer(build: Builder, index: int, make_mlp: MakeMlp) -> Layer:
     config = build.config
     prefix = f"model.layers.{index}"
     attention = f"{prefix}.self_attn"
-    q_rows = config.num_heads * config.head_dim
-    kv_rows = config.num_kv_heads * config.head_dim
     return Layer(
         attention_norm=RmsNorm(build, f"{prefix}.input_layernorm", config.norm_eps),
         attention=Attention(
             build,
             AttentionNames(
-                qkv=(
-                    Rows(name=f"{attention}.q_proj", num_rows=q_rows),
-                    Rows(name=f"{attention}.k_proj", num_rows=kv_rows),
-                    Rows(name=f"{attention}.v_proj", num_rows=kv_rows),
-                ),
+                qkv=tuple(f"{attention}.{part}_proj" for part in "qkv"),
                 output=f"{attention}.o_proj",
                 q_norm=f"{attention}.q_norm" if config.qk_norm else None,
                 k_norm=f"{attention}.k_norm" if config.qk_norm else None,

@@ -16,7 +16,7 @@ from typing import NoReturn
 from hal.aliases import ALIASES, BY_NAME, apply_aliases, nearest
 from hal.cache_policy import POLICY_NAMES
 from hal.cli.settings_file import Setting, read_settings
-from hal.config import EngineConfig
+from hal.config import COLLECTIVES, EngineConfig
 from hal.env import flag_value, parse_switch, unknown_names, variable_of
 from hal.errors import ConfigError, HalError, SelectionError
 from hal.weights import FORMAT_NAMES
@@ -138,6 +138,10 @@ ENGINE_FLAGS = FlagGroup(
             sets=False,
             field="cache",
         ),
+        _setting(
+            "tensor-parallel-size", "ranks that share the model; on CPUs each a process", "N", int
+        ),
+        _setting("collective", f"how ranks talk: {', '.join(COLLECTIVES)}", "NAME"),
         _setting("kv-cache-dtype", "auto: as the model; int8 on CPUs: half of that", "TYPE"),
     ),
 )

@@ -59,7 +59,8 @@ def _build_real(start: Start) -> LoadedEngine:
         site_levels=level_counts(built.sites),
         explain_json=json.dumps(explain).encode(),
     )
-    return LoadedEngine(built.engine, info)
+    watch = None if built.group is None else built.group.on_loss
+    return LoadedEngine(built.engine, info, watch)
 
 
 if __name__ == "__main__":

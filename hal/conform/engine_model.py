@@ -13,6 +13,7 @@ import numpy as np
 from hal import opset
 from hal.assembly import Assembled, assemble, make_selector
 from hal.binding import Binder, Buffer
+from hal.collective import Collective
 from hal.config import EngineConfig, ModelLimits, ResolvedConfig, resolve
 from hal.conformance.model_run import ModelStep, Part, StepOutput
 from hal.conformance.stage import poison
@@ -166,11 +167,12 @@ class EngineLayer:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A tiny model on the device: whole, and layer by layer."""
+    """A tiny model on the device: whole, and layer by layer. read_bytes: of its checkpoint."""
 
     model: EngineModel
     layers: tuple[EngineLayer, ...]
     resolved: ResolvedConfig
+    read_bytes: int
 
 
 @contextmanager
@@ -181,13 +183,23 @@ def model_folder(model: TinyModel) -> Iterator[Path]:
         yield Path(name)
 
 
-def load(model: TinyModel, device: Device, *, enforce_eager: bool = False) -> Loaded:
-    """Through the engine's own config and checkpoint readers; raises HalError as they do."""
+def load(
+    model: TinyModel,
+    device: Device,
+    *,
+    enforce_eager: bool = False,
+    deterministic: bool = False,
+    collective: Collective | None = None,
+) -> Loaded:
+    """Through the engine's own config and checkpoint readers; raises HalError as they do.
+
+    collective: of one rank of several, which all must load and run the same
+    """
     with model_folder(model) as folder:
         config = read_model_config(folder, MODELS.keys())
-        resolved = _resolve(config, model, device, enforce_eager)
-        selector = make_selector(device.capabilities, SelectionPolicy())
-        assembled = assemble(config, resolved, selector, device.collective(), device)
+        resolved = _resolve(config, model, device, enforce_eager, deterministic)
+        selector = make_selector(device.capabilities, SelectionPolicy(deterministic=deterministic))
+        assembled = assemble(config, resolved, selector, collective or device.collective(), device)
         width, binder = config.hidden_size, assembled.binder
         layers = tuple(
             EngineLayer(layer, binder, layer.attention.family.problem, width)
@@ -198,15 +210,21 @@ def load(model: TinyModel, device: Device, *, enforce_eager: bool = False) -> Lo
         assembled.runner.start(NUM_BLOCKS)
         with CheckpointReader(folder) as reader:
             load_weights(assembled.decoder.parameters, reader, SilentProgress())
+            read_bytes = reader.num_bytes_read
         device.synchronize()
-    return Loaded(EngineModel(assembled, device), layers, assembled.resolved)
+    return Loaded(EngineModel(assembled, device), layers, assembled.resolved, read_bytes)
 
 
 def _resolve(
-    config: ModelConfig, model: TinyModel, device: Device, enforce_eager: bool
+    config: ModelConfig,
+    model: TinyModel,
+    device: Device,
+    enforce_eager: bool,
+    deterministic: bool,
 ) -> ResolvedConfig:
     settings = EngineConfig(
         enforce_eager=enforce_eager,
+        deterministic=deterministic,
         dtype=str(model.dtype),
         max_num_seqs=_NUM_SLOTS + MAX_ROWS,
         max_num_batched_tokens=_NUM_SLOTS + MAX_ROWS,

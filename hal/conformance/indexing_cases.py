@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hal.conformance.case import Case, Check, equal, guarded
 from hal.conformance.limits import LIMITS
@@ -15,6 +16,9 @@ from hal.dtypes import DType
 from hal.errors import WeightsError
 from hal.opset.indexing import GatherProblem, TokenProblem
 from hal.select import Kernel
+
+Int32 = NDArray[np.int32]
+Bool = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +103,56 @@ class KeepTokensCase(Case):
             yield equal("last_tokens", stage.read(device_last), last.astype(np.float64))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTokensCase(Case):
+    """Ids of this rank's rows, and of those before and behind."""
+
+    problem: TokenProblem
+
+    def run(self, kernel: Kernel, stage: Stage) -> Iterator[Check]:
+        call = stage.bind(kernel, self.problem)
+        for first, count in ((0, 5), (7, 3), (11, 9)):
+            ids = stage.rng.integers(0, 20, 17).astype(np.int32)
+            ids[:4] = (first, first + count - 1, first + count, max(0, first - 1))
+            out = stage.indices(np.full(17, -7, dtype=np.int32))
+            call(stage.indices(ids), first, count, out)
+            expected = np.where(_is_own(ids, first, count), ids - first, 0)
+            yield equal(f"out, {count} from {first}", stage.read(out), expected.astype(np.float64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroOtherRowsCase(Case):
+    """Rows of this rank's ids stay as they are, to the bit."""
+
+    problem: GatherProblem
+
+    def run(self, kernel: Kernel, stage: Stage) -> Iterator[Check]:
+        call = stage.bind(kernel, self.problem)
+        for num_rows in (17, 1):
+            ids = stage.rng.integers(0, 20, num_rows).astype(np.int32)
+            ids[0] = 12  # the first that is not
+            x = stage.normal((num_rows, self.problem.width), self.dtype)
+            call(stage.indices(ids), 7, 5, x.device)
+            expected = np.where(_is_own(ids, 7, 5)[:, None], x.host, 0.0)
+            yield equal(f"out, {num_rows} rows", stage.read(x.device), expected)
+
+
+def _is_own(ids: Int32, first: int, count: int) -> Bool:
+    return (ids >= first) & (ids < first + count)
+
+
 def indexing_cases() -> Iterator[Case]:
     tokens = TokenProblem()
     yield TakeTokensCase(op="take_tokens", name="mixed", problem=tokens, dtype=DType.INT32)
     yield KeepTokensCase(op="keep_tokens", name="some", problem=tokens, dtype=DType.INT32)
+    yield OwnTokensCase(op="own_tokens", name="rank", problem=tokens, dtype=DType.INT32)
     for dtype in LIMITS:
         for width in (64, 33):
             problem = GatherProblem(width=width, dtype=dtype)
             yield GatherCase(op="gather_rows", name=f"W{width}", problem=problem, dtype=dtype)
+            yield ZeroOtherRowsCase(
+                op="zero_other_rows", name=f"W{width}", problem=problem, dtype=dtype
+            )
         for source in LIMITS:
             yield StoreCase(
                 op="store",

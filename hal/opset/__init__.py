@@ -3,7 +3,14 @@
 from hal.opset.attention import attention, qk_norm_rope
 from hal.opset.block import attention_block, mlp_block
 from hal.opset.elementwise import add, gated_activation, plain_activation
-from hal.opset.indexing import gather_rows, keep_tokens, store, take_tokens
+from hal.opset.indexing import (
+    gather_rows,
+    keep_tokens,
+    own_tokens,
+    store,
+    take_tokens,
+    zero_other_rows,
+)
 from hal.opset.linear import linear
 from hal.opset.moe import combine_experts, grouped_linear, moe_block, route_experts
 from hal.opset.norm import layer_norm, rms_norm
@@ -26,6 +33,7 @@ __all__ = [
     "mask_logits",
     "mlp_block",
     "moe_block",
+    "own_tokens",
     "plain_activation",
     "qk_norm_rope",
     "rms_norm",
@@ -34,4 +42,5 @@ __all__ = [
     "store",
     "take_tokens",
     "vocab",
+    "zero_other_rows",
 ]

@@ -40,6 +40,22 @@ def keep_tokens(tokens: Tensor, slots: Tensor, last_tokens: Tensor) -> None:
     """last_tokens[slots[i]] = tokens[i]; tokens, slots [N] int32, slots distinct."""
 
 
+@declare(TokenProblem)
+def own_tokens(token_ids: Tensor, first: int, count: int, out: Tensor) -> None:
+    """out[t] = token_ids[t] - first, or 0 where that is not below count: another rank's.
+
+    token_ids, out [T] int32.
+    """
+
+
+@declare(GatherProblem)
+def zero_other_rows(token_ids: Tensor, first: int, count: int, out: Tensor) -> None:
+    """out[t] = 0 where token_ids[t] is not one of first.. (count of them).
+
+    token_ids [T] int32; out [T, width], whose other rows are left alone.
+    """
+
+
 @declare(GatherProblem)
 def store(values: Tensor, out: Tensor) -> None:
     """out = values, converted to out's dtype; load time only.

@@ -10,7 +10,7 @@ from hal.planning.quantization import planned_scheme
 from hal.planning.roofline import met_share
 from hal.planning.settings import PlanSettings
 from hal.planning.shape import ModelShape, Role
-from hal.planning.sizing import Basis, Sized, Sizer, can_cache
+from hal.planning.sizing import Basis, Sized, Sizer, can_cache, is_host
 from hal.planning.target import SLOW_LINK_BYTES_PER_S, PlanDevice
 
 
@@ -30,7 +30,9 @@ def notes(
 
 def _not_yet(sizer: Sizer, settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
     yield from sizer.model.cannot_run
-    if (settings.tp or 1) > 1:
+    if (settings.tp or 1) > 1 and not (
+        is_host(device) and sizer.basis(settings, device) is Basis.ENGINE
+    ):
         yield f"not supported yet: tensor parallel (here over {settings.tp} devices)"
     scheme = planned_scheme(settings.quantization)
     if scheme is not None and sizer.basis(settings, device) is not Basis.ENGINE:
@@ -46,7 +48,7 @@ def _devices(settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
     tp = settings.tp or 1
     if device.count > tp:
         yield f"{tp} of {device.count} devices are used; start one server for each {tp}"
-    if tp == 1:
+    if tp == 1 or is_host(device):
         return
     link = device.link_between(tp)
     if device.profile is None:

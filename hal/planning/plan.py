@@ -15,6 +15,7 @@ from hal.planning.remedies import Remedies, Remedy
 from hal.planning.report import Capacity, PlanReport, TensorParallel, shortage
 from hal.planning.roofline import Rate, Roofline
 from hal.planning.search import (
+    fits,
     longest_context,
     most_sequences,
     smallest_tp,
@@ -89,9 +90,10 @@ def _num_ranks(settings: PlanSettings, device: PlanDevice, model: PlannedModel) 
         raise ConfigError(
             f"--tp {tp} needs {tp} devices, but --device {settings.device} names {device.count}"
         )
-    if tp > 1 and device.capabilities.memory.kind is MemoryKind.HOST:
+    if device.count > 1 and device.capabilities.memory.kind is MemoryKind.HOST:
         raise ConfigError(
-            f"{tp} ranks on {device.name} would share one memory; plan a CPU without a count"
+            f"{device.count} of {device.name} are one machine with one memory; leave the count "
+            f"out, and for ranks that share it add --tp {device.count}"
         )
     check_tp(model.shape, tp)
     return tp
@@ -141,11 +143,10 @@ class _Question:
     def parallel(self) -> TensorParallel:
         used = self._settings.tp or 1
         shape = self._sizer.model.shape
-        is_host = self._device.capabilities.memory.kind is MemoryKind.HOST
-        legal = legal_tp(shape, 1) if is_host else legal_tp(shape)
+        if self._device.capabilities.memory.kind is MemoryKind.HOST:
+            return self._host_ranks(used)
+        legal = legal_tp(shape)
         smallest = smallest_tp(self._sizer, self._settings, self._device)
-        if is_host:
-            smallest = 1 if self._sized.fits else None
         smaller = [tp for tp in legal if smallest is None or tp < smallest]
         link = self._device.link_between(used) if used > 1 else None
         return TensorParallel(
@@ -154,6 +155,17 @@ class _Question:
             smallest=smallest,
             reasons=tuple(self._why_not(tp) for tp in smaller),
             link="" if link is None else link.kind,
+        )
+
+    def _host_ranks(self, used: int) -> TensorParallel:
+        """They share one memory, so more of them hold no more."""
+        is_enough = fits(self._sizer, replace(self._settings, tp=1), self._device)
+        return TensorParallel(
+            used=used,
+            legal=(1,) if used == 1 else legal_tp(self._sizer.model.shape),
+            smallest=1 if is_enough else None,
+            reasons=() if is_enough else (self._why_not(1),),
+            link="",
         )
 
     def _why_not(self, tp: int) -> str:

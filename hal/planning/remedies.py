@@ -9,7 +9,7 @@ from hal.device import Feature
 from hal.memory import memory_budget, size_argument
 from hal.planning.search import fits, largest, longest_context, smallest_tp
 from hal.planning.settings import PlanSettings
-from hal.planning.sizing import Sizer, can_cache
+from hal.planning.sizing import Sizer, can_cache, is_host
 from hal.planning.target import PlanDevice, absent, larger_profiles
 from hal.weights import UNQUANTIZED
 
@@ -64,7 +64,8 @@ class Remedies:
         available = inputs.memory.available_bytes
         if not memory_budget(inputs) < inputs.needed_bytes <= available:
             return
-        amount = size_argument(inputs.needed_bytes)
+        num_shares = (self.settings.tp or 1) if is_host(self.device) else 1
+        amount = size_argument(inputs.needed_bytes * num_shares)
         changed = replace(self.settings, memory=amount)
         if self._fits(changed):
             yield Remedy(text=f"raise --memory to {amount}", settings=changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hal.device import MemoryKind
 from hal.errors import MemoryPlanError
 from hal.memory import MemoryPlan, PlanInputs, format_bytes, memory_budget
 from hal.planning.model import PlannedModel
@@ -107,6 +108,11 @@ class PlanReport:
             Part("left alone", max(0, total - others - max(budget, used))),
             Part("others", others),
         )
+
+    @property
+    def is_host(self) -> bool:
+        """Whether ranks are processes that share one memory."""
+        return self.device.capabilities.memory.kind is MemoryKind.HOST
 
     def as_json(self) -> dict[str, JsonValue]:
         """Plain JSON types; docs/plan.md names every key."""

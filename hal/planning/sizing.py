@@ -19,15 +19,16 @@ from hal.assembly import (
     plan_inputs,
     selection_policy,
 )
-from hal.collective import SingleRank
+from hal.collective import Collective, SingleRank
 from hal.config import AUTO, ResolvedConfig, resolve
+from hal.device import MemoryKind
 from hal.dtypes import DType
 from hal.engine.model_config import ModelConfig
 from hal.errors import ConfigError, SelectionError
 from hal.kv import KV_FORMATS, peak_blocks
 from hal.memory import PlanInputs, memory_budget
 from hal.planning.model import PlannedModel
-from hal.planning.parallel import COLLECTIVE_BYTES
+from hal.planning.parallel import COLLECTIVE_BYTES, PlannedRank
 from hal.planning.quantization import Scheme, planned_scheme, weight_bytes
 from hal.planning.settings import PlanSettings
 from hal.planning.shape import KVLayers
@@ -85,8 +86,13 @@ class Sizer:
         """ENGINE for what this version could start on such a device."""
         is_plain = can_cache(settings.kv, device) and _can_store(settings.quantization, device)
         is_known = self.model.engine is not None and bool(device.kind)
-        one_rank = settings.tp in (None, 1)
-        return Basis.ENGINE if is_known and is_plain and one_rank else Basis.CONFIG
+        can_share = settings.tp in (None, 1) or self._has_ranks(settings, device)
+        return Basis.ENGINE if is_known and is_plain and can_share else Basis.CONFIG
+
+    def _has_ranks(self, settings: PlanSettings, device: PlanDevice) -> bool:
+        """Whether this version could start several of them."""
+        has_experts = self.model.engine is not None and self.model.engine.experts is not None
+        return is_host(device) and not has_experts and settings.quantization == UNQUANTIZED
 
     def size(self, settings: PlanSettings, device: PlanDevice, *, is_exact: bool = False) -> Sized:
         """Raises ConfigError for settings that contradict the model, before any size is known.
@@ -119,7 +125,8 @@ class Sizer:
             self._selectors[device.name] = make_selector(
                 device.capabilities, policy, is_present=device.is_present
             )
-        parts = _Assembling(engine, device, resolved, self._selectors[device.name])
+        tp = settings.tp or 1
+        parts = _Assembling(engine, device, resolved, self._selectors[device.name], tp)
         inputs = parts.inputs(engine.num_layers) if is_exact else parts.extrapolated()
         inputs = replace(inputs, min_num_seqs=settings.concurrency or 1)
         pool = KVPool(inputs.kv_bytes_per_block, engine.windows[0])
@@ -129,6 +136,11 @@ class Sizer:
 def can_cache(kv: str, device: PlanDevice) -> bool:
     """Whether this version could start with such a KV cache on such a device."""
     return kv == AUTO or (kv in KV_FORMATS and not device.capabilities.is_accelerator)
+
+
+def is_host(device: PlanDevice) -> bool:
+    """Whether its ranks are processes that share one memory."""
+    return device.capabilities.memory.kind is MemoryKind.HOST
 
 
 def _can_store(quantization: str, device: PlanDevice) -> bool:
@@ -146,6 +158,7 @@ class _Assembling:
     device: PlanDevice
     resolved: ResolvedConfig
     selector: Selector
+    tp: int
 
     def inputs(self, num_layers: int) -> PlanInputs:
         """Of its first layers."""
@@ -177,11 +190,13 @@ class _Assembling:
     def _inputs(self, layers: Sequence[int]) -> PlanInputs:
         """Of a model that has these layers, some of them perhaps twice."""
         model = self.engine.of_layers(layers)
+        ranks: Collective = SingleRank() if self.tp == 1 else PlannedRank(self.tp)
         try:
-            assembled = assemble(model, self.resolved, self.selector, SingleRank(), None)
+            assembled = assemble(model, self.resolved, self.selector, ranks, None)
         except SelectionError as error:
             raise ConfigError(error.message, code=error.code) from error
-        return plan_inputs(assembled, self.resolved, self.device.capabilities.memory)
+        inputs = plan_inputs(assembled, self.resolved, self.device.capabilities.memory)
+        return inputs if self.tp == 1 else inputs.of_rank(self.tp, ranks.num_bytes)
 
 
 def scheme_of(model: PlannedModel, settings: PlanSettings) -> Scheme | None:

@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "src/bind_collective.h"
+#include "src/bind_copies.h"
 #include "src/bind_experts.h"
 #include "src/bind_launch.h"
 #include "src/bind_types.h"
@@ -358,39 +360,6 @@ void call_mask_logits(Address logits, int64_t stride, int64_t vocab, Address row
                           .num_threads = num_threads});
 }
 
-void call_gather_rows(Address table, int64_t num_rows, int64_t table_stride_bytes, Address ids,
-                      int64_t num_ids, Address out, int64_t out_stride_bytes, int64_t row_bytes,
-                      int num_threads) {
-    launch(&gather_rows, {.table = at(table),
-                          .num_rows = num_rows,
-                          .table_stride_bytes = table_stride_bytes,
-                          .ids = at<int32_t>(ids),
-                          .num_ids = num_ids,
-                          .out = at(out),
-                          .out_stride_bytes = out_stride_bytes,
-                          .row_bytes = row_bytes,
-                          .num_threads = num_threads});
-}
-
-void call_take_tokens(Address token_ids, Address slots, Address last_tokens, int64_t num_tokens,
-                      Address out, int num_threads) {
-    launch(&take_tokens, {.token_ids = at<int32_t>(token_ids),
-                          .slots = at<int32_t>(slots),
-                          .last_tokens = at<int32_t>(last_tokens),
-                          .num_tokens = num_tokens,
-                          .out = at<int32_t>(out),
-                          .num_threads = num_threads});
-}
-
-void call_keep_tokens(Address tokens, Address slots, int64_t num_tokens, Address last_tokens,
-                      int num_threads) {
-    launch(&keep_tokens, {.tokens = at<int32_t>(tokens),
-                          .slots = at<int32_t>(slots),
-                          .num_tokens = num_tokens,
-                          .last_tokens = at<int32_t>(last_tokens),
-                          .num_threads = num_threads});
-}
-
 // `call` with its first argument given.
 template <class Result, class Kernel, class... Args>
 void define(nb::module_& m, const char* name, Result (*call)(Kernel, Args...), Kernel kernel) {
@@ -441,9 +410,8 @@ NB_MODULE(_C, m) {
     m.def("num_barriers", &num_barriers);
     m.def("num_scratch_allocations", &num_scratch_allocations);
     m.def("mask_logits", &call_mask_logits);
-    m.def("gather_rows", &call_gather_rows);
-    m.def("take_tokens", &call_take_tokens);
-    m.def("keep_tokens", &call_keep_tokens);
+    define_copies(m);
+    define_communicator(m);
     nb::class_<Recording>(m, "Recording")
         .def(nb::init<>())
         .def("begin", &begin_recording)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hal.kernels.cpu import native
-from hal.opset import gather_rows, keep_tokens, take_tokens
+from hal.opset import gather_rows, keep_tokens, own_tokens, take_tokens, zero_other_rows
 
 
 @gather_rows.kernel(
@@ -77,5 +77,50 @@ def keep_tokens_native(
         slots.data_ptr(),
         tokens.shape[0],
         last_tokens.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+@own_tokens.kernel(
+    "native",
+    preference=100,
+    batch_invariant=True,
+    capturable=True,
+    rejects=native.needs_any_cpu,
+    unavailable=native.ranks_unavailable,
+)
+def own_tokens_native(token_ids: torch.Tensor, first: int, count: int, out: torch.Tensor) -> None:
+    """Copies ids."""
+    native.load().own_tokens(
+        token_ids.data_ptr(),
+        token_ids.shape[0],
+        first,
+        count,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+@zero_other_rows.kernel(
+    "native",
+    preference=100,
+    batch_invariant=True,
+    capturable=True,
+    rejects=native.needs_any_cpu,
+    unavailable=native.ranks_unavailable,
+)
+def zero_other_rows_native(
+    token_ids: torch.Tensor, first: int, count: int, out: torch.Tensor
+) -> None:
+    """Clears bytes."""
+    size = out.element_size()
+    native.load().zero_other_rows(
+        token_ids.data_ptr(),
+        token_ids.shape[0],
+        first,
+        count,
+        out.data_ptr(),
+        out.stride(0) * size,
+        out.shape[1] * size,
         torch.get_num_threads(),
     )

@@ -135,6 +135,14 @@ def module_unavailable() -> str | None:
 
 
 @cache
+def ranks_unavailable() -> str | None:
+    """Why what several ranks need cannot be used."""
+    if reason := module_unavailable():
+        return reason
+    return None if hasattr(load(), "Communicator") else OLD_BUILD
+
+
+@cache
 def unavailable() -> str | None:
     """Why the kernels of a present CPU cannot run: not built, not supported, or wrong."""
     try:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 from hal.kernels.reference.weight_rows import store_values
-from hal.opset import gather_rows, keep_tokens, store, take_tokens
+from hal.opset import (
+    gather_rows,
+    keep_tokens,
+    own_tokens,
+    store,
+    take_tokens,
+    zero_other_rows,
+)
 from hal.select import Level
 
 
@@ -29,6 +36,26 @@ def keep_tokens_reference(
 ) -> None:
     """Scatters by slot."""
     last_tokens.index_copy_(0, slots.long(), tokens)
+
+
+@own_tokens.kernel("reference", preference=0, level=Level.REFERENCE, batch_invariant=True)
+def own_tokens_reference(
+    token_ids: torch.Tensor, first: int, count: int, out: torch.Tensor
+) -> None:
+    """Subtracts, then chooses."""
+    out.copy_(torch.where(_is_own(token_ids, first, count), token_ids - first, 0))
+
+
+@zero_other_rows.kernel("reference", preference=0, level=Level.REFERENCE, batch_invariant=True)
+def zero_other_rows_reference(
+    token_ids: torch.Tensor, first: int, count: int, out: torch.Tensor
+) -> None:
+    """Fills whole rows."""
+    out.masked_fill_(~_is_own(token_ids, first, count)[:, None], 0)
+
+
+def _is_own(token_ids: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    return (token_ids >= first) & (token_ids < first + count)
 
 
 @store.kernel("reference", preference=0, level=Level.REFERENCE, batch_invariant=True)

@@ -6,11 +6,20 @@ import torch
 
 from hal.kernels.reference.indexing import (
     keep_tokens_reference,
+    own_tokens_reference,
     store_reference,
     take_tokens_reference,
+    zero_other_rows_reference,
 )
 from hal.kernels.torch_native.predicates import needs_hardware
-from hal.opset import gather_rows, keep_tokens, store, take_tokens
+from hal.opset import (
+    gather_rows,
+    keep_tokens,
+    own_tokens,
+    store,
+    take_tokens,
+    zero_other_rows,
+)
 from hal.select import on_accelerators
 
 take_tokens.kernel(
@@ -19,6 +28,12 @@ take_tokens.kernel(
 keep_tokens.kernel(
     "torch", preference=50, capturable=on_accelerators, rejects=needs_hardware, batch_invariant=True
 )(keep_tokens_reference)
+own_tokens.kernel(
+    "torch", preference=50, capturable=on_accelerators, rejects=needs_hardware, batch_invariant=True
+)(own_tokens_reference)
+zero_other_rows.kernel(
+    "torch", preference=50, capturable=on_accelerators, rejects=needs_hardware, batch_invariant=True
+)(zero_other_rows_reference)
 store.kernel("torch", preference=50, rejects=needs_hardware, batch_invariant=True)(store_reference)
 
 

@@ -214,7 +214,7 @@ MISTAKES = [
     (["--device", "0xh100"], "the count must be from 1 to 256"),
     (["--device", "1000xh100"], "the count must be from 1 to 256"),
     (["--device", "null:mi300x"], "name it, e.g. --device mi300x"),
-    (["--device", "2xcpu"], "2 ranks on cpu would share one memory"),
+    (["--device", "2xcpu"], "2 of cpu are one machine with one memory"),
     (["--device", "3xh100"], "3 does not divide 32 attention heads. Legal --tp: 1, 2, 4, 8"),
     (["--kv", "fp4"], "--kv 'fp4' is not known; choose auto, fp8, int8"),
     (["--quantization", "q4"], "--quantization 'q4' is not known; choose one of none"),

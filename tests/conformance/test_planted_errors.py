@@ -19,7 +19,11 @@ from hal.dtypes import DType
 from hal.kernels import register_all
 from hal.kernels.reference.attention import ReferenceAttention
 from hal.kernels.reference.block import ComposedAttentionBlock, ComposedMlpBlock
-from hal.kernels.reference.indexing import keep_tokens_reference
+from hal.kernels.reference.indexing import (
+    keep_tokens_reference,
+    own_tokens_reference,
+    zero_other_rows_reference,
+)
 from hal.kernels.reference.linear import ReferenceLinear
 from hal.kernels.reference.logits import (
     adjust_logits_reference,
@@ -277,6 +281,18 @@ def keep_tokens_in_order(
     keep_tokens_reference(tokens, slots.sort().values, last_tokens)
 
 
+def own_tokens_one_too_many(
+    token_ids: torch.Tensor, first: int, count: int, out: torch.Tensor
+) -> None:
+    own_tokens_reference(token_ids, first, count + 1, out)
+
+
+def zero_rows_one_too_few(
+    token_ids: torch.Tensor, first: int, count: int, out: torch.Tensor
+) -> None:
+    zero_other_rows_reference(token_ids, first, count + 1, out)
+
+
 class MlpLosesTheResidual(ComposedMlpBlock):
     """Norms the sum, and leaves the residual as it was."""
 
@@ -347,6 +363,8 @@ PLANTS = (
     Plant(mask_rows_in_order, "mask_logits", "rows3-V1003-float32", "out"),
     Plant(logprobs_rank_from_one, "logprobs", "top5-smooth-V61-float32", "rank"),
     Plant(keep_tokens_in_order, "keep_tokens", "some-int32", "last_tokens"),
+    Plant(own_tokens_one_too_many, "own_tokens", "rank-int32", "out"),
+    Plant(zero_rows_one_too_few, "zero_other_rows", "W33-float32", "out"),
 )
 
 

@@ -14,8 +14,10 @@ from hal.devices.affinity import (
     describe_nodes,
     format_cpus,
     parse_cpus,
+    rank_affinity,
 )
 from hal.errors import ConfigError
+from hal.share import Share
 
 
 def write_machine(root: Path, nodes: Sequence[Sequence[str]]) -> None:
@@ -154,3 +156,18 @@ def test_auto_weighs_nodes_by_the_cores_that_are_allowed(tmp_path: Path) -> None
     cpus = allowed_cpus(tmp_path, [0, 1, 2, 8, 9, 10, 4, 12])  # three cores and one
     chosen = choose_affinity("auto", None, 8, cpus)
     assert [cpus == (4, 12) for cpus in chosen.workers] == [False] * 5 + [True] * 2
+
+
+def test_ranks_keep_to_a_memory_node_each(two_nodes: tuple[Cpu, ...]) -> None:
+    first, second = (rank_affinity(Share(rank, 2), 4, two_nodes) for rank in range(2))
+    assert first.process is None, "the caller of rank 0 is the user's"
+    assert first.workers == ((0, 8, 1, 9, 2, 10, 3, 11),) * 3
+    assert second.process == frozenset({4, 12, 5, 13, 6, 14, 7, 15})
+    assert (second.num_nodes, len(second.workers)) == (1, 3)
+    assert "CPUs 4-7,12-15, memory node 1" in second.reason
+
+
+def test_ranks_of_one_node_go_where_the_system_puts_them(tmp_path: Path) -> None:
+    write_machine(tmp_path, CORES[:1])
+    cpus = allowed_cpus(tmp_path, range(12))
+    assert rank_affinity(Share(1, 2), 2, cpus).workers == ()

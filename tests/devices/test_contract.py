@@ -153,8 +153,10 @@ def test_the_collective_of_one_rank_changes_nothing(device: Device) -> None:
     x = device.upload(np.arange(4, dtype=np.float32))
     group.all_reduce(x)
     group.broadcast(x)
-    assert (group.rank, group.size) == (0, 1)
-    np.testing.assert_array_equal(device.download(group.all_gather(x)), [0, 1, 2, 3])
+    group.all_gather(x, x)
+    group.check()
+    assert (group.rank, group.size, group.num_bytes) == (0, 1, 0)
+    np.testing.assert_array_equal(device.download(x), [0, 1, 2, 3])
 
 
 def test_an_allocation_beyond_the_device_is_a_typed_error_with_sizes(device: Device) -> None:

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from hal.assembly import assemble, make_selector
-from hal.build import BuiltEngine, _place_threads, build_engine
+from hal.build import BuiltEngine, build_engine, place_threads
 from hal.collective import SingleRank
 from hal.config import EngineConfig, ModelLimits, resolve
 from hal.device import Device
@@ -50,7 +50,7 @@ def test_a_list_of_cpus_is_refused_where_kernels_run_on_none() -> None:
     caps = find_profile("h100").capabilities()
     device = cast("Device", SimpleNamespace(capabilities=caps))
     with pytest.raises(UnsupportedError, match="whose kernels run on no CPU"):
-        _place_threads(EngineConfig(cpu_affinity="0"), device)
+        place_threads(EngineConfig(cpu_affinity="0"), device)
 
 
 def test_weights_of_the_plan_are_the_checkpoints(tiny_checkpoint: Maker, device_name: str) -> None:

@@ -176,8 +176,8 @@ def test_vllm_names_work_or_are_refused(folder: Path, device_name: str) -> None:
     ) as llm:
         config = llm._open().built.resolved.config
         assert (config.memory, config.prefix_caching, config.seed) == (0.5, False, 3)
-    with pytest.raises(UnsupportedError, match="tensor_parallel_size"):
-        LLM(str(folder), tensor_parallel_size=2)
+    with pytest.raises(UnsupportedError, match="pipeline_parallel_size"):
+        LLM(str(folder), pipeline_parallel_size=2)
     with pytest.raises(UnsupportedError, match="trust_remote_code"):
         LLM(str(folder), trust_remote_code=True)
     with pytest.raises(ConfigError, match="max_model_len"):

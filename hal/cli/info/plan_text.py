@@ -84,7 +84,8 @@ def _marker(report: PlanReport) -> str:
 def _head(report: PlanReport) -> Iterator[str]:
     model, shape, resolved = report.model, report.model.shape, report.sized.resolved
     verdict = "fits" if report.fits else "DOES NOT FIT"
-    count = f"{report.parallel.used} x " if report.parallel.used > 1 else ""
+    used, share = report.parallel.used, "ranks on" if report.is_host else "x"
+    count = f"{used} {share} " if used > 1 else ""
     yield f"{model.name} on {count}{report.device.capabilities.name}: {verdict}"
     stored = f", {model.stored.name} in the checkpoint" if model.stored else ""
     active = shape.active_parameters
@@ -101,7 +102,8 @@ def _head(report: PlanReport) -> Iterator[str]:
 
 def _ledger(report: PlanReport) -> Iterator[str]:
     memory, parts = report.inputs.memory, report.parts()
-    each = "each device" if report.parallel.used > 1 else "the device"
+    used = report.parallel.used
+    each = f"each of {used} ranks" if used > 1 else "the device"
     yield f"memory of {each}: {format_bytes(memory.total_bytes)} {memory.kind}"
     yield f"  {bar(parts)}"
     if not report.fits:
@@ -149,15 +151,16 @@ def _parallel(report: PlanReport) -> Iterator[str]:
     if len(parallel.legal) == 1:
         return
     legal = ", ".join(str(tp) for tp in parallel.legal)
+    name = "ranks" if report.is_host else report.device.name
     if parallel.smallest is None:
-        yield f"  no number of {report.device.name} fits (legal: {legal})"
+        yield f"  no number of {name} fits (legal: {legal})"
     else:
         link = report.device.link_between(parallel.smallest)
         links = () if report.device.profile is None else report.device.profile.links
         most = max((known.max_devices for known in links), default=1)
         apart = parallel.smallest > 1 and link is None
         beyond = f" (only {most} share a link)" if apart else ""
-        fewest = f"fewest {report.device.name} that fit (legal: {legal})"
+        fewest = f"fewest {name} that fit (legal: {legal})"
         yield _line(fewest, parallel.smallest) + beyond
     for reason in parallel.reasons:
         yield f"    {reason}"

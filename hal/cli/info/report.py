@@ -58,12 +58,14 @@ class KernelReport:
     """One device for the example model, in the dtype chosen for it.
 
     affinity: where its threads go; None on accelerators; nodes: the host's, where it has several
+    collective: how several ranks would talk
     """
 
     device: str
     dtype: str
     dtype_reason: str
     facts: DeviceFacts
+    collective: str
     affinity: Affinity | None
     nodes: tuple[str, ...]
     sites: tuple[SiteReport, ...]
@@ -75,7 +77,7 @@ class KernelReport:
             "dtype": self.dtype,
             "dtype_reason": self.dtype_reason,
             **asdict(self.facts),
-            "collective": SingleRank.name,
+            "collective": self.collective,
             "cpu_affinity": None
             if self.affinity is None
             else {"value": self.affinity.value, "reason": self.affinity.reason},
@@ -131,11 +133,18 @@ def kernel_report(
         dtype=str(resolved.dtype),
         dtype_reason=next(c.reason for c in resolved.choices if c.name == "dtype"),
         facts=device_facts(caps, resolved.dtype, is_present=is_present),
+        collective=_collective() if cpus else SingleRank.name,
         affinity=_affinity(config, cpus) if cpus else None,
         nodes=describe_nodes(cpus),
         sites=site_reports(selector, level_of),
         without_kernel=tuple(op for op in without if op is not None),
     )
+
+
+def _collective() -> str:
+    from hal.ranks.connect import usual_collective  # with torch
+
+    return usual_collective()
 
 
 def _affinity(config: EngineConfig, cpus: Sequence[Cpu]) -> Affinity:

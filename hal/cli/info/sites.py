@@ -146,6 +146,8 @@ def _token_sites(dtype: DType) -> tuple[Site, ...]:
         Site(opset.store, rows),
         Site(opset.take_tokens, TokenProblem()),
         Site(opset.keep_tokens, TokenProblem()),
+        Site(opset.own_tokens, TokenProblem()),
+        Site(opset.zero_other_rows, rows),
         Site(opset.adjust_logits, sample),
         Site(opset.mask_logits, sample),
         Site(opset.sample, sample),

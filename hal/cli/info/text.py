@@ -8,6 +8,7 @@ from hal.cli.info.columns import hanging, section
 from hal.cli.info.facts import DeviceFacts
 from hal.cli.info.report import InfoReport, KernelReport
 from hal.cli.info.sites import EXAMPLE_MODEL
+from hal.collective import SingleRank
 from hal.device import Capabilities
 from hal.engine.models import MODELS
 from hal.explain import SiteReport
@@ -136,10 +137,13 @@ def _fact_lines(facts: DeviceFacts) -> Iterator[str]:
     yield f"FP8 flavour: {facts.fp8 or 'none'}"
     yield f"attention block sizes: {_listed(facts.block_sizes)}"
     yield f"attention head sizes: {_listed(facts.head_sizes)}"
-    yield "collective: single (one rank); several devices are not supported yet"
 
 
 def _thread_lines(kernels: KernelReport) -> Iterator[str]:
+    if kernels.collective == SingleRank.name:
+        yield "collective: single (one rank); several devices are not supported yet"
+    else:
+        yield f"collective: {kernels.collective}, with --tensor-parallel-size above 1"
     yield from kernels.nodes
     if kernels.affinity is not None:
         yield f"--cpu-affinity means {kernels.affinity.value}: {kernels.affinity.reason}"

@@ -19,6 +19,21 @@ void gather_rows(const GatherArgs& args) {
     });
 }
 
+void own_tokens(const OwnTokensArgs& args) {
+    for (int64_t t = 0; t < args.num_ids; ++t) {
+        const uint32_t id = uint32_t(args.ids[t]) - uint32_t(args.first);
+        args.out[t] = id < uint32_t(args.count) ? int32_t(id) : 0;
+    }
+}
+
+void zero_other_rows(const ZeroOtherRowsArgs& args) {
+    for (int64_t t = 0; t < args.num_ids; ++t) {
+        if (uint32_t(args.ids[t]) - uint32_t(args.first) < uint32_t(args.count)) continue;
+        std::memset(static_cast<char*>(args.out) + t * args.out_stride_bytes, 0,
+                    size_t(args.row_bytes));
+    }
+}
+
 void take_tokens(const TakeTokensArgs& args) {
     for (int64_t t = 0; t < args.num_tokens; ++t) {
         const int32_t token = args.token_ids[t];

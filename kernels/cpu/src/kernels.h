@@ -385,6 +385,30 @@ struct GatherArgs {
 };
 void gather_rows(const GatherArgs& args);
 
+// Of ids, those from first on, count of them, are this rank's. out[t] = ids[t] - first, else 0.
+struct OwnTokensArgs {
+    const int32_t* ids;
+    int64_t num_ids;
+    int32_t first;
+    int32_t count;
+    int32_t* out;
+    int num_threads;
+};
+void own_tokens(const OwnTokensArgs& args);
+
+// All bits of the rows that are not this rank's become 0.
+struct ZeroOtherRowsArgs {
+    const int32_t* ids;
+    int64_t num_ids;
+    int32_t first;
+    int32_t count;
+    void* out;
+    int64_t out_stride_bytes;
+    int64_t row_bytes;
+    int num_threads;
+};
+void zero_other_rows(const ZeroOtherRowsArgs& args);
+
 // out[t] = token_ids[t], or last_tokens[slots[t]] where that is negative.
 struct TakeTokensArgs {
     const int32_t* token_ids;

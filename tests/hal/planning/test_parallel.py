@@ -99,5 +99,5 @@ def test_tp_and_counts_agree(published: Published) -> None:
     assert "2 of 4 devices are used; start one server for each 2" in part.notes
     with pytest.raises(ConfigError, match="--tp 4 needs 4 devices, but --device 2xh100 names 2"):
         hal.plan(model, device="2xh100", tp=4)
-    with pytest.raises(ConfigError, match="2 ranks on amx would share one memory"):
-        hal.plan(model, device="amx", tp=2)
+    with pytest.raises(ConfigError, match="leave the count out, and .* add --tp 2"):
+        hal.plan(model, device="2xamx")

@@ -38,6 +38,7 @@ def start_and_plan(
     step: int | None,
     quantization: str = "none",
     kv: str = "auto",
+    ranks: int = 1,
 ) -> None:
     """Both with the same settings; every part must agree."""
     built = build_engine(
@@ -50,8 +51,10 @@ def start_and_plan(
             max_num_batched_tokens=step,
             quantization=quantization,
             kv_cache_dtype=kv,
+            tensor_parallel_size=ranks,
         )
     )
+    built.close()
     report = hal.plan(
         folder,
         device="cpu",
@@ -61,6 +64,7 @@ def start_and_plan(
         max_num_batched_tokens=step,
         quantization=quantization,
         kv=kv,
+        tp=ranks,
     )
     plan, predicted = built.plan, report.memory
     assert report.basis is Basis.ENGINE and predicted is not None
@@ -70,8 +74,10 @@ def start_and_plan(
     assert predicted.logits_bytes == pytest.approx(plan.logits_bytes, rel=0.10)
     assert predicted.graphs_bytes == pytest.approx(plan.graphs_bytes, rel=0.01)
     assert predicted.num_blocks == plan.num_blocks
+    assert predicted.communicator_bytes == plan.communicator_bytes
     parts = ("weights", "KV cache", "activations", "logits", "graphs", "communicator")
     total = sum(part.num_bytes for part in report.parts() if part.name in parts)
+    total -= predicted.communicator_bytes  # memory of the system's, not of the device
     # A recording keeps its launches beside the device's tensors, which are their inputs.
     inputs = built.runner.decode_shape.num_bytes if built.runner.graphs else 0
     launches = plan.graphs_bytes - inputs
@@ -89,6 +95,13 @@ def test_a_started_engine_allocates_what_was_planned(
 @pytest.mark.parametrize(("slots", "length", "dtype"), [(8, 1024, "auto"), (64, 512, "float32")])
 def test_the_embedded_model_allocates_what_was_planned(slots: int, length: int, dtype: str) -> None:
     start_and_plan("hal-tiny", slots, length, dtype, None)
+
+
+def test_a_rank_allocates_what_was_planned() -> None:
+    start_and_plan("hal-tiny", 8, 256, "float32", None, ranks=2)
+    report = hal.plan("hal-tiny", device="cpu", tp=2)
+    assert report.parallel.legal == (1, 2, 4)
+    assert not any("not supported yet" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
