@@ -1,0 +1,104 @@
+"""CuPy's compiler (NVRTC, or hiprtc in its builds for ROCm) and its driver, for torch's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from hal.errors import UnsupportedError
+from hal.kernels.rtc.program import Argument, Function, Source
+
+_ADVICE = "Choose another kernel with --kernel, and please report this"
+
+
+class CupyRuntime:
+    """Imports CuPy when it is first used: hal must load where CuPy is not."""
+
+    def compiler(self) -> str:
+        return _compiler()
+
+    def compile(self, source: Source) -> bytes:
+        """cubin, or an AMD code object; needs no device."""
+        from cupy.cuda import nvrtc
+
+        program = nvrtc.createProgram(source.text, source.name, (), ())
+        try:
+            nvrtc.compileProgram(program, compile_options(source))
+            # CuPy's name for what hiprtc makes is PTX.
+            is_nvidia = source.target.vendor == "nvidia"
+            return bytes(nvrtc.getCUBIN(program) if is_nvidia else nvrtc.getPTX(program))
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program).strip()
+            raise UnsupportedError(
+                f"{_compiler()} cannot compile {source.name} for {source.target.arch} "
+                f"({' '.join(source.definitions)}): {error}: {log[-500:]}. {_ADVICE}"
+            ) from error
+        finally:
+            nvrtc.destroyProgram(program)
+
+    def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, Function]:
+        from cupy.cuda.function import Module
+
+        module = Module()
+        try:
+            module.load(binary)
+            return {name: _Launch(module.get_function(name)) for name in names}
+        except Exception as error:
+            raise UnsupportedError(
+                f"the driver does not load {', '.join(names)}: {error}. {_ADVICE}"
+            ) from error
+
+
+def compile_options(source: Source) -> tuple[str, ...]:
+    """Of NVRTC, or of hiprtc."""
+    if source.target.vendor == "nvidia":
+        arch = f"--gpu-architecture={source.target.arch}"
+        return (arch, "--std=c++17", "--device-as-default-execution-space", *source.definitions)
+    return (f"--offload-arch={source.target.arch}", "-std=c++17", "-O3", *source.definitions)
+
+
+class _Launch:
+    """A function of a module; CuPy unloads the module with the last of them."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, grid: tuple[int, int], threads: int, arguments: Sequence[Argument]) -> None:
+        stream = _stream(torch.cuda.current_stream().cuda_stream)
+        self._function(grid, (threads,), tuple(map(_argument, arguments)), stream=stream)
+
+
+def _argument(value: Argument) -> Any:
+    """As CuPy passes it: Python's integers become 64 bits, which is a pointer."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr()
+    return 0 if value is None else np.int32(value)
+
+
+@cache
+def _stream(pointer: int) -> Any:
+    from cupy.cuda import ExternalStream
+
+    return ExternalStream(pointer)
+
+
+@cache
+def _compiler() -> str:
+    from cupy.cuda import nvrtc, runtime
+
+    try:
+        version = ".".join(map(str, nvrtc.getVersion()))
+    except Exception as error:
+        raise UnsupportedError(
+            f"CuPy finds no run-time compiler: {type(error).__name__}: {error}; "
+            "pip install 'nvidia-cuda-nvrtc'"
+        ) from error
+    name = "hiprtc" if runtime.is_hip else "NVRTC"
+    try:
+        return f"{name} {version}, driver {runtime.driverGetVersion()}"
+    except Exception:  # noqa: BLE001  # compiling needs no driver
+        return f"{name} {version}, no driver"

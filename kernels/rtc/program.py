@@ -1,0 +1,109 @@
+"""C++ sources of src/, compiled for one device when they are first needed, and their launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from hal.kernels.rtc.arch import Target
+from hal.kernels.rtc.binaries import kept_binary
+
+SOURCES = Path(__file__).with_name("src")
+THREADS = 256
+Argument = torch.Tensor | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file of src/ for one arch. constants: preprocessor names, without their prefix HAL_."""
+
+    name: str
+    target: Target
+    constants: Mapping[str, int]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """In the order in which they are one text."""
+        return (*self.target.headers, self.name)
+
+    @property
+    def text(self) -> str:
+        """A compiler needs no other file and no include path."""
+        return joined(SOURCES / name for name in self.files)
+
+    @property
+    def definitions(self) -> tuple[str, ...]:
+        return tuple(f"-DHAL_{name}={value}" for name, value in sorted(self.constants.items()))
+
+
+def joined(paths: Iterable[Path]) -> str:
+    """Several files as one, which messages of a compiler still tell apart."""
+    return "".join(f'#line 1 "{path.name}"\n{path.read_text(encoding="utf-8")}' for path in paths)
+
+
+class Function(Protocol):
+    """A kernel of a loaded binary."""
+
+    def __call__(self, grid: tuple[int, int], threads: int, arguments: Sequence[Argument]) -> None:
+        """Run on torch's current stream: pointers of tensors, and 32-bit integers."""
+
+
+class Runtime(Protocol):
+    """A compiler and a driver."""
+
+    def compiler(self) -> str:
+        """Its name and version, and that of the driver: another one compiles anew."""
+
+    def compile(self, source: Source) -> bytes:
+        """Machine code; raises UnsupportedError with the compiler's words."""
+
+    def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, Function]:
+        """On torch's current device; raises UnsupportedError."""
+
+
+_runtimes: list[Runtime] = []
+
+
+def runtime() -> Runtime:
+    """CuPy's, unless `using` another one."""
+    if not _runtimes:
+        from hal.kernels.rtc.cupy_runtime import CupyRuntime
+
+        return CupyRuntime()
+    return _runtimes[-1]
+
+
+def is_emulated() -> bool:
+    """Whether another runtime than CuPy's runs the kernels, on tensors of the host."""
+    return bool(_runtimes)
+
+
+@contextmanager
+def using(other: Runtime) -> Iterator[None]:
+    """Within, kernels of this process are compiled and run by `other`, and nothing is kept."""
+    _runtimes.append(other)
+    try:
+        yield
+    finally:
+        _runtimes.pop()
+
+
+def load_functions(source: Source, names: Sequence[str]) -> Mapping[str, Function]:
+    """Compile, or take what an earlier process compiled, and load; raises UnsupportedError."""
+    found = runtime()
+    if is_emulated():
+        binary = found.compile(source)
+    else:
+        key = {
+            "arch": source.target.arch,
+            "compiler": found.compiler(),
+            "definitions": " ".join(source.definitions),
+            "text": source.text,
+        }
+        binary = kept_binary(key, lambda: found.compile(source))
+    return found.load(binary, names)
