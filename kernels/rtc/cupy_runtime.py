@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,30 +16,52 @@ from hal.kernels.rtc.program import Argument, Function, Source
 _ADVICE = "Choose another kernel with --kernel, and please report this"
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What NVRTC made, and what it says of it. ptx: before registers are given out."""
+
+    binary: bytes
+    ptx: str
+    log: str
+
+
+def compile_report(source: Source) -> Report:
+    """With registers, spills and shared memory of each kernel in the log; of NVIDIA only."""
+    return _compiled(source, ("--ptxas-options=-v",))
+
+
+def _compiled(source: Source, options: tuple[str, ...]) -> Report:
+    """Raises UnsupportedError with the compiler's words."""
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(source.text, source.name, (), ())
+    try:
+        nvrtc.compileProgram(program, (*compile_options(source), *options))
+        code, log = nvrtc.getPTX(program), nvrtc.getProgramLog(program)
+        if source.target.vendor != "nvidia":  # CuPy calls PTX what hiprtc makes
+            return Report(bytes(code), "", log)
+        return Report(bytes(nvrtc.getCUBIN(program)), code.decode(), log)
+    except nvrtc.NVRTCError as error:
+        log = nvrtc.getProgramLog(program).strip()
+        raise UnsupportedError(
+            f"{compiler_name()} cannot compile {source.name} for {source.target.arch} "
+            f"({' '.join(source.definitions)}): {error}: {log[-500:]}. {_ADVICE}"
+        ) from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
 class CupyRuntime:
     """Imports CuPy when it is first used: hal must load where CuPy is not."""
 
     def compiler(self) -> str:
-        return _compiler()
+        from cupy.cuda import runtime
+
+        return f"{compiler_name()}, driver {runtime.driverGetVersion()}"
 
     def compile(self, source: Source) -> bytes:
         """cubin, or an AMD code object; needs no device."""
-        from cupy.cuda import nvrtc
-
-        program = nvrtc.createProgram(source.text, source.name, (), ())
-        try:
-            nvrtc.compileProgram(program, compile_options(source))
-            # CuPy's name for what hiprtc makes is PTX.
-            is_nvidia = source.target.vendor == "nvidia"
-            return bytes(nvrtc.getCUBIN(program) if is_nvidia else nvrtc.getPTX(program))
-        except nvrtc.NVRTCError as error:
-            log = nvrtc.getProgramLog(program).strip()
-            raise UnsupportedError(
-                f"{_compiler()} cannot compile {source.name} for {source.target.arch} "
-                f"({' '.join(source.definitions)}): {error}: {log[-500:]}. {_ADVICE}"
-            ) from error
-        finally:
-            nvrtc.destroyProgram(program)
+        return _compiled(source, ()).binary
 
     def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, Function]:
         from cupy.cuda.function import Module
@@ -87,7 +110,8 @@ def _stream(pointer: int) -> Any:
 
 
 @cache
-def _compiler() -> str:
+def compiler_name() -> str:
+    """ "NVRTC 13.0"; raises ImportError without CuPy, UnsupportedError without what it loads."""
     from cupy.cuda import nvrtc, runtime
 
     try:
@@ -95,10 +119,6 @@ def _compiler() -> str:
     except Exception as error:
         raise UnsupportedError(
             f"CuPy finds no run-time compiler: {type(error).__name__}: {error}; "
-            "pip install 'nvidia-cuda-nvrtc'"
+            "pip install nvidia-cuda-nvrtc"
         ) from error
-    name = "hiprtc" if runtime.is_hip else "NVRTC"
-    try:
-        return f"{name} {version}, driver {runtime.driverGetVersion()}"
-    except Exception:  # noqa: BLE001  # compiling needs no driver
-        return f"{name} {version}, no driver"
+    return f"{'hiprtc' if runtime.is_hip else 'NVRTC'} {version}"

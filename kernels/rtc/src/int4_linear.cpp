@@ -18,7 +18,7 @@ constexpr int SLABS = 4;    // of 32 columns, of a chunk
 constexpr int GROUPS = CHUNK / HAL_GROUP;
 constexpr int SLAB_WORDS = LANE_ROWS * LANE_PIECES;  // of one lane, 8 codes each
 constexpr int LOADS = SLABS * SLAB_WORDS / 4;
-constexpr int SYMMETRIC_ZERO = 8;
+constexpr u32 SYMMETRIC_ZERO = 8;
 
 // A code c under these bits is 128 + c in bfloat16, 1024 + c in float16.
 constexpr u32 RAISED = HAL_BFLOAT16 ? 0x43004300u : 0x64006400u;
@@ -35,29 +35,34 @@ struct Shape {
   int out_features;
 };
 
+// The scales or zeros of a lane's rows, group after group.
+template <class T>
+struct alignas(sizeof(T) * LANE_ROWS * GROUPS) PerGroup {
+  T of[LANE_ROWS * GROUPS];
+};
+
 // Of a tile of rows: 128 columns as one lane holds them.
 struct Chunk {
   Words codes[LOADS];
-  u16 scales[LANE_ROWS][GROUPS];
-  u8 zeros[LANE_ROWS][GROUPS];
+  PerGroup<u16> scales;
+  PerGroup<u8> zeros;
 };
 
-// Rows of a lane stand side by side in the order that scales and zeros are stored in.
-HAL_DEVICE int first_position(int lane) { return row_of(lane, 0) * LANE_ROWS; }
-
-HAL_DEVICE Chunk load_chunk(const Weight& weight, int index, int lane) {
-  Chunk chunk;
+HAL_DEVICE void load_chunk(Chunk& chunk, const Weight& weight, int index, int lane) {
   const u8* codes = weight.codes + static_cast<long long>(index) * (TILE_ROWS * CHUNK / 2);
+#pragma unroll
   for (int i = 0; i < LOADS; ++i) {
     chunk.codes[i] = load_streamed(codes + (i * CODE_LANES + lane % CODE_LANES) * 16);
   }
-  const long long group = (static_cast<long long>(index) * TILE_ROWS + first_position(lane)) * GROUPS;
-  for (int i = 0; i < LANE_ROWS * GROUPS; ++i) {
-    chunk.scales[i / GROUPS][i % GROUPS] = weight.scales[group + i];
-    chunk.zeros[i / GROUPS][i % GROUPS] = HAL_ZEROS ? weight.zeros[group + i] : SYMMETRIC_ZERO;
+  // Rows of a lane stand side by side there.
+  const long long place = static_cast<long long>(index) * (TILE_ROWS / LANE_ROWS) + row_of(lane, 0);
+  chunk.scales = reinterpret_cast<const PerGroup<u16>*>(weight.scales)[place];
+  if (HAL_ZEROS) {
+    chunk.zeros = reinterpret_cast<const PerGroup<u8>*>(weight.zeros)[place];
   }
-  return chunk;
 }
+
+HAL_DEVICE int group_of(int row, int slab) { return row * GROUPS + slab * 32 / HAL_GROUP; }
 
 // Eight codes: columns 2i and 2i + 1 are nibbles i and i + 4.
 HAL_DEVICE void decode(u32 word, u32 zero, u32 (&pairs)[4]) {
@@ -73,8 +78,8 @@ HAL_DEVICE void decode_slab(const Chunk& chunk, int slab, u32 (&weight)[LANE_ROW
   for (int i = 0; i < SLAB_WORDS; ++i) {
     const int word = slab * SLAB_WORDS + i;
     const int row = i / LANE_PIECES;
-    decode(chunk.codes[word / 4].word[word % 4], chunk.zeros[row][slab * 32 / HAL_GROUP],
-           weight[row][i % LANE_PIECES]);
+    const u32 zero = HAL_ZEROS ? chunk.zeros.of[group_of(row, slab)] : SYMMETRIC_ZERO;
+    decode(chunk.codes[word / 4].word[word % 4], zero, weight[row][i % LANE_PIECES]);
   }
 }
 
@@ -117,7 +122,7 @@ HAL_DEVICE void multiply_slab(Sums<TOKEN_TILES>& sums, const Chunk& chunk, int s
     multiply_32(products, weight, tokens.x[t]);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS * LANE_TOKENS; ++i) {
-      const u32 scale = chunk.scales[i / LANE_TOKENS][slab * 32 / HAL_GROUP];
+      const u32 scale = chunk.scales.of[group_of(i / LANE_TOKENS, slab)];
       sums[t][i] += float_of_bits(scale << 16) * products[i];
     }
   }
@@ -177,7 +182,7 @@ HAL_DEVICE void multiply_block(const Weight& weight, const u16* x, const u16* bi
   if (warp < num_chunks) {
 #pragma unroll
     for (int r = 0; r < ROW_TILES; ++r) {
-      now[r] = load_chunk(weight, first_chunk[r] + warp, lane);
+      load_chunk(now[r], weight, first_chunk[r] + warp, lane);
     }
 #pragma unroll
     for (int s = 0; s < AHEAD; ++s) {
@@ -190,7 +195,7 @@ HAL_DEVICE void multiply_block(const Weight& weight, const u16* x, const u16* bi
     if (next_chunk < num_chunks) {
 #pragma unroll
       for (int r = 0; r < ROW_TILES; ++r) {
-        next[r] = load_chunk(weight, first_chunk[r] + next_chunk, lane);
+        load_chunk(next[r], weight, first_chunk[r] + next_chunk, lane);
       }
     }
 #pragma unroll

@@ -4,7 +4,8 @@ using u32 = unsigned int;
 using u16 = unsigned short;
 using u8 = unsigned char;
 
-#define HAL_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// One block must fit a multiprocessor: asked for more, the compiler spills to loads ahead.
+#define HAL_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
 #define HAL_DEVICE static __device__ __forceinline__
 #define HAL_SHARED __shared__
 
