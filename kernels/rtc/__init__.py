@@ -2,7 +2,7 @@
 that make machine code, so a user needs no CUDA toolkit.
 """
 
-from hal.kernels.rtc import int4_linear
+from hal.kernels.rtc import gemv, int4_linear
 from hal.kernels.rtc.compiled import compiled_part
 
-__all__ = ["compiled_part", "int4_linear"]
+__all__ = ["compiled_part", "gemv", "int4_linear"]

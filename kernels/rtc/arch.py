@@ -14,11 +14,12 @@ class TileOrder:
 
     code_lanes: that hold codes of their own; lane_rows, lane_pieces: rows of the 16, and runs of 8
         columns of the 32, that each of them holds
-    tokens: of a tile
+    warp: its lanes; tokens: of a tile
     header: of src/
     """
 
     header: str
+    warp: int
     tokens: int
     code_lanes: int
     lane_rows: int
@@ -33,7 +34,7 @@ class TileOrder:
         return lane % 4 if self.lane_rows == 2 else lane // 16 * self.lane_pieces + i
 
 
-MMA = TileOrder(header="tile_mma.h", tokens=8, code_lanes=32, lane_rows=2, lane_pieces=1)
+MMA = TileOrder(header="tile_mma.h", warp=32, tokens=8, code_lanes=32, lane_rows=2, lane_pieces=1)
 
 # By prefix of the arch: those whose machine code is checked (hal-info verify).
 ORDERS: Mapping[str, TileOrder] = {"sm_8": MMA, "sm_9": MMA, "sm_10": MMA, "sm_12": MMA}

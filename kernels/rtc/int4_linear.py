@@ -22,7 +22,7 @@ from hal.kernels.rtc.predicates import (
     no_runtime,
 )
 from hal.kernels.rtc.program import THREADS, Source, load_functions
-from hal.kernels.rtc.smoke import smoke_failure
+from hal.kernels.rtc.smoke import relative_error, smoke_failure
 from hal.kernels.rtc.tiles import TILE_ROWS, Int4Tiles
 from hal.opset import linear
 from hal.opset.linear import LinearProblem
@@ -170,8 +170,5 @@ def _smoke_error(dtype: DType, target: Target, device: torch.device) -> float:
         for num_tokens in (130, 17, 9, 1):
             out = torch.full((num_tokens, rows), torch.nan, dtype=torch_dtype, device=device)
             product(x[:num_tokens].to(device), None, out)
-            error = (out.cpu().double() - expected[:num_tokens]).norm() / expected[
-                :num_tokens
-            ].norm()
-            worst = max(worst, float(error.nan_to_num(1.0)))
+            worst = max(worst, relative_error(out, expected[:num_tokens]))
     return worst

@@ -29,6 +29,12 @@ def smoke_failure(error_of: Error) -> str | None:
     return f"first products are wrong: {', '.join(wrong)}" if wrong else None
 
 
+def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of all elements together; 1 where one is no number."""
+    error = (out.cpu().double() - expected).norm() / expected.norm()
+    return float(error.nan_to_num(1.0))
+
+
 def _present_target() -> Target:
     """Torch's current device."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())

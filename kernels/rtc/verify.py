@@ -18,7 +18,7 @@ from itertools import cycle
 from hal.device import Capabilities
 from hal.dtypes import DType
 from hal.errors import UnsupportedError
-from hal.kernels.rtc import int4_linear
+from hal.kernels.rtc import gemv, int4_linear
 from hal.kernels.rtc.arch import Target
 from hal.kernels.rtc.predicates import SIXTEEN_BITS
 from hal.kernels.rtc.program import THREADS, Source
@@ -47,13 +47,14 @@ class Variant:
     multiplies: bool
 
     def source(self, target: Target) -> Source:
-        return int4_linear.source(self.problem, target)
+        of = gemv if self.problem.weights is None else int4_linear
+        return of.source(self.problem, target)
 
 
 def variants() -> tuple[Variant, ...]:
     """Every format that is compiled to code of its own, and both dtypes."""
     formats = [f for f in WEIGHT_FORMATS.values() if f.codes is DType.INT4 and f.keeps_activations]
-    return tuple(
+    int4 = tuple(
         Variant(
             kernel="mma_int4",
             name=f"{weights}-{dtype}",
@@ -62,6 +63,11 @@ def variants() -> tuple[Variant, ...]:
         )
         for weights, dtype in zip(formats, cycle(SIXTEEN_BITS), strict=False)
     )
+    plain = tuple(
+        Variant(kernel="gemv", name=str(dtype), problem=_problem(dtype, None), multiplies=False)
+        for dtype in SIXTEEN_BITS
+    )
+    return (*int4, *plain)
 
 
 def _problem(dtype: DType, weights: WeightFormat | None) -> LinearProblem:

@@ -17,7 +17,6 @@ import torch
 from hal.kernels.rtc.program import SOURCES, Argument, Function, Source, joined
 
 _HEADER = Path(__file__).with_name("emulated_gpu.h")
-_WARPS = {"nvidia": 32, "amd": 32}
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or ""
 
 
@@ -36,7 +35,7 @@ class HostRuntime:
         stamp = hashlib.sha256((text + repr(source)).encode()).hexdigest()[:16]
         library = self.folder / f"{source.name}-{stamp}.so"
         if not library.exists():
-            warp = f"-DHAL_WARP={_WARPS[source.target.vendor]}"
+            warp = f"-DHAL_WARP={source.target.order.warp}"
             options = ("-x", "c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE")
             subprocess.run(
                 [COMPILER, *options, warp, *source.definitions, "-o", str(library), "-"],
