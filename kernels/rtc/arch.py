@@ -14,11 +14,12 @@ class TileOrder:
 
     code_lanes: that hold codes of their own; lane_rows, lane_pieces: rows of the 16, and runs of 8
         columns of the 32, that each of them holds
-    warp: its lanes; tokens: of a tile
+    warp: its lanes; tokens: of a tile; token_tiles: that a block can make
     header: of src/
     """
 
     header: str
+    token_tiles: int
     warp: int
     tokens: int
     code_lanes: int
@@ -34,10 +35,45 @@ class TileOrder:
         return lane % 4 if self.lane_rows == 2 else lane // 16 * self.lane_pieces + i
 
 
-MMA = TileOrder(header="tile_mma.h", warp=32, tokens=8, code_lanes=32, lane_rows=2, lane_pieces=1)
+MMA = TileOrder(
+    header="tile_mma.h", token_tiles=4, warp=32, tokens=8, code_lanes=32, lane_rows=2, lane_pieces=1
+)
+
+MFMA = TileOrder(
+    header="tile_mfma.h",
+    token_tiles=4,
+    warp=64,
+    tokens=16,
+    code_lanes=64,
+    lane_rows=1,
+    lane_pieces=1,
+)
+WMMA_GFX11 = TileOrder(
+    header="tile_wmma_gfx11.h",
+    token_tiles=1,
+    warp=32,
+    tokens=16,
+    code_lanes=16,
+    lane_rows=1,
+    lane_pieces=4,
+)
+WMMA_GFX12 = TileOrder(
+    header="tile_wmma_gfx12.h",
+    token_tiles=2,
+    warp=32,
+    tokens=16,
+    code_lanes=32,
+    lane_rows=1,
+    lane_pieces=2,
+)
 
 # By prefix of the arch: those whose machine code is checked (hal-info verify).
-ORDERS: Mapping[str, TileOrder] = {"sm_8": MMA, "sm_9": MMA, "sm_10": MMA, "sm_12": MMA}
+ORDERS: Mapping[str, TileOrder] = {
+    **dict.fromkeys(("sm_8", "sm_9", "sm_10", "sm_12"), MMA),
+    **dict.fromkeys(("gfx90a", "gfx942"), MFMA),
+    "gfx11": WMMA_GFX11,
+    "gfx12": WMMA_GFX12,
+}
 VENDOR_HEADERS = {"nvidia": "nvidia.h", "amd": "amd.h"}
 
 

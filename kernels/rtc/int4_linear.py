@@ -14,7 +14,7 @@ from hal.kernels.reference.linear import QuantizedLinear
 from hal.kernels.reference.quantized_rows import quantize_weight
 from hal.kernels.reference.tensors import as_torch
 from hal.kernels.reference.weight_rows import needs_floats
-from hal.kernels.rtc.arch import Target, needs_arch, target_of
+from hal.kernels.rtc.arch import Target, TileOrder, needs_arch, target_of
 from hal.kernels.rtc.predicates import (
     PREFERENCE,
     needs_sixteen_bits,
@@ -31,8 +31,13 @@ from hal.tensor import Tensor
 from hal.weights import WEIGHT_FORMATS, LogicalWeight
 
 # Tiles of tokens -> tiles of rows of one block: HAL_MULTIPLY in src/int4_linear.cpp.
-ROW_TILES = {1: (1,), 2: (1, 2), 4: (1, 2)}
-FUNCTIONS = tuple(f"multiply_t{t}_r{r}" for t, all_r in ROW_TILES.items() for r in all_r)
+_ROW_TILES = {1: (1,), 2: (1, 2), 4: (1, 2)}
+
+
+def functions(order: TileOrder) -> tuple[str, ...]:
+    """What is compiled for an arch."""
+    fitting = {t: all_r for t, all_r in _ROW_TILES.items() if t <= order.token_tiles}
+    return tuple(f"multiply_t{t}_r{r}" for t, all_r in fitting.items() for r in all_r)
 
 
 def rejects(caps: Capabilities, problem: LinearProblem) -> str | None:
@@ -68,15 +73,15 @@ class Int4Product:
     ) -> None:
         self._tiles = tiles
         self._shape = (problem.in_features, problem.out_features)
-        self._tokens = target.order.tokens
+        self._order = target.order
         self._compute_units = compute_units
-        self._functions = load_functions(source(problem, target), FUNCTIONS)
+        self._functions = load_functions(source(problem, target), functions(target.order))
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
         """x, out: contiguous."""
         assert x.is_contiguous() and out.is_contiguous(), f"{x.stride()}, {out.stride()}"
         tiles = -(-self._shape[1] // TILE_ROWS)
-        launch = plan_launch(len(x), tiles, self._tokens, self._compute_units)
+        launch = plan_launch(len(x), tiles, self._order, self._compute_units)
         weight = (self._tiles.codes, self._tiles.scales, self._tiles.zeros)
         arguments = (*weight, x, bias, out, len(x), *self._shape)
         self._functions[launch.function](launch.grid, THREADS, arguments)
@@ -90,12 +95,13 @@ class Launch:
     grid: tuple[int, int]
 
 
-def plan_launch(num_tokens: int, num_tiles: int, tile_tokens: int, compute_units: int) -> Launch:
-    """The fewest tiles of tokens that hold all, at most four, and as many tiles of rows as leave
-    a block for every compute unit."""
-    token_tiles = next((t for t in ROW_TILES if t * tile_tokens >= num_tokens), max(ROW_TILES))
-    num_blocks = -(-num_tokens // (token_tiles * tile_tokens))
-    fitting = [r for r in ROW_TILES[token_tiles] if num_tiles * num_blocks >= r * compute_units]
+def plan_launch(num_tokens: int, num_tiles: int, order: TileOrder, compute_units: int) -> Launch:
+    """The fewest tiles of tokens that hold all, of those that a block can make, and as many tiles
+    of rows as leave a block for every compute unit."""
+    choices = [t for t in _ROW_TILES if t <= order.token_tiles]
+    token_tiles = next((t for t in choices if t * order.tokens >= num_tokens), choices[-1])
+    num_blocks = -(-num_tokens // (token_tiles * order.tokens))
+    fitting = [r for r in _ROW_TILES[token_tiles] if num_tiles * num_blocks >= r * compute_units]
     row_tiles = max(fitting, default=1)
     grid = (-(-num_tiles // row_tiles), num_blocks)
     return Launch(f"multiply_t{token_tiles}_r{row_tiles}", grid)
@@ -103,8 +109,8 @@ def plan_launch(num_tokens: int, num_tiles: int, tile_tokens: int, compute_units
 
 def regimes(_problem: LinearProblem) -> tuple[Regime, ...]:
     return (
-        Regime(1, 64, "matrix instructions of few tokens, the weight is read once or twice"),
-        Regime(65, None, "the same, the weight is read for every 32 or 64 tokens"),
+        Regime(1, 16, "matrix instructions of 8 or 16 tokens, the weight is read once"),
+        Regime(17, None, "the same, the weight is read for every 16 to 64 tokens"),
     )
 
 

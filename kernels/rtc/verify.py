@@ -200,7 +200,7 @@ class Clang:
         bodies = dict(
             re.findall(r"^(\w+):\s+; @\1\n(.*?)^\s*\.section", done.stdout, re.DOTALL | re.M)
         )
-        metadata = done.stdout.partition("amdhsa.kernels:")[2].split("  - .agpr_count:")
+        metadata = re.split(r"^  - ", done.stdout.partition("amdhsa.kernels:")[2], flags=re.M)
         return {
             name: _machine_code(
                 Counter(re.findall(r"^\s+([a-z]+_\w+)(?:\s|$)", bodies[name], re.MULTILINE)),

@@ -261,6 +261,51 @@ HAL_DEVICE void multiply_16x8x16(float (&sums)[4], u32 a0, u32 a1, u32 a2, u32 a
 
 namespace emulation {
 
+// sums[i] += token_of(i) by the lane's row, whose values the lanes of a column hold in runs of RUN.
+template <int RUN, int SUMS, int PAIRS, class TokenOf>
+void multiply_rows(float (&sums)[SUMS], const u32 (&x)[PAIRS], const u32 (&weight)[PAIRS],
+                   TokenOf token_of) {
+  static_assert(RUN <= 2 * PAIRS);
+  u32 registers[2 * PAIRS];
+  std::memcpy(registers, x, sizeof(x));
+  std::memcpy(registers + PAIRS, weight, sizeof(weight));
+  show_pairs(registers, "multiply_16x16x16");
+  const int lane = thread_index() % WARP;
+  for (int i = 0; i < SUMS; ++i) {
+    for (int k = 0; k < 16; ++k) {
+      // Where a lane holds all 16, those of its own half of the wavefront.
+      const int column = RUN == 16 ? lane / 16 * 16 : k / RUN * 16;
+      sums[i] += shown(column + token_of(i), k % RUN) *
+                 shown(column + lane % 16, 2 * PAIRS + k % RUN);
+    }
+  }
+  meet(Wait::warp, "multiply_16x16x16, read");
+}
+
+}  // namespace emulation
+
+// CDNA, V_MFMA_F32_16X16X16: lane l holds columns 4 (l / 16) .. + 3 of row l % 16 of A and of column
+// l % 16 of B, and sums of rows 4 (l / 16) .. + 3.
+HAL_DEVICE void multiply_16x16x16(float (&sums)[4], const u32 (&x)[2], const u32 (&weight)[2]) {
+  const int first = thread_index() % WARP / 16 * 4;
+  emulation::multiply_rows<4>(sums, x, weight, [first](int i) { return first + i; });
+}
+
+// RDNA 3, V_WMMA_F32_16X16X16: both halves of a wavefront hold all of A and B, and sums of the even
+// and of the odd rows.
+HAL_DEVICE void multiply_16x16x16(float (&sums)[8], const u32 (&x)[8], const u32 (&weight)[8]) {
+  const int half = thread_index() % WARP / 16;
+  emulation::multiply_rows<16>(sums, x, weight, [half](int i) { return i * 2 + half; });
+}
+
+// RDNA 4: halves hold columns 0 .. 7 and 8 .. 15 of A and B, and sums of rows 0 .. 7 and 8 .. 15.
+HAL_DEVICE void multiply_16x16x16(float (&sums)[8], const u32 (&x)[4], const u32 (&weight)[4]) {
+  const int first = thread_index() % WARP / 16 * 8;
+  emulation::multiply_rows<8>(sums, x, weight, [first](int i) { return first + i; });
+}
+
+namespace emulation {
+
 constexpr int MOST_ARGUMENTS = 12;
 inline long long arguments[MOST_ARGUMENTS];
 inline void (*kernel)(long long, long long, long long, long long, long long, long long, long long,

@@ -166,7 +166,8 @@ template <int TOKEN_TILES, int ROW_TILES>
 HAL_DEVICE void multiply_block(const Weight& weight, const u16* x, const u16* bias, u16* out,
                                const Shape& shape) {
   // Slabs that x is loaded ahead: the fewer tokens, the less there is to do while it comes.
-  constexpr int AHEAD = TOKEN_TILES < SLABS ? SLABS / TOKEN_TILES : 1;
+  constexpr int HELD = TOKEN_TILES * LANE_PIECES;
+  constexpr int AHEAD = HELD < SLABS ? SLABS / HELD : 1;
   const int lane = thread_index() % WARP, warp = thread_index() / WARP;
   const int num_chunks = (shape.in_features + CHUNK - 1) / CHUNK;
   const int last_tile = (shape.out_features - 1) / TILE_ROWS;
@@ -227,7 +228,11 @@ HAL_DEVICE void multiply_block(const Weight& weight, const u16* x, const u16* bi
 
 // Few rows where a narrow weight would leave processors idle; more read x less often.
 HAL_MULTIPLY(1, 1)
+#if HAL_TOKEN_TILES >= 2
 HAL_MULTIPLY(2, 1)
 HAL_MULTIPLY(2, 2)
+#endif
+#if HAL_TOKEN_TILES >= 4
 HAL_MULTIPLY(4, 1)
 HAL_MULTIPLY(4, 2)
+#endif

@@ -4,6 +4,8 @@
 // calls its own, but both of its operands are permuted alike, and so both load 16 bytes at once.
 // Source: PTX ISA, "Matrix fragments for mma.m16n8k16".
 
+#define HAL_TOKEN_TILES 4  // of a block, at most: more would not fit its registers
+
 constexpr int TILE_TOKENS = 8;
 constexpr int CODE_LANES = 32;  // lanes of a warp that hold codes of their own
 constexpr int LANE_ROWS = 2;    // rows of a tile whose codes, and whose sums, a lane holds

@@ -21,10 +21,14 @@ register_all()
 
 # Archs with instructions of their own (a) contain those of all of their family.
 ARCHS = {"sm_80": "sm_80", "sm_90a": "sm_90", "sm_100a": "sm_100"}
+ARCHS |= {arch: arch for arch in ("gfx90a", "gfx942", "gfx1100", "gfx1201")}
+VARIANTS = variants()[::3]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("variant", variants()[:3], ids=lambda variant: variant.name)
+@pytest.mark.parametrize(
+    "variant", VARIANTS, ids=lambda variant: f"{variant.kernel}-{variant.name}"
+)
 def test_machine_code_is_as_it_should_be(variant: Variant, arch: str) -> None:
     caps = replace(find_profile(ARCHS[arch]).capabilities(), arch=arch)
     cell = compile_variant(variant, caps)

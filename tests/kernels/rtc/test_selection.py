@@ -11,7 +11,8 @@ from hal.device import Capabilities
 from hal.dtypes import DType
 from hal.kernels import register_all
 from hal.kernels.rtc import int4_linear
-from hal.kernels.rtc.int4_linear import FUNCTIONS, plan_launch
+from hal.kernels.rtc.arch import ORDERS, TileOrder
+from hal.kernels.rtc.int4_linear import functions, plan_launch
 from hal.kernels.rtc.predicates import no_runtime
 from hal.opset import linear
 from hal.opset.linear import LinearProblem
@@ -77,11 +78,13 @@ def test_without_cupy_it_is_not_available(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("compute_units", [1, 132, 304])
-def test_a_launch_covers_all_tokens_and_rows(compute_units: int) -> None:
+@pytest.mark.parametrize("order", dict.fromkeys(ORDERS.values()), ids=lambda order: order.header)
+def test_a_launch_covers_all_tokens_and_rows(order: TileOrder, compute_units: int) -> None:
     for num_tokens in (1, 8, 9, 16, 17, 32, 33, 64, 65, 1000):
         for num_tiles in (1, 2, 3, 64, 257):
-            launch = plan_launch(num_tokens, num_tiles, 8, compute_units)
-            assert launch.function in FUNCTIONS
-            tokens, rows = (int(part[1:]) for part in launch.function.split("_")[1:])
+            launch = plan_launch(num_tokens, num_tiles, order, compute_units)
+            assert launch.function in functions(order)
+            tiles, rows = (int(part[1:]) for part in launch.function.split("_")[1:])
+            tokens = tiles * order.tokens
             assert launch.grid[0] * rows >= num_tiles > (launch.grid[0] - 1) * rows
-            assert launch.grid[1] * tokens * 8 >= num_tokens > (launch.grid[1] - 1) * tokens * 8
+            assert launch.grid[1] * tokens >= num_tokens > (launch.grid[1] - 1) * tokens
