@@ -20,6 +20,18 @@ _HEADER = Path(__file__).with_name("emulated_gpu.h")
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or ""
 
 
+def compile_text(text: str, definitions: Sequence[str], library: Path) -> None:
+    """Kernels behind the emulation's header, as a shared library."""
+    options = ("-x", "c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE")
+    subprocess.run(
+        [COMPILER, *options, *definitions, "-o", str(library), "-"],
+        input=joined([_HEADER]) + text,
+        text=True,
+        check=True,
+        capture_output=True,
+    )
+
+
 @dataclass(frozen=True)
 class HostRuntime:
     """folder: for what is compiled. Binaries are paths of shared libraries."""
@@ -31,19 +43,12 @@ class HostRuntime:
 
     def compile(self, source: Source) -> bytes:
         (_, tile_header) = source.target.headers
-        text = joined([_HEADER, SOURCES / tile_header, SOURCES / source.name])
+        text = joined([SOURCES / tile_header, SOURCES / source.name])
         stamp = hashlib.sha256((text + repr(source)).encode()).hexdigest()[:16]
         library = self.folder / f"{source.name}-{stamp}.so"
         if not library.exists():
             warp = f"-DHAL_WARP={source.target.order.warp}"
-            options = ("-x", "c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE")
-            subprocess.run(
-                [COMPILER, *options, warp, *source.definitions, "-o", str(library), "-"],
-                input=text,
-                text=True,
-                check=True,
-                capture_output=True,
-            )
+            compile_text(text, (warp, *source.definitions), library)
         return os.fsencode(library)
 
     def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, Function]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from emulated_gpu import COMPILER, HostRuntime
 from triton_interpreter import posed_device
 
@@ -24,20 +25,32 @@ register_all()
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no C++ compiler for the emulation")
 
-PROFILES = ("h100",)  # one of each order in which lanes hold a tile
+# One of each order in which lanes hold a tile. What is compiled differs by format and dtype, not
+# by order: each of them runs on one, on NVIDIA's more.
+PROFILES = ("h100", "mi300x", "gfx1100", "gfx1201", "h100")
 KERNELS = [
     kernel
     for op in OPS.values()
     for kernel in op.kernels.values()
     if kernel.implementation.__module__.startswith("hal.kernels.rtc.")
 ]
-ROWS = [
-    pytest.param(kernel, case, profile, id=f"{profile}-{kernel.op}-{kernel.name}-{case.label}")
-    for profile in PROFILES
-    for kernel in KERNELS
-    for case in cases_by_op()[kernel.op]
-    if kernel.traits.rejects(posed_device(profile).capabilities, case.problem) is None
-]
+
+
+def rows() -> Iterator[ParameterSet]:
+    for kernel in KERNELS:
+        compiled: dict[object, None] = {}
+        for case in cases_by_op()[kernel.op]:
+            if kernel.traits.rejects(CAPS["h100"], case.problem) is not None:
+                continue
+            compiled.setdefault((case.problem.weights, case.dtype))
+            number = list(compiled).index((case.problem.weights, case.dtype))
+            profile = PROFILES[number % len(PROFILES)]
+            name = f"{profile}-{kernel.name}-{case.label}"
+            yield pytest.param(kernel, case, profile, id=name)
+
+
+CAPS = {profile: posed_device(profile).capabilities for profile in PROFILES}
+ROWS = list(rows())
 
 
 @pytest.fixture(scope="module")
@@ -49,5 +62,13 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.usefixtures("runtime")
 @pytest.mark.parametrize(("kernel", "case", "profile"), ROWS)
 def test_kernel_computes_what_its_op_says(kernel: Kernel, case: Case, profile: str) -> None:
+    assert kernel.traits.rejects(CAPS[profile], case.problem) is None
     record = conform(kernel, case, posed_device(profile))
     assert record.has_passed, str(record)
+
+
+def test_every_order_and_every_format_is_run() -> None:
+    ran = {(profile, kernel.name) for kernel, _, profile in (row.values for row in ROWS)}
+    assert {(profile, "mma_int4") for profile in PROFILES} <= ran
+    formats = {case.problem.weights for _, case, _ in (row.values for row in ROWS)}
+    assert len(formats) == 1 + 6  # none, and int4 of three groups with and without zeros
