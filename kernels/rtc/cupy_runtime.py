@@ -32,6 +32,7 @@ def compile_report(source: Source) -> Report:
 
 def _compiled(source: Source, options: tuple[str, ...]) -> Report:
     """Raises UnsupportedError with the compiler's words."""
+    name = compiler_name()
     from cupy.cuda import nvrtc
 
     program = nvrtc.createProgram(source.text, source.name, (), ())
@@ -44,20 +45,22 @@ def _compiled(source: Source, options: tuple[str, ...]) -> Report:
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program).strip()
         raise UnsupportedError(
-            f"{compiler_name()} cannot compile {source.name} for {source.target.arch} "
+            f"{name} cannot compile {source.name} for {source.target.arch} "
             f"({' '.join(source.definitions)}): {error}: {log[-500:]}. {_ADVICE}"
         ) from error
     finally:
         nvrtc.destroyProgram(program)
 
 
+@dataclass(frozen=True)
 class CupyRuntime:
     """Imports CuPy when it is first used: hal must load where CuPy is not."""
 
     def compiler(self) -> str:
+        name = compiler_name()
         from cupy.cuda import runtime
 
-        return f"{compiler_name()}, driver {runtime.driverGetVersion()}"
+        return f"{name}, driver {runtime.driverGetVersion()}"
 
     def compile(self, source: Source) -> bytes:
         """cubin, or an AMD code object; needs no device."""
@@ -66,8 +69,8 @@ class CupyRuntime:
     def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, Function]:
         from cupy.cuda.function import Module
 
-        module = Module()
         try:
+            module = Module()
             module.load(binary)
             return {name: _Launch(module.get_function(name)) for name in names}
         except Exception as error:
@@ -111,14 +114,14 @@ def _stream(pointer: int) -> Any:
 
 @cache
 def compiler_name() -> str:
-    """ "NVRTC 13.0"; raises ImportError without CuPy, UnsupportedError without what it loads."""
-    from cupy.cuda import nvrtc, runtime
-
+    """ "NVRTC 13.0"; raises UnsupportedError without CuPy, or without what it loads."""
     try:
+        from cupy.cuda import nvrtc, runtime
+
         version = ".".join(map(str, nvrtc.getVersion()))
     except Exception as error:
         raise UnsupportedError(
             f"CuPy finds no run-time compiler: {type(error).__name__}: {error}; "
-            "pip install nvidia-cuda-nvrtc"
+            "pip install cupy-cuda13x nvidia-cuda-nvrtc"
         ) from error
     return f"{'hiprtc' if runtime.is_hip else 'NVRTC'} {version}"

@@ -9,6 +9,7 @@ import torch
 from hal.binding import Binder
 from hal.device import Capabilities, Device
 from hal.dtypes import DType
+from hal.errors import UnsupportedError
 from hal.kernels.reference.tensors import as_torch
 from hal.kernels.reference.weight_rows import needs_unquantized
 from hal.kernels.rtc.arch import Target, needs_arch, target_of
@@ -44,7 +45,8 @@ def rejects(caps: Capabilities, problem: LinearProblem) -> str | None:
 
 def source(problem: LinearProblem, target: Target) -> Source:
     """What is compiled: the shape is no part of it."""
-    return Source("gemv.cpp", target, {"BFLOAT16": int(problem.dtype is DType.BFLOAT16)})
+    is_bfloat16 = int(problem.dtype is DType.BFLOAT16)
+    return Source("gemv.cpp", target, frozenset({("BFLOAT16", is_bfloat16)}))
 
 
 def regimes(_problem: LinearProblem) -> tuple[Regime, ...]:
@@ -52,12 +54,6 @@ def regimes(_problem: LinearProblem) -> tuple[Regime, ...]:
         Regime(1, _MOST_TOKENS, "two rows of the weight a warp, read once"),
         Regime(_MOST_TOKENS + 1, None, "torch's matrix library"),
     )
-
-
-@cache
-def unavailable() -> str | None:
-    """No compiler or driver, or first products that are wrong."""
-    return no_runtime() or smoke_failure(_smoke_error)
 
 
 class Gemv:
@@ -82,7 +78,7 @@ class Gemv:
     "gemv",
     preference=_PREFERENCE,
     rejects=rejects,
-    unavailable=unavailable,
+    unavailable=no_runtime,
     regimes=regimes,
 )
 class GemvLinear(TorchLinear):
@@ -94,6 +90,9 @@ class GemvLinear(TorchLinear):
 
     def allocate(self, device: Device) -> None:
         super().allocate(device)
+        # Not before it is chosen: every model in 16 bits is looked at with this kernel in mind.
+        if reason := _wrong():
+            raise UnsupportedError(f"linear=gemv: {reason}; use --kernel linear=torch")
         self._multiply = Gemv(self.problem, self._target)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
@@ -101,6 +100,11 @@ class GemvLinear(TorchLinear):
             super().__call__(x, out)
         else:
             self._multiply(self.weight, as_torch(x), self.bias, as_torch(out))
+
+
+@cache
+def _wrong() -> str | None:
+    return smoke_failure(_smoke_error)
 
 
 def _smoke_error(dtype: DType, target: Target, device: torch.device) -> float:

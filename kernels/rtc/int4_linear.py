@@ -62,7 +62,7 @@ def source(problem: LinearProblem, target: Target) -> Source:
         "GROUP": problem.weights.group_size,
         "ZEROS": int(problem.weights.has_zeros),
     }
-    return Source("int4_linear.cpp", target, constants)
+    return Source("int4_linear.cpp", target, frozenset(constants.items()))
 
 
 class Int4Product:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -18,13 +19,16 @@ THREADS = 256
 Argument = torch.Tensor | int | None
 
 
+Constant = tuple[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One file of src/ for one arch. constants: preprocessor names, without their prefix HAL_."""
 
     name: str
     target: Target
-    constants: Mapping[str, int]
+    constants: frozenset[Constant]
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -38,7 +42,7 @@ class Source:
 
     @property
     def definitions(self) -> tuple[str, ...]:
-        return tuple(f"-DHAL_{name}={value}" for name, value in sorted(self.constants.items()))
+        return tuple(sorted(f"-DHAL_{name}={value}" for name, value in self.constants))
 
 
 def joined(paths: Iterable[Path]) -> str:
@@ -53,8 +57,8 @@ class Function(Protocol):
         """Run on torch's current stream: pointers of tensors, and 32-bit integers."""
 
 
-class Runtime(Protocol):
-    """A compiler and a driver."""
+class Runtime(Hashable, Protocol):
+    """A compiler and a driver; equal ones make the same."""
 
     def compiler(self) -> str:
         """Its name and version, and that of the driver: another one compiles anew."""
@@ -94,16 +98,24 @@ def using(other: Runtime) -> Iterator[None]:
 
 
 def load_functions(source: Source, names: Sequence[str]) -> Mapping[str, Function]:
-    """Compile, or take what an earlier process compiled, and load; raises UnsupportedError."""
-    found = runtime()
+    """Compile, or take what an earlier process compiled, and load on torch's current device.
+
+    Layers share what they load. Raises UnsupportedError.
+    """
+    device = 0 if is_emulated() else torch.cuda.current_device()
+    return _loaded(runtime(), device, source, tuple(names))
+
+
+@cache
+def _loaded(
+    by: Runtime, _device: int, source: Source, names: tuple[str, ...]
+) -> Mapping[str, Function]:
     if is_emulated():
-        binary = found.compile(source)
-    else:
-        key = {
-            "arch": source.target.arch,
-            "compiler": found.compiler(),
-            "definitions": " ".join(source.definitions),
-            "text": source.text,
-        }
-        binary = kept_binary(key, lambda: found.compile(source))
-    return found.load(binary, names)
+        return by.load(by.compile(source), names)
+    key = {
+        "arch": source.target.arch,
+        "compiler": by.compiler(),
+        "definitions": " ".join(source.definitions),
+        "text": source.text,
+    }
+    return by.load(kept_binary(key, lambda: by.compile(source)), names)

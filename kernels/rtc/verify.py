@@ -47,8 +47,8 @@ class Variant:
     multiplies: bool
 
     def source(self, target: Target) -> Source:
-        of = gemv if self.problem.weights is None else int4_linear
-        return of.source(self.problem, target)
+        make = gemv.source if self.problem.weights is None else int4_linear.source
+        return make(self.problem, target)
 
 
 def variants() -> tuple[Variant, ...]:
@@ -234,8 +234,8 @@ def _nvrtc() -> Nvrtc | Missing:
 
     try:
         return Nvrtc(compiler_name())
-    except (ImportError, UnsupportedError) as error:
-        return Missing(f"no NVRTC: {error}; pip install cupy-cuda13x nvidia-cuda-nvrtc")
+    except UnsupportedError as error:
+        return Missing(error.message)
 
 
 @cache

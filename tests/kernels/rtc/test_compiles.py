@@ -46,7 +46,9 @@ def needs_nvrtc() -> None:
 
 def test_a_fault_of_the_source_is_told() -> None:
     needs_nvrtc()
-    source = Source("int4_linear.cpp", Target("nvidia", "sm_90"), {"BFLOAT16": 1, "GROUP": 0})
+    source = Source(
+        "int4_linear.cpp", Target("nvidia", "sm_90"), frozenset({("BFLOAT16", 1), ("GROUP", 0)})
+    )
     with pytest.raises(UnsupportedError, match=r"int4_linear.cpp for sm_90 .*HAL_GROUP=0") as told:
         CupyRuntime().compile(source)
     assert "int4_linear.cpp(" in str(told.value)  # the line

@@ -8,9 +8,9 @@ compiler makes of the source: that is what test_compiles.py, and in the end a de
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
-from _pytest.mark.structures import ParameterSet
 from emulated_gpu import COMPILER, HostRuntime
 from triton_interpreter import posed_device
 
@@ -36,7 +36,17 @@ KERNELS = [
 ]
 
 
-def rows() -> Iterator[ParameterSet]:
+@dataclass(frozen=True)
+class Row:
+    kernel: Kernel
+    case: Case
+    profile: str
+
+    def __str__(self) -> str:
+        return f"{self.profile}-{self.kernel.name}-{self.case.label}"
+
+
+def rows() -> Iterator[Row]:
     for kernel in KERNELS:
         compiled: dict[object, None] = {}
         for case in cases_by_op()[kernel.op]:
@@ -45,8 +55,7 @@ def rows() -> Iterator[ParameterSet]:
             compiled.setdefault((case.problem.weights, case.dtype))
             number = list(compiled).index((case.problem.weights, case.dtype))
             profile = PROFILES[number % len(PROFILES)]
-            name = f"{profile}-{kernel.name}-{case.label}"
-            yield pytest.param(kernel, case, profile, id=name)
+            yield Row(kernel, case, profile)
 
 
 CAPS = {profile: posed_device(profile).capabilities for profile in PROFILES}
@@ -60,15 +69,15 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("runtime")
-@pytest.mark.parametrize(("kernel", "case", "profile"), ROWS)
-def test_kernel_computes_what_its_op_says(kernel: Kernel, case: Case, profile: str) -> None:
-    assert kernel.traits.rejects(CAPS[profile], case.problem) is None
-    record = conform(kernel, case, posed_device(profile))
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_kernel_computes_what_its_op_says(row: Row) -> None:
+    assert row.kernel.traits.rejects(CAPS[row.profile], row.case.problem) is None
+    record = conform(row.kernel, row.case, posed_device(row.profile))
     assert record.has_passed, str(record)
 
 
 def test_every_order_and_every_format_is_run() -> None:
-    ran = {(profile, kernel.name) for kernel, _, profile in (row.values for row in ROWS)}
+    ran = {(row.profile, row.kernel.name) for row in ROWS}
     assert {(profile, "mma_int4") for profile in PROFILES} <= ran
-    formats = {case.problem.weights for _, case, _ in (row.values for row in ROWS)}
+    formats = {row.case.problem.weights for row in ROWS}
     assert len(formats) == 1 + 6  # none, and int4 of three groups with and without zeros

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from hal.device import Capabilities
 from hal.dtypes import DType
@@ -13,12 +14,11 @@ from hal.kernels import register_all
 from hal.kernels.rtc import int4_linear
 from hal.kernels.rtc.arch import ORDERS, TileOrder
 from hal.kernels.rtc.int4_linear import functions, plan_launch
-from hal.kernels.rtc.predicates import no_runtime
 from hal.opset import linear
 from hal.opset.linear import LinearProblem
 from hal.profiles import find_profile
 from hal.select import SelectionPolicy, Selector
-from hal.weights import WEIGHT_FORMATS
+from hal.weights import WEIGHT_FORMATS, WeightFormat
 
 register_all()
 
@@ -48,33 +48,60 @@ def reason_against(kernel: str, problem: LinearProblem, caps: Capabilities) -> s
         ({"weights": None}, "h100", "stores quantized weights"),
         ({"dtype": DType.FLOAT32}, "h100", "computes on bfloat16, float16"),
         ({"in_features": 4100}, "h100", "4100 columns are no multiple of 8"),
-        ({}, "v100", "is compiled and checked for archs"),
-        ({}, "cpu", "is written for devices of nvidia, amd"),
+        ({}, "sm_70", "is compiled and checked for archs"),
+        ({}, "x86_avx2", "is written for devices of nvidia, amd"),
         ({}, "h100", "could run; triton is preferred"),
     ],
 )
 def test_int4_says_why_not(changes: dict[str, object], profile: str, said: str) -> None:
-    name = {"cpu": "x86_avx2", "v100": "sm_70"}.get(profile, profile)
     problem = replace(PROBLEM, **changes)  # type: ignore[arg-type]
-    assert said in reason_against("mma_int4", problem, caps_of(name))
+    assert said in reason_against("mma_int4", problem, caps_of(profile))
 
 
-def test_a_user_can_ask_for_it() -> None:
-    policy = SelectionPolicy(overrides={"linear": "mma_int4"})
-    selector = Selector(caps_of("h100"), policy, is_present=False)
-    assert selector.select(linear, PROBLEM).kernel.name == "mma_int4"
+@pytest.mark.parametrize(("kernel", "weights"), [("mma_int4", PROBLEM.weights), ("gemv", None)])
+@pytest.mark.parametrize("profile", ["h100", "a100", "b200", "mi300x", "mi250x", "gfx1100"])
+def test_a_user_can_ask_for_it(kernel: str, weights: WeightFormat | None, profile: str) -> None:
+    policy = SelectionPolicy(overrides={"linear": kernel})
+    selector = Selector(caps_of(profile), policy, is_present=False)
+    assert selector.select(linear, replace(PROBLEM, weights=weights)).kernel.name == kernel
 
 
-def test_without_cupy_it_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "profile", "said"),
+    [
+        ({}, "h100", "stores weights in bfloat16"),
+        ({"weights": None, "dtype": DType.FLOAT32}, "h100", "computes on bfloat16, float16"),
+        ({"weights": None, "in_features": 4100}, "h100", "no multiple of 8"),
+        ({"weights": None}, "sm_70", "is compiled and checked for archs"),
+        ({"weights": None}, "h100", "torch is preferred"),
+    ],
+)
+def test_gemv_says_why_not(changes: dict[str, object], profile: str, said: str) -> None:
+    problem = replace(PROBLEM, **changes)  # type: ignore[arg-type]
+    assert said in reason_against("gemv", problem, caps_of(profile))
+
+
+@pytest.mark.parametrize("kernel", ["mma_int4", "gemv"])
+def test_without_cupy_it_is_not_available(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    unavailable = linear.kernels["mma_int4"].traits.unavailable
-    for cached in (no_runtime, int4_linear.unavailable):
-        cached.cache_clear()
+    int4_linear.unavailable.cache_clear()
     try:
-        assert "pip install cupy-cuda13x" in (unavailable() or "")
+        assert "pip install cupy-cuda13x" in (linear.kernels[kernel].traits.unavailable() or "")
     finally:
-        for cached in (no_runtime, int4_linear.unavailable):
-            cached.cache_clear()
+        int4_linear.unavailable.cache_clear()
+
+
+def test_without_a_driver_the_first_product_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever CuPy or torch raise there is a reason, not a crash."""
+    monkeypatch.setattr("hal.kernels.rtc.predicates.find_spec", lambda name: "there")
+    int4_linear.unavailable.cache_clear()
+    try:
+        reason = linear.kernels["mma_int4"].traits.unavailable()
+    finally:
+        int4_linear.unavailable.cache_clear()
+    if torch.cuda.is_available():
+        pytest.skip("a device is there")
+    assert reason is not None and reason.startswith("a first product failed: ")
 
 
 @pytest.mark.parametrize("compute_units", [1, 132, 304])
