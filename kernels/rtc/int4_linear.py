@@ -156,22 +156,21 @@ def _smoke_error(dtype: DType, target: Target, device: torch.device) -> float:
     weights = WEIGHT_FORMATS["int4-asym-a16"]
     rows, columns = 48, 1160  # several chunks for some warps, none of a whole chunk at the end
     problem = LinearProblem(in_features=columns, out_features=rows, dtype=dtype, weights=weights)
-    tiles = Int4Tiles(rows, columns, weights, target.order)
-    torch_dtype = getattr(torch, dtype.label)
-    tiles.make(
-        lambda shape, kind: torch.empty(shape, dtype=getattr(torch, kind.label), device=device)
-    )
-    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-    tiles.load(0, LogicalWeight(values=values, dtype=DType.FLOAT32))
+    generator, torch_dtype = torch.Generator().manual_seed(0), getattr(torch, dtype.label)
+    values = torch.randn(rows, columns, generator=generator)
+    x = torch.randn(130, columns, generator=generator).to(torch_dtype)
     part = quantize_weight(values, weights)
-    dense = (
-        part.codes.double()
-        * part.scales.double().repeat_interleave(part.group_size, 1)[:, :columns]
-    )
-    x = torch.randn(130, columns, generator=torch.Generator().manual_seed(1)).to(torch_dtype)
-    expected = x.double() @ dense.T
+    scales = part.scales.double().repeat_interleave(part.group_size, dim=1)[:, :columns]
+    expected = x.double() @ (part.codes.double() * scales).T
+
+    def empty(shape: tuple[int, ...], kind: DType) -> torch.Tensor:
+        return torch.empty(shape, dtype=getattr(torch, kind.label), device=device)
+
+    tiles = Int4Tiles(rows, columns, weights, target.order)
+    tiles.make(empty)
+    tiles.load(0, LogicalWeight(values=values, dtype=DType.FLOAT32))
     worst = 0.0
-    for compute_units in (1, 1000):
+    for compute_units in (1, 1000):  # the most and the fewest tiles of rows
         product = Int4Product(problem, tiles, target, compute_units)
         for num_tokens in (130, 17, 9, 1):
             out = torch.full((num_tokens, rows), torch.nan, dtype=torch_dtype, device=device)
