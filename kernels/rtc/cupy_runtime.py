@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hal.errors import UnsupportedError
+from hal.kernels.rtc.binaries import kept_binary
 from hal.kernels.rtc.program import Argument, Function, Source
 
 _ADVICE = "Choose another kernel with --kernel, and please report this"
@@ -28,6 +29,11 @@ class Report:
 def compile_report(source: Source) -> Report:
     """With registers, spills and shared memory of each kernel in the log; of NVIDIA only."""
     return _compiled(source, ("--ptxas-options=-v",))
+
+
+def compile_source(source: Source) -> bytes:
+    """cubin, or an AMD code object; needs no device. Raises UnsupportedError."""
+    return _compiled(source, ()).binary
 
 
 def _compiled(source: Source, options: tuple[str, ...]) -> Report:
@@ -56,17 +62,8 @@ def _compiled(source: Source, options: tuple[str, ...]) -> Report:
 class CupyRuntime:
     """Imports CuPy when it is first used: hal must load where CuPy is not."""
 
-    def compiler(self) -> str:
-        name = compiler_name()
-        from cupy.cuda import runtime
-
-        return f"{name}, driver {runtime.driverGetVersion()}"
-
-    def compile(self, source: Source) -> bytes:
-        """cubin, or an AMD code object; needs no device."""
-        return _compiled(source, ()).binary
-
-    def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, Function]:
+    def load(self, source: Source, names: Sequence[str]) -> Mapping[str, Function]:
+        binary = kept_binary(_key(source), lambda: compile_source(source))
         from cupy.cuda.function import Module
 
         try:
@@ -77,6 +74,19 @@ class CupyRuntime:
             raise UnsupportedError(
                 f"the driver does not load {', '.join(names)}: {error}. {_ADVICE}"
             ) from error
+
+
+def _key(source: Source) -> dict[str, str]:
+    """All that the machine code depends on, and the driver."""
+    name = compiler_name()
+    from cupy.cuda import runtime
+
+    return {
+        "compiler": name,
+        "driver": str(runtime.driverGetVersion()),
+        "options": " ".join(compile_options(source)),
+        "text": source.text,
+    }
 
 
 def compile_options(source: Source) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 
 from hal.kernels.rtc.arch import Target
-from hal.kernels.rtc.binaries import kept_binary
 
 SOURCES = Path(__file__).with_name("src")
 THREADS = 256
@@ -60,14 +59,11 @@ class Function(Protocol):
 class Runtime(Hashable, Protocol):
     """A compiler and a driver; equal ones make the same."""
 
-    def compiler(self) -> str:
-        """Its name and version, and that of the driver: another one compiles anew."""
+    def load(self, source: Source, names: Sequence[str]) -> Mapping[str, Function]:
+        """Compiled for its target, on torch's current device.
 
-    def compile(self, source: Source) -> bytes:
-        """Machine code; raises UnsupportedError with the compiler's words."""
-
-    def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, Function]:
-        """On torch's current device; raises UnsupportedError."""
+        Raises UnsupportedError with the words of the compiler or of the driver.
+        """
 
 
 _runtimes: list[Runtime] = []
@@ -89,7 +85,7 @@ def is_emulated() -> bool:
 
 @contextmanager
 def using(other: Runtime) -> Iterator[None]:
-    """Within, kernels of this process are compiled and run by `other`, and nothing is kept."""
+    """Within, kernels of this process are compiled and run by `other`."""
     _runtimes.append(other)
     try:
         yield
@@ -98,10 +94,7 @@ def using(other: Runtime) -> Iterator[None]:
 
 
 def load_functions(source: Source, names: Sequence[str]) -> Mapping[str, Function]:
-    """Compile, or take what an earlier process compiled, and load on torch's current device.
-
-    Layers share what they load. Raises UnsupportedError.
-    """
+    """Kernels on torch's current device; layers share what they load. Raises UnsupportedError."""
     device = 0 if is_emulated() else torch.cuda.current_device()
     return _loaded(runtime(), device, source, tuple(names))
 
@@ -110,12 +103,4 @@ def load_functions(source: Source, names: Sequence[str]) -> Mapping[str, Functio
 def _loaded(
     by: Runtime, _device: int, source: Source, names: tuple[str, ...]
 ) -> Mapping[str, Function]:
-    if is_emulated():
-        return by.load(by.compile(source), names)
-    key = {
-        "arch": source.target.arch,
-        "compiler": by.compiler(),
-        "definitions": " ".join(source.definitions),
-        "text": source.text,
-    }
-    return by.load(kept_binary(key, lambda: by.compile(source)), names)
+    return by.load(source, names)

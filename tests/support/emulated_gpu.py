@@ -34,25 +34,18 @@ def compile_text(text: str, definitions: Sequence[str], library: Path) -> None:
 
 @dataclass(frozen=True)
 class HostRuntime:
-    """folder: for what is compiled. Binaries are paths of shared libraries."""
+    """folder: for what is compiled."""
 
     folder: Path
 
-    def compiler(self) -> str:
-        return COMPILER
-
-    def compile(self, source: Source) -> bytes:
+    def load(self, source: Source, names: Sequence[str]) -> Mapping[str, Function]:
         (_, tile_header) = source.target.headers
         text = joined([SOURCES / tile_header, SOURCES / source.name])
         stamp = hashlib.sha256((text + repr(source)).encode()).hexdigest()[:16]
-        library = self.folder / f"{source.name}-{stamp}.so"
-        if not library.exists():
-            warp = f"-DHAL_WARP={source.target.order.warp}"
-            compile_text(text, (warp, *source.definitions), library)
-        return os.fsencode(library)
-
-    def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, Function]:
-        library = ctypes.CDLL(os.fsdecode(binary))
+        path = self.folder / f"{source.name}-{stamp}.so"
+        warp = f"-DHAL_WARP={source.target.order.warp}"
+        compile_text(text, (warp, *source.definitions), path)
+        library = ctypes.CDLL(str(path))
         return {name: _Launch(library, name) for name in names}
 
 

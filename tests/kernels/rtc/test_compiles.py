@@ -11,7 +11,7 @@ from hal.cli.info.verify import render
 from hal.errors import UnsupportedError
 from hal.kernels import register_all
 from hal.kernels.rtc.arch import Target
-from hal.kernels.rtc.cupy_runtime import CupyRuntime
+from hal.kernels.rtc.cupy_runtime import compile_source
 from hal.kernels.rtc.program import Source
 from hal.kernels.rtc.verify import Missing, Variant, compile_variant, compiler_of, variants
 from hal.kernels.triton.verify.matrix import Compiled
@@ -50,7 +50,7 @@ def test_a_fault_of_the_source_is_told() -> None:
         "int4_linear.cpp", Target("nvidia", "sm_90"), frozenset({("BFLOAT16", 1), ("GROUP", 0)})
     )
     with pytest.raises(UnsupportedError, match=r"int4_linear.cpp for sm_90 .*HAL_GROUP=0") as told:
-        CupyRuntime().compile(source)
+        compile_source(source)
     assert "int4_linear.cpp(" in str(told.value)  # the line
 
 
@@ -59,7 +59,7 @@ def test_an_arch_that_the_compiler_does_not_know_is_told() -> None:
     (variant, *_) = variants()
     source = replace(variant.source(Target("nvidia", "sm_90")), target=Target("nvidia", "sm_99"))
     with pytest.raises(UnsupportedError, match="sm_99"):
-        CupyRuntime().compile(source)
+        compile_source(source)
 
 
 def test_the_table_tells_compilers_and_what_is_missing() -> None:
