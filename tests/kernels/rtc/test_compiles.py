@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from evidence import compiled_rows
 
 from hal.cli.info.command import main
 from hal.cli.info.verify import render
@@ -78,3 +79,14 @@ def test_the_command_compiles_these_kernels(
     assert main(["verify", "--targets", "sm_90", "--op", "linear"]) == 0
     out = capsys.readouterr().out
     assert "mma_int4 by NVRTC" in out and "linear mma_int4 int4-a16-bfloat16" in out
+
+
+def test_evidence_is_of_the_compiler_that_users_run() -> None:
+    needs_nvrtc()
+    nvrtc = compiler_of(Target("nvidia", "sm_90"))
+    assert not isinstance(nvrtc, Missing)
+    fine = Compiled(op="linear", kernel="gemv", site="gemv a", arch="sm_90", compiler=nvrtc.name)
+    clang = replace(fine, arch="gfx942", compiler="clang 19")
+    missing = replace(fine, arch="sm_80", missing="no compiler")
+    (row,) = compiled_rows([fine, clang, missing])
+    assert (row.kernel, row.arch, row.compiler) == ("gemv", "sm_90", nvrtc.name)
