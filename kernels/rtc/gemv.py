@@ -30,7 +30,7 @@ from hal.tensor import Tensor
 _PREFERENCE = 45
 _MOST_TOKENS = 4
 _FUNCTIONS = tuple(f"multiply_{n}" for n in range(1, _MOST_TOKENS + 1))
-_WARP_ROWS = 2  # ROWS of src/gemv.cpp
+_WARP_ROWS = 2
 
 
 def rejects(caps: Capabilities, problem: LinearProblem) -> str | None:
@@ -45,8 +45,8 @@ def rejects(caps: Capabilities, problem: LinearProblem) -> str | None:
 
 def source(problem: LinearProblem, target: Target) -> Source:
     """What is compiled: the shape is no part of it."""
-    is_bfloat16 = int(problem.dtype is DType.BFLOAT16)
-    return Source("gemv.cpp", target, frozenset({("BFLOAT16", is_bfloat16)}))
+    constants = {"BFLOAT16": int(problem.dtype is DType.BFLOAT16), "ROWS": _WARP_ROWS}
+    return Source("gemv.cpp", target, frozenset(constants.items()))
 
 
 def regimes(_problem: LinearProblem) -> tuple[Regime, ...]:

@@ -14,10 +14,8 @@ import torch
 from hal.kernels.rtc.arch import Target
 
 SOURCES = Path(__file__).with_name("src")
-THREADS = 256
+THREADS = 256  # of a block
 Argument = torch.Tensor | int | None
-
-
 Constant = tuple[str, int]
 
 
@@ -41,7 +39,8 @@ class Source:
 
     @property
     def definitions(self) -> tuple[str, ...]:
-        return tuple(sorted(f"-DHAL_{name}={value}" for name, value in self.constants))
+        constants = {*self.constants, ("THREADS", THREADS)}
+        return tuple(sorted(f"-DHAL_{name}={value}" for name, value in constants))
 
 
 def joined(paths: Iterable[Path]) -> str:

@@ -1,7 +1,7 @@
 """What compilers make of src/ for archs that need not be here: instructions, registers, spills.
 
-NVIDIA's compiler is the one that users run (NVRTC, through CuPy). AMD's is hiprtc where ROCm is
-installed; elsewhere clang, which is the same compiler without its runtime library.
+NVIDIA's compiler is the one that users run: NVRTC, through CuPy. For AMD it is clang, of ROCm where
+that is installed, of the distribution elsewhere: what hiprtc calls, but another release of it.
 """
 
 from __future__ import annotations

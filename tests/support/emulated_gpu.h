@@ -26,7 +26,7 @@ constexpr int WARP = HAL_WARP;
 
 namespace emulation {
 
-// What a thread waits for; `kind` must be the same in all threads that meet.
+// What a thread waits for.
 enum class Wait { nothing, warp, block, end };
 
 struct Fiber {
@@ -35,7 +35,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   bool is_started = false;
   Wait wait = Wait::nothing;
-  const char* meets = "";
+  const char* meets = "";  // the same in all threads of a warp
 };
 
 constexpr std::size_t STACK_BYTES = 64 << 10;
@@ -63,7 +63,7 @@ inline void run_fiber() {
 }
 
 // Lets other threads run until all that meet here have come.
-inline void meet(Wait wait, const char* meets) {
+[[gnu::noinline]] inline void meet(Wait wait, const char* meets) {
   Fiber& fiber = block.fibers[block.current];
   fiber.wait = wait;
   fiber.meets = meets;
@@ -72,7 +72,7 @@ inline void meet(Wait wait, const char* meets) {
   }
 }
 
-inline void step(int thread) {
+[[gnu::noinline]] inline void step(int thread) {
   Fiber& fiber = block.fibers[thread];
   block.current = thread;
   fiber.wait = Wait::nothing;

@@ -1,12 +1,12 @@
 // out = x @ weight.T (+ bias) for up to 4 tokens: weight, x and out in 16 bits.
 //
-// A warp makes two rows: 16 bytes of each row a lane at a time, x read once for both, products and
-// sums in float32. Nothing is reused, so all that counts is how many bytes are on their way: the
-// loop is unrolled until eight loads of the weight are.
+// A warp makes HAL_ROWS rows: 16 bytes of each a lane at a time, x read once for all, products and
+// sums in float32. No byte of the weight is used twice, so all that counts is how many are on their
+// way: four loads of each row are.
 
-constexpr int THREADS = 256;
+constexpr int THREADS = HAL_THREADS;
 constexpr int WARPS = THREADS / WARP;
-constexpr int ROWS = 2;
+constexpr int ROWS = HAL_ROWS;
 constexpr int VALUES = 8;  // of 16 bytes
 constexpr int STEPS = 4;   // loads ahead of each row
 

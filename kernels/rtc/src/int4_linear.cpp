@@ -2,7 +2,7 @@
 //
 // A block makes ROW_TILES tiles of 16 rows for TOKEN_TILES tiles of tokens. Its warps divide the
 // columns, 128 at a time. Codes are stored in the order in which lanes of the matrix instruction
-// hold them (layout.py), so that a lane loads 16 bytes that are all its own, and each warp reads
+// hold them (tiles.py), so that a lane loads 16 bytes that are all its own, and each warp reads
 // columns of x that no other warp of the block does: nothing goes through shared memory but the
 // warps' sums. A product of codes with x is exact, sums of 32 columns are scaled in float32.
 //
@@ -10,7 +10,7 @@
 //
 // HAL_GROUP: columns under one scale. HAL_ZEROS: whether a group has a zero point.
 
-constexpr int THREADS = 256;
+constexpr int THREADS = HAL_THREADS;
 constexpr int WARPS = THREADS / WARP;
 constexpr int TILE_ROWS = 16;
 constexpr int CHUNK = 128;  // columns
