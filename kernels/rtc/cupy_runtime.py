@@ -93,7 +93,7 @@ def compile_options(source: Source) -> tuple[str, ...]:
     """Of NVRTC, or of hiprtc."""
     if source.target.vendor == "nvidia":
         arch = f"--gpu-architecture={source.target.arch}"
-        return (arch, "--std=c++17", "--device-as-default-execution-space", *source.definitions)
+        return (arch, "--std=c++17", *source.definitions)
     return (f"--offload-arch={source.target.arch}", "-std=c++17", "-O3", *source.definitions)
 
 
