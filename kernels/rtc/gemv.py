@@ -23,7 +23,7 @@ from hal.kernels.rtc.smoke import relative_error, smoke_failure
 from hal.kernels.torch_native.linear import TorchLinear
 from hal.opset import linear
 from hal.opset.linear import LinearProblem
-from hal.select import Regime
+from hal.select import Regime, on_accelerators
 from hal.tensor import Tensor
 
 # Less than torch's until a card has shown which is faster.
@@ -77,6 +77,7 @@ class Gemv:
 @linear.family(
     "gemv",
     preference=_PREFERENCE,
+    capturable=on_accelerators,  # compiled and loaded when memory is taken
     rejects=rejects,
     unavailable=no_runtime,
     regimes=regimes,

@@ -26,7 +26,7 @@ from hal.kernels.rtc.smoke import relative_error, smoke_failure
 from hal.kernels.rtc.tiles import TILE_ROWS, Int4Tiles
 from hal.opset import linear
 from hal.opset.linear import LinearProblem
-from hal.select import Regime
+from hal.select import Regime, on_accelerators
 from hal.tensor import Tensor
 from hal.weights import WEIGHT_FORMATS, LogicalWeight
 
@@ -123,6 +123,7 @@ def unavailable() -> str | None:
 @linear.family(
     "mma_int4",
     preference=PREFERENCE,
+    capturable=on_accelerators,  # compiled and loaded when memory is taken
     rejects=rejects,
     unavailable=unavailable,
     regimes=regimes,

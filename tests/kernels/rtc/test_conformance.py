@@ -11,15 +11,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+import torch
 from emulated_gpu import COMPILER, HostRuntime
 from triton_interpreter import posed_device
 
+from hal.binding import Arena, Binder
 from hal.conformance.case import Case
 from hal.conformance.cases import cases_by_op
 from hal.conformance.run import conform
+from hal.dtypes import DType
 from hal.kernels import register_all
 from hal.kernels.rtc.program import using
-from hal.select import OPS, Kernel
+from hal.opset import linear
+from hal.opset.linear import LinearFamily, LinearProblem
+from hal.select import OPS, Kernel, Selector
+from hal.weights import WEIGHT_FORMATS, LogicalWeight
 
 register_all()
 
@@ -81,3 +87,25 @@ def test_every_order_and_every_format_is_run() -> None:
     assert {(profile, "mma_int4") for profile in PROFILES} <= ran
     formats = {row.case.problem.weights for row in ROWS}
     assert len(formats) == 1 + 6  # none, and int4 of three groups with and without zeros
+
+
+@pytest.mark.usefixtures("runtime")
+def test_nothing_is_compiled_by_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph is recorded by calls: what they need is loaded when memory is taken."""
+    device = posed_device("h100")
+    binder = Binder(Selector(device.capabilities), Arena(8), device)
+    for name, weights in (("mma_int4", WEIGHT_FORMATS["int4-a16"]), ("gemv", None)):
+        problem = LinearProblem(
+            in_features=64, out_features=16, dtype=DType.BFLOAT16, weights=weights
+        )
+        family: LinearFamily = linear.kernels[name].bind(problem, binder)
+        family.allocate(device)
+        weight = torch.ones(16, 64, dtype=torch.bfloat16)
+        family.load(0, LogicalWeight(values=weight, dtype=DType.BFLOAT16))
+        with monkeypatch.context() as patch:
+            patch.setattr(HostRuntime, "load", None)
+            for num_tokens in (1, 4, 8):
+                x = torch.ones(num_tokens, 64, dtype=torch.bfloat16)
+                out = torch.full((num_tokens, 16), torch.nan, dtype=torch.bfloat16)
+                family(x, out)
+                assert (out == 64).all()
