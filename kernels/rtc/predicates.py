@@ -40,4 +40,7 @@ def no_runtime() -> str | None:
     """Why nothing can be compiled and run here; looks for CuPy only, and does not import it."""
     if is_emulated() or find_spec("cupy") is not None:
         return None
-    return "needs CuPy, which is not installed: pip install cupy-cuda13x, or hal-runtime[cuda]"
+    return (
+        "needs CuPy, which is not installed: pip install cupy-cuda13x, or CuPy's build for the "
+        "ROCm that is here"
+    )
