@@ -25,6 +25,7 @@ import torch
 
 import hal.kernels
 from hal.binding import Arena, Binder
+from hal.device import Device
 from hal.devices.cpu import CpuDevice
 from hal.dtypes import DType
 from hal.errors import SelectionError
@@ -61,14 +62,14 @@ class Arm:
     format: str
 
 
-def binder_of(kernel: str, device: CpuDevice) -> Binder:
+def binder_of(kernel: str, device: Device) -> Binder:
     overrides = {"linear": kernel} if kernel else {}
     policy = SelectionPolicy(overrides=overrides)
     return Binder(Selector(device.capabilities, policy), Arena(max(_NUM_TOKENS)), device)
 
 
 def arms_of(
-    formats: Sequence[str], kernels: Sequence[str], device: CpuDevice
+    formats: Sequence[str], kernels: Sequence[str], device: Device
 ) -> dict[Arm, list[LinearFamily]]:
     """Of every kernel the formats that it can run."""
     arms = {}
@@ -81,7 +82,7 @@ def arms_of(
     return arms
 
 
-def layers_of(name: str, binder: Binder, device: CpuDevice) -> list[LinearFamily]:
+def layers_of(name: str, binder: Binder, device: Device) -> list[LinearFamily]:
     """Copies of one random weight that together leave no cache to the next round."""
     problem = LinearProblem(
         in_features=_SIZE,

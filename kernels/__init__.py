@@ -17,6 +17,7 @@ KERNEL_PACKAGES = (
     "hal.kernels.torch_native",
     "hal.kernels.cpu",
     "hal.kernels.triton",
+    "hal.kernels.rtc",
 )
 
 _logger = logging.getLogger("hal")

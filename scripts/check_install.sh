@@ -28,6 +28,7 @@ installed() {
 install with_compiler "$root" || fail "the wheel did not build"
 installed with_compiler 'kernels/cpu/_C*.so' || fail "no native module with a compiler present"
 installed with_compiler 'kernels/cpu/src' && fail "C++ sources in the wheel"
+installed with_compiler 'kernels/rtc/src/*.cpp' || fail "no sources of run-time kernels in the wheel"
 installed with_compiler 'server/__init__.py' || fail "linked folders are not in the wheel"
 installed with_compiler 'server/page/index.html' || fail "the page is not in the wheel"
 echo "check_install: wheel with a compiler: ok"

@@ -20,7 +20,7 @@ from datetime import date
 
 import hal
 from hal.cli.installation import package_version
-from hal.conform.compile_matrix import MatrixRequest, compile_matrix
+from hal.conform.compile_matrix import MatrixRequest, compile_matrix, compile_sources
 from hal.conform.run import ConformRequest, conform_device
 from hal.conformance.report import KernelRun, Results
 from hal.device import Capabilities
@@ -30,7 +30,7 @@ from hal.devices.registry import all_vendors
 from hal.evidence.rows import Level, Row, is_current, merge, read_rows, write_rows
 from hal.evidence.source import kernel_source
 from hal.kernels import register_all
-from hal.kernels.triton.verify.matrix import KERNEL, Compiled
+from hal.kernels.triton.verify.matrix import Compiled
 from hal.kernels.triton.verify.targets import DEFAULT_ARCHS
 from hal.select import OPS
 
@@ -65,19 +65,21 @@ def _row(run: KernelRun, caps: Capabilities) -> Row | None:
 
 def compiled_rows(cells: Iterable[Compiled]) -> Iterator[Row]:
     """A row for each op on each arch for which all sites that it accepts compile without fault."""
-    by_place: dict[tuple[str, str], list[Compiled]] = defaultdict(list)
+    by_place: dict[tuple[str, str, str], list[Compiled]] = defaultdict(list)
     for cell in cells:
         if not cell.rejected:
-            by_place[cell.op, cell.arch].append(cell)
-    for (op, arch), found in by_place.items():
-        source = kernel_source(OPS[op].kernels[KERNEL])
-        if source is None or any(cell.faults for cell in found):
+            by_place[cell.op, cell.kernel, cell.arch].append(cell)
+    for (op, kernel, arch), found in by_place.items():
+        source = kernel_source(OPS[op].kernels[kernel])
+        if source is None or any(cell.faults or cell.missing for cell in found):
             continue
+        if found[0].compiler not in ("", source.compiler):
+            continue  # not the compiler that users run
         yield Row(
             level=Level.COMPILES,
             arch=arch,
             op=op,
-            kernel=KERNEL,
+            kernel=kernel,
             source_hash=source.hash,
             compiler=source.compiler,
             date=date.today().isoformat(),
@@ -88,14 +90,15 @@ def compiled_rows(cells: Iterable[Compiled]) -> Iterator[Row]:
 def record_compiled() -> bool:
     """Compile for every arch and write what came out; False when there was a fault."""
     register_all()
-    cells = list(compile_matrix(MatrixRequest(archs=DEFAULT_ARCHS)))
+    request = MatrixRequest(archs=DEFAULT_ARCHS)
+    cells = [*compile_matrix(request), *compile_sources(request)]
     faulty = [cell for cell in cells if cell.faults]
     print("\n".join(f"fault: {cell}" for cell in faulty))
-    places = {(cell.op, cell.arch) for cell in faulty}
+    places = {(cell.op, cell.kernel, cell.arch) for cell in faulty}
     kept = (
         row
         for row in read_rows()
-        if row.level is not Level.COMPILES or (row.op, row.arch) not in places
+        if row.level is not Level.COMPILES or (row.op, row.kernel, row.arch) not in places
     )
     write_rows(merge(kept, compiled_rows(cells)))
     return not faulty

@@ -1,4 +1,4 @@
-"""Compiles every Triton site for archs that need not be here, in processes of their own.
+"""Compiles kernels for archs that need not be here: Triton sites in processes of their own.
 
 Triton decides when it is imported whether it compiles, and for whom when it first does.
 """
@@ -17,6 +17,7 @@ import torch
 from hal.devices.cpu import CpuDevice
 from hal.errors import ConfigError, UnsupportedError
 from hal.kernels import register_all
+from hal.kernels.rtc.verify import compile_variants
 from hal.kernels.triton.program import is_installed
 from hal.kernels.triton.verify.matrix import Compiled, compile_site, read_floors
 from hal.kernels.triton.verify.site import Site
@@ -48,6 +49,15 @@ def compile_matrix(request: MatrixRequest) -> Iterator[Compiled]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def compile_sources(request: MatrixRequest) -> Iterator[Compiled]:
+    """The same of kernels in C++, one by one, in this process.
+
+    Where a compiler is missing the cell says so. Raises ConfigError for an unknown arch.
+    """
+    register_all()
+    yield from compile_variants(request.archs, request.ops)
 
 
 def _cells(request: MatrixRequest) -> list[tuple[str, str]]:

@@ -129,6 +129,7 @@ class QuantizedLinearCase(Case):
     """One weight, loaded as a merged weight is: its last rows first."""
 
     problem: LinearProblem
+    num_tokens: tuple[int, ...] = _NUM_TOKENS
 
     def run(self, kernel: Kernel, stage: Stage) -> Iterator[Check]:
         p = self.problem
@@ -144,7 +145,7 @@ class QuantizedLinearCase(Case):
             family.load(rows.start, logical(weight[rows], p.dtype))
             if p.has_bias:
                 family.load_bias(rows.start, bias[rows])
-        x = stage.normal((_NUM_TOKENS[0], p.in_features), p.dtype)
+        x = stage.normal((self.num_tokens[0], p.in_features), p.dtype)
         stored = quantized(weight.double().numpy(), p.weights)
         expected = product(x.host, stored, p.weights)
         if p.has_bias:
@@ -156,7 +157,7 @@ class QuantizedLinearCase(Case):
     ) -> Iterator[Check]:
         assert isinstance(x, torch.Tensor)
         most: Float64 | None = None
-        for m in _NUM_TOKENS:
+        for m in self.num_tokens:
             out = guarded(stage, (m, self.problem.out_features), self.dtype)
             family(x[:m], out.out)
             result = out.read(stage)
@@ -165,6 +166,10 @@ class QuantizedLinearCase(Case):
             most = result if most is None else most
             if kernel.traits.is_batch_invariant(self.problem):
                 yield equal(f"batch-invariant at M={m}", result, most[:m])
+
+
+class WideLinearCase(QuantizedLinearCase):
+    """Of many columns, whole vectors of them: for kernels that refuse the other shapes."""
 
 
 def _slices(num_rows: int) -> list[slice]:
@@ -254,7 +259,28 @@ def _load(family: LinearFamily, stage: Stage) -> _Rounded:
 _SHAPES = ((64, 48), (33, 17), (131, 130), (300, 77), (16, 5))
 
 
+# K: ten runs of 128 columns, the last one short, and no whole group at the end.
+_WIDE_SHAPE = (1160, 72)
+
+
+def _wide_cases() -> Iterator[Case]:
+    k, n = _WIDE_SHAPE
+    for dtype in (DType.FLOAT16, DType.BFLOAT16):
+        for name, weights in WEIGHT_FORMATS.items():
+            if weights.codes is DType.INT4 and weights.keeps_activations:
+                yield WideLinearCase(
+                    op="linear",
+                    name=f"{name}-K{k}-N{n}",
+                    problem=LinearProblem(
+                        in_features=k, out_features=n, dtype=dtype, weights=weights
+                    ),
+                    dtype=dtype,
+                    num_tokens=(70, 17, 9, 1),
+                )
+
+
 def quantized_cases() -> Iterator[Case]:
+    yield from _wide_cases()
     for dtype in LIMITS:
         for name, weights in WEIGHT_FORMATS.items():
             for k, n in _SHAPES:

@@ -72,6 +72,27 @@ def quantized_parts(
         first += len(values)
 
 
+@dataclass(frozen=True, slots=True)
+class Nibbles:
+    """codes [rows, columns] uint8, 0 to 15; zeros [rows, groups] uint8, what to take off of them,
+    None: 8."""
+
+    codes: torch.Tensor
+    zeros: torch.Tensor | None
+
+
+def nibbles(part: QuantizedRows, columns: int, *, has_zeros: bool) -> Nibbles:
+    """int4 codes as unsigned, padded to `columns`, which holds whole groups."""
+    padded = torch.nn.functional.pad(part.codes, (0, columns - part.codes.shape[1]))
+    groups = padded.view(len(padded), -1, part.group_size)
+    if not has_zeros:
+        return Nibbles((groups + 8).to(torch.uint8).flatten(1), None)
+    # Any zero will do under which a group's codes are 0 to 15.
+    zeros = (-groups.amin(dim=-1)).clamp(min=0)
+    raised = (groups + zeros[..., None]).to(torch.uint8)
+    return Nibbles(raised.flatten(1), zeros.to(torch.uint8))
+
+
 def _to_fp8(rows: torch.Tensor) -> QuantizedRows:
     largest = rows.abs().amax(dim=1, keepdim=True)
     is_zero = largest <= SMALLEST

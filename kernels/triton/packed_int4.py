@@ -7,7 +7,7 @@ from torch.nn.functional import pad
 
 from hal.device import Device
 from hal.dtypes import DType
-from hal.kernels.reference.quantized_rows import QuantizedRows, quantized_parts
+from hal.kernels.reference.quantized_rows import QuantizedRows, nibbles, quantized_parts
 from hal.kernels.reference.tensors import as_torch
 from hal.weights import LogicalWeight, WeightFormat
 
@@ -54,18 +54,13 @@ class PackedInt4:
 
     def _store(self, rows: slice, part: QuantizedRows) -> None:
         size = self.num_groups * self.group_size
-        groups = pad(part.codes, (0, size - part.codes.shape[1])).view(
-            len(part.codes), self.num_groups, self.group_size
-        )
-        # Of an asymmetric group any zero will do under which its codes are 0 to 15.
-        zeros = (-groups.amin(dim=-1)).clamp(min=0) if self._format.has_zeros else None
-        raised = groups + (8 if zeros is None else zeros[..., None])
-        halves = raised.view(len(groups), -1)[:, : self.padded_columns].to(torch.uint8)
-        low, high = halves.view(len(groups), -1, 2, _CHUNK // 2).unbind(dim=2)
-        self.codes[rows] = (low | (high << 4)).view(len(groups), -1)
+        found = nibbles(part, size, has_zeros=self._format.has_zeros)
+        halves = found.codes[:, : self.padded_columns]
+        low, high = halves.view(len(halves), -1, 2, _CHUNK // 2).unbind(dim=2)
+        self.codes[rows] = (low | (high << 4)).view(len(halves), -1)
         self.scales[rows] = pad(part.scales, (0, self.num_groups - part.scales.shape[1])).to(
             torch.bfloat16
         )
         if self.zeros is not None:
-            assert zeros is not None
-            self.zeros[rows] = zeros.to(torch.uint8)
+            assert found.zeros is not None
+            self.zeros[rows] = found.zeros

@@ -93,6 +93,9 @@ def test_the_text_has_every_kernel_rule_observed_value_and_flag() -> None:
             )
         ),
         "  not triton (cannot run): stores quantized weights; the problem keeps them in bfloat16",
+        "  not mma_int4 (cannot run): stores quantized weights; the problem keeps them in bfloat16",
+        "  not gemv (less preferred): could run; torch is preferred (50 over 45) "
+        "-> --kernel linear=gemv",
         "  not reference (less preferred): could run; torch is preferred (50 over 0) "
         "-> --kernel linear=reference",
         "  not reference_quantized (cannot run): stores quantized weights; the problem keeps them "

@@ -19,10 +19,12 @@ EXIT_NOT_SHOWN = 1
 SCHEMA_VERSION = 1
 
 _DESCRIPTION = (
-    "Compiles every Triton kernel for each target, none of which need be in this machine, and "
-    "reads the machine code: matrix instructions, loads of 16 bytes, nothing spilled, shared "
-    "memory within the arch's limit, occupancy not below the recorded floor. Nothing is run. Exit "
-    "code 0: all is as it should be; 1: a fault was found; 2: a wrong flag, or no Triton."
+    "Compiles every kernel in Triton or C++ for each target, none of which need be in this "
+    "machine, and reads the machine code: matrix instructions, loads of 16 bytes, nothing spilled, "
+    "shared memory within the arch's limit, occupancy of Triton's not below the recorded floor. "
+    "C++ is compiled by NVRTC and by clang for AMD; where one is missing, the table says so. "
+    "Nothing is run. Exit code 0: all is as it should be; 1: a fault was found; 2: a wrong flag, "
+    "or no Triton."
 )
 _FLAGS = FlagGroup(
     "what to compile",
@@ -42,7 +44,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Compile and report; 1 when the code of a kernel is not as it should be."""
     values = CommandLine(PROG, _DESCRIPTION, [_FLAGS], takes_model=False).parse(argv, environ)
     # After parsing, because these import torch.
-    from hal.conform.compile_matrix import MatrixRequest, compile_matrix
+    from hal.conform.compile_matrix import MatrixRequest, compile_matrix, compile_sources
     from hal.kernels.triton.verify.targets import DEFAULT_ARCHS
 
     targets, ops = values.get("targets"), values.get("op")
@@ -50,7 +52,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         archs=DEFAULT_ARCHS if targets is None else _archs(str(targets)),
         ops=tuple(map(str, ops)) if isinstance(ops, list) else (),
     )
-    cells = list(compile_matrix(request))
+    cells = [*compile_matrix(request), *compile_sources(request)]
     if values.get("json"):
         print(json.dumps({"schema": SCHEMA_VERSION, "cells": [asdict(cell) for cell in cells]}))
     else:
@@ -81,12 +83,26 @@ def render(cells: Iterable[Compiled], archs: Sequence[str]) -> str:
         [
             *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
             "",
-            "Numbers: warps or wavefronts that a SIMD holds at once. -: the kernel rejects it.",
+            "Numbers: warps or wavefronts that a SIMD holds at once. -: the kernel rejects it. "
+            "?: not compiled here.",
+            *_compilers(found),
             *(f"fault: {cell}" for cell in found if cell.faults),
             *dict.fromkeys(f"rejected: {cell}" for cell in found if cell.rejected),
+            *dict.fromkeys(f"not compiled: {c.arch}: {c.missing}" for c in found if c.missing),
         ]
     )
 
 
 def _mark(cell: Compiled) -> str:
-    return "-" if cell.rejected else "FAULT" if cell.faults else str(cell.waves)
+    if cell.rejected or cell.missing:
+        return "-" if cell.rejected else "?"
+    return "FAULT" if cell.faults else str(cell.waves)
+
+
+def _compilers(cells: Iterable[Compiled]) -> list[str]:
+    """Of kernels in C++, and the archs that each compiled for."""
+    archs: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if cell.compiler:
+            archs.setdefault(f"{cell.kernel} by {cell.compiler}", {})[cell.arch] = None
+    return [f"{what}: {', '.join(of)}" for what, of in archs.items()]

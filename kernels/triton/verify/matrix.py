@@ -50,15 +50,20 @@ _WIDE_LOADS = (
 class Compiled:
     """programs: with what each one takes. faults: empty where the machine code is as it should.
 
-    rejected: why the kernel does not run this site there; then nothing was compiled
+    rejected: why the kernel does not run this site there; missing: why it could not be compiled
+        here; then nothing was
+    compiler: by name, where it is not Triton
     """
 
     op: str
     site: str
     arch: str
+    kernel: str = KERNEL
     programs: tuple[str, ...] = ()
     waves: int = 0
     rejected: str = ""
+    missing: str = ""
+    compiler: str = ""
     faults: tuple[str, ...] = ()
 
     @property
@@ -66,7 +71,7 @@ class Compiled:
         return f"{self.op} {self.site}"
 
     def __str__(self) -> str:
-        what = self.rejected or "; ".join(self.faults) or ", ".join(self.programs)
+        what = self.rejected or self.missing or "; ".join(self.faults) or ", ".join(self.programs)
         return f"{self.label} on {self.arch}: {what}"
 
 

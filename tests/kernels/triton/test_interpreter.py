@@ -16,7 +16,7 @@ from triton_interpreter import interpreters, submit_case
 from hal.conformance.case import Case
 from hal.conformance.cases import cases_by_op
 from hal.conformance.limits import LIMITS
-from hal.conformance.quantized_cases import QuantizedLinearCase
+from hal.conformance.quantized_cases import QuantizedLinearCase, WideLinearCase
 from hal.conformance.run import Record
 from hal.kernels import register_all
 from hal.kernels.triton.program import is_installed
@@ -36,13 +36,15 @@ SHAPES_OF_CODES = list(
     dict.fromkeys(
         (case.problem.in_features, case.problem.out_features)
         for case in cases_by_op()["linear"]
-        if isinstance(case, QuantizedLinearCase)
+        if isinstance(case, QuantizedLinearCase) and not isinstance(case, WideLinearCase)
     )
 )
 
 
 def is_chosen(case: Case) -> bool:
     """Of a weight of codes each format and dtype meets one shape, and every shape several."""
+    if isinstance(case, WideLinearCase):
+        return False  # slow, and nothing new: its tiles are those of the narrow ones
     if isinstance(case, QuantizedLinearCase):
         assert case.problem.weights is not None
         number = FORMATS.index(case.problem.weights) + list(LIMITS).index(case.dtype)
