@@ -13,6 +13,12 @@ from hal.engine.sequence import NO_SLOT, Sequence
 
 Bools = NDArray[np.bool_]
 
+
+def slots_bytes(max_num_seqs: int, max_model_len: int) -> int:
+    """What the arrays of that size take of the host's memory; all but `tokens` are nothing."""
+    return max_num_seqs * max_model_len * np.dtype(np.int32).itemsize
+
+
 _NO_STOP_ID = -1
 
 

@@ -20,6 +20,7 @@ from hal.engine.model_config import ModelConfig
 from hal.engine.model_runner import ModelRunner, RunnerConfig
 from hal.engine.models import MODELS
 from hal.engine.scheduler_config import check_swap
+from hal.engine.slots import slots_bytes
 from hal.errors import ConfigError, UnsupportedError
 from hal.kv import KVGroup, group_layers, peak_blocks
 from hal.memory import PlanInputs
@@ -132,6 +133,7 @@ def plan_inputs(assembled: Assembled, resolved: ResolvedConfig, memory: Memory) 
         max_num_seqs=resolved.max_num_seqs,
         num_extra_blocks=NUM_NULL_BLOCKS,
         swap_bytes=resolved.swap_bytes,
+        bookkeeping_bytes=slots_bytes(resolved.max_num_seqs, resolved.max_model_len),
         blocks_per_seq=peak_blocks(
             resolved.max_model_len,
             resolved.block_size,

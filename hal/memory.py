@@ -96,6 +96,7 @@ class PlanInputs:
     num_extra_blocks are blocks that no sequence owns (a null block, where the engine keeps one).
     blocks_per_seq: the most that one sequence holds; 0: what max_model_len tokens need
     min_num_seqs: sequences of max_model_len that must fit at once
+    bookkeeping_bytes: the scheduler's arrays in host memory, part of the budget where swap_bytes is
     swap_bytes: host memory for evicted blocks, of which whole blocks are used; on a card of its own
     memory it is no part of the budget
     """
@@ -115,6 +116,7 @@ class PlanInputs:
     blocks_per_seq: int = 0
     min_num_seqs: int = 1
     swap_bytes: int = 0
+    bookkeeping_bytes: int = 0
 
     @property
     def num_swap_blocks(self) -> int:
@@ -140,10 +142,15 @@ class PlanInputs:
         return replace(self, memory=share, request=request, communicator_bytes=communicator_bytes)
 
     @property
+    def budgeted_bookkeeping_bytes(self) -> int:
+        return 0 if self.memory.kind is MemoryKind.DEDICATED else self.bookkeeping_bytes
+
+    @property
     def fixed_bytes(self) -> int:
         """Everything but the KV cache."""
         return (
             self.budgeted_swap_bytes
+            + self.budgeted_bookkeeping_bytes
             + self.weights_bytes
             + self.activation_bytes
             + self.logits_bytes
@@ -190,6 +197,7 @@ class MemoryPlan:
     blocks_per_seq: int
     swap_bytes: int = 0
     num_swap_blocks: int = 0
+    bookkeeping_bytes: int = 0
 
     @property
     def kv_tokens(self) -> int:
@@ -210,6 +218,7 @@ class MemoryPlan:
             ("logits", self.logits_bytes),
             ("graphs", self.graphs_bytes),
             ("communicator", self.communicator_bytes),
+            ("bookkeeping", self.bookkeeping_bytes),
             ("KV cache", self.kv_bytes),
             ("swap space", 0 if self.kind is MemoryKind.DEDICATED else self.swap_bytes),
             ("not used", self.unused_bytes),
@@ -263,6 +272,7 @@ def plan_memory(inputs: PlanInputs) -> MemoryPlan:
         blocks_per_seq=inputs.sequence_blocks,
         swap_bytes=inputs.num_swap_blocks * inputs.kv_bytes_per_block,
         num_swap_blocks=inputs.num_swap_blocks,
+        bookkeeping_bytes=inputs.budgeted_bookkeeping_bytes,
     )
 
 
@@ -307,13 +317,16 @@ def shortfall(inputs: PlanInputs, budget: int) -> str:
     """What the parts need and what there is, for an error."""
     kv_bytes = inputs.needed_blocks * inputs.kv_bytes_per_block
     count = "one sequence" if inputs.min_num_seqs == 1 else f"{inputs.min_num_seqs} sequences"
-    graphs = f", graphs {format_bytes(inputs.graphs_bytes)}" if inputs.graphs_bytes else ""
-    swap = inputs.budgeted_swap_bytes
-    graphs += f", swap space {format_bytes(swap)}" if swap else ""
+    others = (
+        ("graphs", inputs.graphs_bytes),
+        ("bookkeeping", inputs.budgeted_bookkeeping_bytes),
+        ("swap space", inputs.budgeted_swap_bytes),
+    )
+    named = "".join(f", {name} {format_bytes(size)}" for name, size in others if size)
     return (
         f"does not fit: weights {format_bytes(inputs.weights_bytes)}, activations "
         f"{format_bytes(inputs.activation_bytes)}, logits {format_bytes(inputs.logits_bytes)}"
-        f"{graphs} and "
+        f"{named} and "
         f"the KV cache of {count} of {inputs.max_model_len} tokens "
         f"{format_bytes(kv_bytes)} make {format_bytes(inputs.needed_bytes)}; "
         f"--memory {inputs.request} gives {format_bytes(budget)}"

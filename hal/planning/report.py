@@ -97,6 +97,7 @@ class PlanReport:
         used = inputs.fixed_bytes + self.kv_bytes
         budget = memory_budget(inputs)
         others = max(0, total - inputs.memory.available_bytes)
+        own = inputs.budgeted_bookkeeping_bytes  # a card's is in the host's memory
         return (
             Part("weights", inputs.weights_bytes),
             Part("KV cache", self.kv_bytes),
@@ -104,6 +105,7 @@ class PlanReport:
             Part("logits", inputs.logits_bytes),
             Part("graphs", inputs.graphs_bytes),
             Part("communicator", inputs.communicator_bytes),
+            *([Part("bookkeeping", own)] if own else []),
             Part("not used", max(0, budget - used)),
             Part("left alone", max(0, total - others - max(budget, used))),
             Part("others", others),
@@ -204,6 +206,7 @@ class PlanReport:
             "logits_bytes": inputs.logits_bytes,
             "graphs_bytes": inputs.graphs_bytes,
             "communicator_bytes": inputs.communicator_bytes,
+            "bookkeeping_bytes": inputs.budgeted_bookkeeping_bytes,
             "unused_bytes": 0 if plan is None else plan.unused_bytes,
             "others_bytes": inputs.memory.total_bytes - inputs.memory.available_bytes,
             "kv_bytes_per_token": inputs.kv_bytes_per_block / inputs.block_size,

@@ -64,6 +64,7 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
         activation_bytes=draw(st.integers(0, available // 16)),
         logits_bytes=draw(st.integers(0, available // 64)),
         kv_bytes_per_block=kv_bytes_per_block,
+        bookkeeping_bytes=draw(st.integers(0, available // 64)),
         swap_bytes=draw(st.just(0) | st.integers(kv_bytes_per_block, 64 * kv_bytes_per_block)),
         block_size=draw(st.sampled_from([8, 16, 32])),
         max_model_len=draw(st.integers(1, 20_000)),
@@ -77,7 +78,7 @@ def plan_inputs(draw: st.DrawFn) -> PlanInputs:
 def fixed_bytes(inputs: PlanInputs) -> int:
     swapped = inputs.swap_bytes // inputs.kv_bytes_per_block * inputs.kv_bytes_per_block
     return (
-        (0 if inputs.memory.kind is MemoryKind.DEDICATED else swapped)
+        (0 if inputs.memory.kind is MemoryKind.DEDICATED else swapped + inputs.bookkeeping_bytes)
         + inputs.weights_bytes
         + inputs.activation_bytes
         + inputs.logits_bytes

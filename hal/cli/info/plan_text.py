@@ -22,6 +22,7 @@ _FILLS = {
     "logits": "▒",
     "graphs": "▒",
     "communicator": "▒",
+    "bookkeeping": "▒",
     "not used": "░",
     "left alone": "·",
     "others": "x",
