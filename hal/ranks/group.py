@@ -164,6 +164,7 @@ class RankGroup:
         self._watch = _Watch(self.size, self.meeting.descriptors)
         self._close = weakref.finalize(self, _Watch.close, self._watch)
         self._collective: Collective | None = None
+        self._has_met = False
         self._watch.start()
         self._watch.has_started.wait()
         if self._watch.start_error is not None:
@@ -193,7 +194,7 @@ class RankGroup:
         collective = connect(self.meeting.collective, share, self.meeting.point)
         self._collective = self._watch.collective = collective
         self._expect(Connected)
-        self.meeting.close()
+        self._leave_meeting()
         collective.limit_waits(_SELF_TEST_TIMEOUT_S)
         with self._typed():
             self_test(collective, device)
@@ -247,6 +248,12 @@ class RankGroup:
     def close(self) -> None:
         """End the others; a second call does nothing."""
         self._close()
+        self._leave_meeting()
+
+    def _leave_meeting(self) -> None:
+        if not self._has_met:
+            self._has_met = True
+            self.meeting.close()
 
     def _expect(self, kind: type[FromRank]) -> list[FromRank]:
         """One message of this kind from every other rank; by rank."""

@@ -31,6 +31,8 @@ def check_ranks(config: EngineConfig, model: ModelConfig, opened: Opened) -> Non
         widths=(model.intermediate_size,),
     )
     illegal = heads.why_not(size)
+    if size > MAX_RANKS or size > model.vocab_size:
+        illegal = f"at most {min(MAX_RANKS, model.vocab_size)} ranks are possible"
     if illegal is not None:
         legal = ", ".join(map(str, heads.legal_sizes(MAX_RANKS)))
         raise ConfigError(

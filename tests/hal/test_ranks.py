@@ -27,6 +27,7 @@ Maker = Callable[[], str]
         ({"cpu_affinity": "0"}, UnsupportedError, "with cpu_affinity='0'"),
         ({"swap_space": 1}, UnsupportedError, "with swap_space=1"),
         ({"tensor_parallel_size": 8}, ConfigError, r"does not divide .* Legal sizes: 1, 2, 4"),
+        ({"tensor_parallel_size": 128}, ConfigError, "at most 64 ranks are possible"),
         ({"tensor_parallel_size": 0}, ConfigError, "at least 1"),
         ({"collective": "mpi"}, ConfigError, "one of auto, shared-memory, gloo; got 'mpi'"),
     ],
