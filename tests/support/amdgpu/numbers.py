@@ -84,7 +84,7 @@ class Float8:
         return found
 
     def widen(self, codes: U8) -> F32:
-        return np.asarray(self.table[codes])
+        return np.asarray(self.table[codes], dtype=np.float32)
 
     def round(self, values: F32, *, saturates: bool) -> U8:
         """saturates: what is too large, infinity included, becomes the largest finite number, as
