@@ -1,0 +1,100 @@
+"""Steps of IEEE division: V_DIV_SCALE, V_DIV_FMAS, V_DIV_FIXUP (CDNA3 ISA, "VOP3A & VOP3B").
+
+Numerator and denominator are scaled where the quotient, the reciprocal or a remainder would leave
+the range of normal numbers, by 2^64 in float32 and 2^128 in float64, and V_DIV_FMAS scales back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from amdgpu.floats import exponent, fma32, fma64, is_subnormal, quieted
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Numbers of the guide's text for one width. spread: of exponents near the largest quotient;
+    tiny: exponent of a numerator whose remainders are subnormal; underflow: of the quotient."""
+
+    scale: int
+    spread: int
+    tiny: int
+    bias: int
+    underflow: int
+    fma: Any
+
+
+_WIDTHS = {
+    4: Width(scale=64, spread=96, tiny=23, bias=127, underflow=-150, fma=fma32),
+    8: Width(scale=128, spread=768, tiny=53, bias=1023, underflow=-1075, fma=fma64),
+}
+
+
+def div_scale(x: Any, denominator: Any, numerator: Any) -> tuple[Any, Any]:
+    """x is the one of both to scale; (x scaled, lanes that V_DIV_FMAS must scale back)."""
+    w = _WIDTHS[x.itemsize]
+    is_denominator, is_numerator = x == denominator, x == numerator
+    up, down = np.ldexp(x, w.scale), np.ldexp(x, -w.scale)
+    reciprocal_tiny = is_subnormal(1 / denominator)
+    quotient_tiny = is_subnormal(numerator / denominator)
+    cases: list[tuple[Any, Any, bool]] = [
+        ((numerator == 0) | (denominator == 0), np.full_like(x, np.nan), False),
+        (
+            exponent(numerator) - exponent(denominator) >= w.spread,
+            np.where(is_denominator, up, x),
+            True,
+        ),
+        (is_subnormal(denominator), up, False),
+        (reciprocal_tiny & quotient_tiny, np.where(is_denominator, up, x), True),
+        (reciprocal_tiny, down, False),
+        (quotient_tiny, np.where(is_numerator, up, x), True),
+        (exponent(numerator) <= w.tiny, up, False),
+    ]
+    conditions = [condition for condition, _, _ in cases]
+    scaled = np.select(conditions, [value for _, value, _ in cases], x)
+    return scaled, np.select(conditions, [np.full(len(x), flag) for _, _, flag in cases], False)
+
+
+def div_fmas(a: Any, b: Any, c: Any, is_scaled: Any) -> Any:
+    """fma(a, b, c), scaled back where V_DIV_SCALE said so.
+
+    By 2^64 (2^128) up if the quotient so far, c, is large, for then the denominator was scaled, and
+    down if it is small: the newer guides' text. CDNA3's says 2^32 (2^64) always, by which no
+    quotient of the first case of V_DIV_SCALE would come out right.
+    """
+    w = _WIDTHS[a.itemsize]
+    plain = w.fma(a, b, c)
+    power = np.where(exponent(c) > w.bias, w.scale, -w.scale)
+    return np.where(is_scaled, np.ldexp(plain, power), plain)
+
+
+def div_fixup(quotient: Any, denominator: Any, numerator: Any) -> Any:
+    """The quotient, or what IEEE 754 says where an operand is special."""
+    w = _WIDTHS[quotient.itemsize]
+    one = np.ones_like(quotient)
+    sign = np.where(np.signbit(denominator) ^ np.signbit(numerator), -one, one)
+    both_zero = (denominator == 0) & (numerator == 0)
+    both_infinite = np.isinf(denominator) & np.isinf(numerator)
+    spread = exponent(numerator) - exponent(denominator)
+    return np.select(
+        [
+            np.isnan(numerator),
+            np.isnan(denominator),
+            both_zero | both_infinite,
+            (denominator == 0) | np.isinf(numerator),
+            np.isinf(denominator) | (numerator == 0),
+            spread < w.underflow,
+        ],
+        [
+            quieted(numerator),
+            quieted(denominator),
+            np.full_like(quotient, -np.nan),
+            sign * np.inf,
+            sign * 0,
+            sign * 0,
+        ],
+        np.copysign(quotient, sign),
+    ).astype(quotient.dtype)

@@ -1,0 +1,30 @@
+"""What an instruction becomes: a closure over the wave, and what hazards ask about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from amdgpu.assembly import Instruction
+from amdgpu.wave import Wave
+
+NONE: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """reads, writes: registers, vector ones in the lanes of EXEC.
+
+    crossing: vector registers read in other lanes: those of crossing_lanes(wave)
+    lanes_written: where they are not those of EXEC
+    stops: "barrier" or "end"
+    """
+
+    instruction: Instruction
+    execute: Callable[[Wave], None]
+    reads: frozenset[int] = NONE
+    writes: frozenset[int] = NONE
+    crossing: frozenset[int] = NONE
+    crossing_lanes: Callable[[Wave], int] | None = None
+    lanes_written: Callable[[Wave], int] | None = None
+    stops: str = ""
