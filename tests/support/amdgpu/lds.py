@@ -1,7 +1,8 @@
 """Local data share of one workgroup: bounds, and races between waves.
 
 Between two barriers no byte may be written by one wave and touched by another: what would depend on
-which wave ran first. A write under way at a barrier, which no s_waitcnt waited for, counts as one
+which wave ran first. Writing what is there already is no race: compilers let waves that hold copies
+of a value write it all. A write under way at a barrier, which no s_waitcnt waited for, counts as one
 of the time after it.
 """
 
@@ -43,8 +44,11 @@ class Lds:
     def write(self, wave: int, offsets: Offsets, data: NDArray[np.uint8]) -> Any:
         """data [lanes, bytes]; returns the places written, for mark_pending."""
         places = self._places(offsets, data.shape[1])
-        self._check(self._writers[places], wave, places, "writes", "wrote")
-        self._check(self._readers[places], wave, places, "writes", "read")
+        is_changed = self.bytes[places] != data
+        if is_changed.any():
+            changed = places[is_changed]
+            self._check(self._writers[changed], wave, changed, "writes", "wrote")
+            self._check(self._readers[changed], wave, changed, "writes", "read")
         self._writers[places] |= _Waves(1 << wave)
         self._is_defined[places] = True
         self.bytes[places] = data
