@@ -38,7 +38,7 @@ _UNSUPPORTED = (
     *("user_sgpr_dispatch_ptr", "user_sgpr_queue_ptr", "user_sgpr_dispatch_id"),
     *("user_sgpr_private_segment_size", "enable_private_segment", "system_sgpr_workgroup_info"),
 )
-MAX_STEPS = 20_000_000
+MAX_STEPS = 20_000_000  # of one wave between two barriers: a kernel that does not end
 
 
 class Metadata(Protocol):
@@ -71,6 +71,7 @@ def launch(
     grid: Sequence[int],
     arguments: Sequence[Value],
     kernel: str = "",
+    max_steps: int = MAX_STEPS,
 ) -> Report:
     """Run every workgroup of `grid` (1 to 3 numbers); arrays are read and written in place.
 
@@ -92,7 +93,7 @@ def launch(
                 _wave(assembly, number, kernarg, group, memory, lds)
                 for number in range(metadata.num_warps)
             ]
-            num_steps += _run_workgroup(steps, waves, lds)
+            num_steps += _run_workgroup(steps, waves, lds, max_steps)
     return Report(num_steps)
 
 
@@ -163,11 +164,11 @@ def _wave(
     return wave
 
 
-def _run_workgroup(steps: list[Step], waves: list[Wave], lds: Lds) -> int:
+def _run_workgroup(steps: list[Step], waves: list[Wave], lds: Lds, max_steps: int) -> int:
     num_steps = 0
     running = waves
     while running:
-        num_steps += sum(_run(steps, wave) for wave in running)
+        num_steps += sum(_run(steps, wave, max_steps) for wave in running)
         running = [wave for wave in running if not wave.is_done]
         lds.pass_barrier()
         for wave in waves:
@@ -177,7 +178,7 @@ def _run_workgroup(steps: list[Step], waves: list[Wave], lds: Lds) -> int:
     return num_steps
 
 
-def _run(steps: list[Step], wave: Wave) -> int:
+def _run(steps: list[Step], wave: Wave, max_steps: int) -> int:
     """To the next barrier or the end; number of instructions."""
     count = 0
     step = steps[wave.pc]
@@ -186,8 +187,8 @@ def _run(steps: list[Step], wave: Wave) -> int:
             wave.pc += 1
             _execute(step, wave)
             count += 1
-            if count > MAX_STEPS:
-                raise EmulationError(f"wave {wave.number} runs for {MAX_STEPS} instructions")
+            if count > max_steps:
+                raise EmulationError(f"wave {wave.number} does not end: {count} instructions")
             step = steps[wave.pc]
     except EmulationError as error:
         raise _located(error, step) from error
