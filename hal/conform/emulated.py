@@ -7,7 +7,7 @@ runs here runs with a checkout only, and says so elsewhere.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -84,7 +84,7 @@ def emulate(request: EmulationRequest) -> Iterator[EmulatedRecord]:
     yield from run_cases(emulated_cases(request))
 
 
-def run_cases(cases: list[EmulatedCase]) -> Iterator[EmulatedRecord]:
+def run_cases(cases: Sequence[EmulatedCase]) -> Iterator[EmulatedRecord]:
     """These cases, in their order, in processes that launch nothing else."""
     folder = emulator_folder()
     with ProcessPoolExecutor(
@@ -136,7 +136,7 @@ def emulated_cases(request: EmulationRequest) -> list[EmulatedCase]:
     ]
 
 
-def summaries(records: list[EmulatedRecord]) -> Iterator[Summary]:
+def summaries(records: Sequence[EmulatedRecord]) -> Iterator[Summary]:
     """A row for each op on each arch."""
     places = dict.fromkeys((found.arch, found.record.op) for found in records)
     for arch, op in places:
@@ -150,7 +150,7 @@ def _start(folder: str) -> None:
 
 
 def _run(wanted: EmulatedCase) -> EmulatedRecord:
-    launches: _Launches = import_module(f"{_PACKAGE}.triton_launches")  # type: ignore[assignment]
+    launches: _Launches = import_module(f"{_PACKAGE}.triton_launches")
     kernel = OPS[wanted.op].kernels[KERNEL]
     case = next(c for c in cases_by_op()[wanted.op] if c.label == wanted.case)
     with launches.emulated(wanted.arch) as caps:
