@@ -30,7 +30,7 @@ def execute(
     bits; scalar: register -> 32 bits. Nothing else is checked: hazards are launch.py's."""
     body = "\n".join(f"    {line.strip()}" for line in text.strip().split("\n"))
     steps = decode(parse(kernel_text(body, arch=arch)))
-    wave = Wave(0, 64, Memory(), Lds(1024))
+    wave = Wave(0, 256, 64, Memory(), Lds(1024))
     for register, values in (vector or {}).items():
         words = np.ascontiguousarray(values).view(np.uint32).reshape(LANES, -1)
         wave.vector[register : register + words.shape[1]] = words.T
