@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from amdgpu.matrix import LANES, NotModelled
 from numpy.typing import NDArray
+
+from amdgpu.matrix import LANES, NotModelled
 
 Lanes = NDArray[np.uint32]  # [64]
 Mask = NDArray[np.bool_]  # [64]

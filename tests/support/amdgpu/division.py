@@ -2,6 +2,9 @@
 
 Numerator and denominator are scaled where the quotient, the reciprocal or a remainder would leave
 the range of normal numbers, by 2^64 in float32 and 2^128 in float64, and V_DIV_FMAS scales back.
+
+The guide's text is not what cards do, for LLVM's division by these steps is IEEE 754's, and by that
+text it would not be. Where they part, the code below says so and takes what divides correctly.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from amdgpu.floats import exponent, fma32, fma64, is_subnormal, quieted
+from amdgpu.floats import exponent, fma32, fma64, is_subnormal, quieted, scaled_fma
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ def div_scale(x: Any, denominator: Any, numerator: Any) -> tuple[Any, Any]:
             True,
         ),
         (is_subnormal(denominator), up, False),
-        (reciprocal_tiny & quotient_tiny, np.where(is_denominator, up, x), True),
+        # The guide scales up here too, and the denominator would overflow.
+        (reciprocal_tiny & quotient_tiny, np.where(is_denominator, down, x), True),
         (reciprocal_tiny, down, False),
         (quotient_tiny, np.where(is_numerator, up, x), True),
         (exponent(numerator) <= w.tiny, up, False),
@@ -59,20 +63,24 @@ def div_scale(x: Any, denominator: Any, numerator: Any) -> tuple[Any, Any]:
 
 
 def div_fmas(a: Any, b: Any, c: Any, is_scaled: Any) -> Any:
-    """fma(a, b, c), scaled back where V_DIV_SCALE said so.
+    """fma(a, b, c), scaled back where V_DIV_SCALE said so, and rounded once.
 
-    By 2^64 (2^128) up if the quotient so far, c, is large, for then the denominator was scaled, and
-    down if it is small: the newer guides' text. CDNA3's says 2^32 (2^64) always, by which no
-    quotient of the first case of V_DIV_SCALE would come out right.
+    Up by 2^64 (2^128) if the quotient so far, c, is large, for then the denominator was scaled, and
+    down if it is small. That is newer guides' text; CDNA3's says up by 2^32 (2^64), always.
     """
     w = _WIDTHS[a.itemsize]
-    plain = w.fma(a, b, c)
     power = np.where(exponent(c) > w.bias, w.scale, -w.scale)
-    return np.where(is_scaled, np.ldexp(plain, power), plain)
+    if not is_scaled.any():
+        return w.fma(a, b, c)
+    return np.where(is_scaled, scaled_fma(a, b, c, power), w.fma(a, b, c))
 
 
 def div_fixup(quotient: Any, denominator: Any, numerator: Any) -> Any:
-    """The quotient, or what IEEE 754 says where an operand is special."""
+    """The quotient, or what IEEE 754 says where an operand is special.
+
+    A quotient past the largest number arrives as NaN, from infinity less infinity in the steps
+    before; the guide does not say so.
+    """
     w = _WIDTHS[quotient.itemsize]
     one = np.ones_like(quotient)
     sign = np.where(np.signbit(denominator) ^ np.signbit(numerator), -one, one)
@@ -87,6 +95,7 @@ def div_fixup(quotient: Any, denominator: Any, numerator: Any) -> Any:
             (denominator == 0) | np.isinf(numerator),
             np.isinf(denominator) | (numerator == 0),
             spread < w.underflow,
+            np.isnan(quotient),
         ],
         [
             quieted(numerator),
@@ -95,6 +104,7 @@ def div_fixup(quotient: Any, denominator: Any, numerator: Any) -> Any:
             sign * np.inf,
             sign * 0,
             sign * 0,
+            sign * np.inf,
         ],
         np.copysign(quotient, sign),
     ).astype(quotient.dtype)

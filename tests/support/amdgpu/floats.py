@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,20 @@ def fma32(a: F32, b: F32, c: F32) -> F32:
     if is_half_way.any() or is_tiny.any():
         total = _rounded_to_odd(product, c.astype(np.float64), total)
     return total.astype(np.float32)
+
+
+def scaled_fma(a: Any, b: Any, c: Any, power: NDArray[np.int64]) -> Any:
+    """(a * b + c) * 2^power, rounded once."""
+    if a.itemsize == 4:
+        product = a.astype(np.float64) * b
+        total = _rounded_to_odd(product, c.astype(np.float64), product + c)
+        return np.ldexp(total, power).astype(np.float32)
+    found = np.ldexp(fma64(a, b, c), power)
+    # The quotient of Python's integers is rounded once, to subnormal numbers too.
+    for lane in np.flatnonzero(np.isfinite(found) & is_subnormal(found)):
+        exact = Fraction(float(a[lane])) * Fraction(float(b[lane])) + Fraction(float(c[lane]))
+        found[lane] = float(exact * Fraction(2) ** int(power[lane]))
+    return found
 
 
 def _rounded_to_odd(a: F64, b: F64, total: F64) -> F64:

@@ -11,6 +11,7 @@ import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,11 +81,9 @@ def launch(
     takes as many bytes as the kernel's metadata say.
     Raises a kind of EmulationError that names the line, or LaunchError.
     """
-    assembly = parse(text, kernel)
-    _check(assembly)
+    assembly, steps = _program(text, kernel)
     memory = Memory()
     kernarg = memory.place(_kernarg(assembly, arguments, memory), is_read_only=True)
-    steps = decode(assembly)
     num_steps = 0
     with np.errstate(all="ignore"):
         for group in _workgroups(grid):
@@ -95,6 +94,13 @@ def launch(
             ]
             num_steps += _run_workgroup(steps, waves, lds, max_steps)
     return Report(num_steps)
+
+
+@lru_cache(maxsize=64)
+def _program(text: str, kernel: str) -> tuple[Assembly, Sequence[Step]]:
+    assembly = parse(text, kernel)
+    _check(assembly)
+    return assembly, decode(assembly)
 
 
 def _check(assembly: Assembly) -> None:
@@ -148,7 +154,8 @@ def _wave(
 ) -> Wave:
     given = assembly.directives
     total = given.get("next_free_vgpr", 0)
-    wave = Wave(number, max(0, total - given.get("accum_offset", total)), memory, lds)
+    num_vector = min(total, given.get("accum_offset", total))
+    wave = Wave(number, num_vector, total - num_vector, memory, lds)
     if given.get("user_sgpr_kernarg_segment_ptr"):
         wave.preset_scalars(0, [kernarg & 0xFFFFFFFF, kernarg >> 32])
     # Arguments preloaded into scalar registers are loaded again by the code at the entry, for
@@ -164,7 +171,7 @@ def _wave(
     return wave
 
 
-def _run_workgroup(steps: list[Step], waves: list[Wave], lds: Lds, max_steps: int) -> int:
+def _run_workgroup(steps: Sequence[Step], waves: list[Wave], lds: Lds, max_steps: int) -> int:
     num_steps = 0
     running = waves
     while running:
@@ -178,14 +185,20 @@ def _run_workgroup(steps: list[Step], waves: list[Wave], lds: Lds, max_steps: in
     return num_steps
 
 
-def _run(steps: list[Step], wave: Wave, max_steps: int) -> int:
+def _run(steps: Sequence[Step], wave: Wave, max_steps: int) -> int:
     """To the next barrier or the end; number of instructions."""
-    count = 0
+    undefined, pending = wave.undefined.keys(), wave.pending.keys()
+    count = 1
     step = steps[wave.pc]
     try:
         while not step.stops:
             wave.pc += 1
-            _execute(step, wave)
+            # Both are empty for nearly all that most instructions touch.
+            if pending and not pending.isdisjoint(step.touched):
+                check_pending(wave, step.touched)
+            if not undefined.isdisjoint(step.touched):
+                _check_and_define(step, wave)
+            step.execute(wave)
             count += 1
             if count > max_steps:
                 raise EmulationError(f"wave {wave.number} does not end: {count} instructions")
@@ -197,21 +210,16 @@ def _run(steps: list[Step], wave: Wave, max_steps: int) -> int:
         raise
     wave.pc += 1
     wave.is_done = step.stops == "end"
-    return count + 1
+    return count
 
 
-def _execute(step: Step, wave: Wave) -> None:
+def _check_and_define(step: Step, wave: Wave) -> None:
     undefined = wave.undefined.keys()
-    if wave.pending:
-        check_pending(wave, step.reads | step.crossing | step.writes)
-    if not undefined.isdisjoint(step.reads):
-        check_defined(wave, step.reads & undefined, wave.exec)
-    if step.crossing_lanes and not undefined.isdisjoint(step.crossing):
+    check_defined(wave, step.reads & undefined, wave.exec)
+    if step.crossing_lanes:
         check_defined(wave, step.crossing & undefined, step.crossing_lanes(wave))
-    if not undefined.isdisjoint(step.writes):
-        lanes = step.lanes_written(wave) if step.lanes_written else wave.exec
-        define(wave, step.writes & undefined, lanes)
-    step.execute(wave)
+    lanes = step.lanes_written(wave) if step.lanes_written else wave.exec
+    define(wave, step.writes & undefined, lanes)
 
 
 def _located(error: EmulationError, step: Step) -> EmulationError:

@@ -2,8 +2,8 @@
 
 Between two barriers no byte may be written by one wave and touched by another: what would depend on
 which wave ran first. Writing what is there already is no race: compilers let waves that hold copies
-of a value write it all. A write under way at a barrier, which no s_waitcnt waited for, counts as one
-of the time after it.
+of a value write it all. A write under way at a barrier, which no s_waitcnt waited for, counts as
+one of the time after it.
 """
 
 from __future__ import annotations

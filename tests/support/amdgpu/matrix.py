@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from amdgpu.numbers import E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Float8, f32_of_bf16, f32_of_f16
 from numpy.typing import NDArray
+
+from amdgpu.numbers import E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, Float8, f32_of_bf16, f32_of_f16
 
 Words = NDArray[np.uint32]  # [registers, 64]
 LANES = 64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from amdgpu.assembly import Instruction
 from amdgpu.wave import Wave
@@ -17,7 +17,7 @@ class Step:
 
     crossing: vector registers read in other lanes: those of crossing_lanes(wave)
     lanes_written: where they are not those of EXEC
-    stops: "barrier" or "end"
+    stops: "barrier" or "end". touched: registers of all kinds together.
     """
 
     instruction: Instruction
@@ -28,3 +28,7 @@ class Step:
     crossing_lanes: Callable[[Wave], int] | None = None
     lanes_written: Callable[[Wave], int] | None = None
     stops: str = ""
+    touched: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "touched", self.reads | self.crossing | self.writes)

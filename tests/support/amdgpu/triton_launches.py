@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from amdgpu.launch import Value, launch
 from numpy.typing import NDArray
 
+from amdgpu.launch import Value, launch
 from hal.device import Capabilities
 from hal.kernels.triton.program import Program, observed_by
 from hal.kernels.triton.verify.targets import capabilities_of, pose_as

@@ -80,7 +80,8 @@ def _first_bit_from_top(x: Any) -> Any:
 
 
 def _first_bit_from_bottom(x: Any) -> Any:
-    return np.where(x == 0, 0xFFFFFFFF, np.bitwise_count((x & (~x + 1)) - 1)).astype(np.uint32)
+    below = np.bitwise_count((x & (~x + 1)) - 1).astype(np.uint32)
+    return np.where(x == 0, np.uint32(0xFFFFFFFF), below)
 
 
 def _median(a: Any, b: Any, c: Any) -> Any:

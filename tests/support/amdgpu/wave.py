@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -58,8 +59,13 @@ class Counters:
     lgkm: deque[Access] = field(default_factory=deque)
 
 
+def _rows(registers: NDArray[Any], used: Sequence[int]) -> dict[int, NDArray[Any]]:
+    return {number: registers[number] for number in used}
+
+
 class Wave:
-    """number: within its workgroup. num_accumulators: that the kernel asked for.
+    """number: within its workgroup. num_vector, num_accumulators: registers of each lane that the
+    kernel asked for; others raise KeyError.
 
     memory, lds: what its addresses reach.
     vector: uint32 [registers, 64], accumulators from ACCUMULATORS on; u32, i32, f32: its rows.
@@ -67,22 +73,25 @@ class Wave:
     pending: number of a register -> the access that will write it.
     """
 
-    def __init__(self, number: int, num_accumulators: int, memory: Memory, lds: Lds) -> None:
+    def __init__(
+        self, number: int, num_vector: int, num_accumulators: int, memory: Memory, lds: Lds
+    ) -> None:
         self.number = number
         self.memory = memory
         self.lds = lds
         num_registers = ACCUMULATORS + num_accumulators
         self.vector = np.full((num_registers, LANES), POISON, np.uint32)
-        self.u32 = list(self.vector)
-        self.i32 = list(self.vector.view(np.int32))
-        self.f32 = list(self.vector.view(np.float32))
+        used = (*range(num_vector), *range(ACCUMULATORS, num_registers))
+        self.u32 = _rows(self.vector, used)
+        self.i32 = _rows(self.vector.view(np.int32), used)
+        self.f32 = _rows(self.vector.view(np.float32), used)
         self.scalar = [POISON] * NUM_SCALARS
         self.scc = 0
         self.pc = 0
         self.is_done = False
         self.counters = Counters()
         self.pending: dict[int, Access] = {}
-        self.undefined = dict.fromkeys(range(num_registers), ALL_LANES)
+        self.undefined = dict.fromkeys(used, ALL_LANES)
         self.undefined |= dict.fromkeys(range(SCALARS, SCC + 1), ALL_LANES)
         self.set_exec(ALL_LANES)
         self.define(range(SCALARS + EXEC, SCALARS + EXEC + 2))
