@@ -1,124 +1,228 @@
-"""Triton kernels as machine code for AMD cards, run by the emulator against the float64 oracle.
-
-A part of the conformance table (hal.conform.emulated.quick_cases); `make amdgpu` runs all of it.
-"""
+"""Kernels written by hand against numpy: scan, reduction, transpose through LDS, a matrix product,
+atomics, spilling."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from fnmatch import fnmatchcase
-from pathlib import Path
-
+import numpy as np
 import pytest
-from evidence import emulated_rows
+from amdgpu.kernel_text import kernel_text
+from amdgpu.launch import Shape, launch
 
-import hal
-from hal.cli.info.command import main
-from hal.cli.info.verify import render_emulated
-from hal.conform import emulated
-from hal.conform.emulated import (
-    COMPILED_WITH,
-    EMULATED_ARCHS,
-    EmulatedCase,
-    EmulatedRecord,
-    EmulationRequest,
-    emulated_cases,
-    quick_cases,
-    run_cases,
-)
-from hal.conformance.case import Check
-from hal.conformance.run import Record
-from hal.errors import ConfigError, UnsupportedError
-from hal.evidence.rows import Level
-from hal.kernels.triton.program import is_installed
-from hal.select import OPS
+# Inclusive sums of each 64 numbers: within rows of 16 lanes, then across rows.
+SCAN = """
+    s_load_dwordx4 s[4:7], s[0:1], 0x0
+    s_lshl_b32 s3, s2, 8
+    v_lshlrev_b32_e32 v1, 2, v0
+    v_add_u32_e32 v1, s3, v1
+    s_waitcnt lgkmcnt(0)
+    global_load_dword v2, v1, s[4:5]
+    s_waitcnt vmcnt(0)
+    s_nop 1
+    v_add_u32_dpp v2, v2, v2 row_shr:1 row_mask:0xf bank_mask:0xf bound_ctrl:1
+    v_add_u32_dpp v2, v2, v2 row_shr:2 row_mask:0xf bank_mask:0xf bound_ctrl:1
+    v_add_u32_dpp v2, v2, v2 row_shr:4 row_mask:0xf bank_mask:0xf bound_ctrl:1
+    v_add_u32_dpp v2, v2, v2 row_shr:8 row_mask:0xf bank_mask:0xf bound_ctrl:1
+    v_add_u32_dpp v2, v2, v2 row_bcast:15 row_mask:0xa bank_mask:0xf
+    v_add_u32_dpp v2, v2, v2 row_bcast:31 row_mask:0xc bank_mask:0xf
+    global_store_dword v1, v2, s[6:7]
+    s_endpgm
+"""
 
-needs_triton = pytest.mark.skipif(not is_installed(), reason="triton is not installed")
-CASES = emulated_cases(EmulationRequest())
-Records = dict[EmulatedCase, Record]
+# Sum of n floats by one workgroup of four waves, each lane over a stride of 256.
+REDUCE = """
+    s_load_dwordx4 s[4:7], s[0:1], 0x0
+    s_load_dword s8, s[0:1], 0x10
+    v_mov_b32_e32 v1, 0
+    v_mov_b32_e32 v2, v0
+    s_mov_b64 s[12:13], exec
+    s_waitcnt lgkmcnt(0)
+.LLOOP:
+    v_cmp_gt_u32_e32 vcc, s8, v2
+    s_and_b64 exec, exec, vcc
+    s_cbranch_execz .LDONE
+    v_lshlrev_b32_e32 v3, 2, v2
+    global_load_dword v4, v3, s[4:5]
+    v_add_u32_e32 v2, 0x100, v2
+    s_waitcnt vmcnt(0)
+    v_add_f32_e32 v1, v1, v4
+    s_branch .LLOOP
+.LDONE:
+    s_mov_b64 exec, s[12:13]
+    ds_swizzle_b32 v4, v1 offset:swizzle(SWAP,16)
+    s_waitcnt lgkmcnt(0)
+    v_add_f32_e32 v1, v1, v4
+    v_add_f32_dpp v1, v1, v1 row_ror:8 row_mask:0xf bank_mask:0xf
+    v_add_f32_dpp v1, v1, v1 row_ror:4 row_mask:0xf bank_mask:0xf
+    v_add_f32_dpp v1, v1, v1 quad_perm:[2,3,0,1] row_mask:0xf bank_mask:0xf
+    v_add_f32_dpp v1, v1, v1 quad_perm:[1,0,3,2] row_mask:0xf bank_mask:0xf
+    v_readlane_b32 s9, v1, 63
+    v_add_f32_e32 v1, s9, v1
+    v_lshrrev_b32_e32 v5, 6, v0
+    v_lshlrev_b32_e32 v5, 2, v5
+    v_and_b32_e32 v6, 63, v0
+    v_cmp_eq_u32_e32 vcc, 0, v6
+    s_and_saveexec_b64 s[10:11], vcc
+    ds_write_b32 v5, v1
+    s_or_b64 exec, exec, s[10:11]
+    s_waitcnt lgkmcnt(0)
+    s_barrier
+    v_mov_b32_e32 v5, 0
+    ds_read_b128 v[8:11], v5
+    s_waitcnt lgkmcnt(0)
+    v_pk_add_f32 v[8:9], v[8:9], v[10:11]
+    v_add_f32_e32 v8, v8, v9
+    v_cmp_eq_u32_e32 vcc, 0, v0
+    s_and_b64 exec, exec, vcc
+    s_cbranch_execz .LEND
+    global_store_dword v5, v8, s[6:7]
+.LEND:
+    s_endpgm
+"""
+
+# out[j][i] = x[i][j] of 32 x 32 halves, two waves; rows in LDS are 66 bytes apart.
+TRANSPOSE = """
+    s_load_dwordx4 s[4:7], s[0:1], 0x0
+    v_lshrrev_b32_e32 v1, 2, v0
+    v_and_b32_e32 v2, 3, v0
+    v_lshlrev_b32_e32 v3, 4, v0
+    s_waitcnt lgkmcnt(0)
+    global_load_dwordx4 v[4:7], v3, s[4:5]
+    v_mul_u32_u24_e32 v8, 0x42, v1
+    v_lshl_add_u32 v8, v2, 4, v8
+    s_waitcnt vmcnt(0)
+    ds_write_b16 v8, v4
+    ds_write_b16_d16_hi v8, v4 offset:2
+    ds_write_b16 v8, v5 offset:4
+    ds_write_b16_d16_hi v8, v5 offset:6
+    ds_write_b16 v8, v6 offset:8
+    ds_write_b16_d16_hi v8, v6 offset:10
+    ds_write_b16 v8, v7 offset:12
+    ds_write_b16_d16_hi v8, v7 offset:14
+    s_waitcnt lgkmcnt(0)
+    s_barrier
+    v_mul_u32_u24_e32 v9, 0x210, v2
+    v_lshl_add_u32 v9, v1, 1, v9
+    ds_read_u16 v10, v9
+    ds_read_u16 v11, v9 offset:66
+    ds_read_u16 v12, v9 offset:132
+    ds_read_u16 v13, v9 offset:198
+    ds_read_u16 v14, v9 offset:264
+    ds_read_u16 v15, v9 offset:330
+    ds_read_u16 v16, v9 offset:396
+    ds_read_u16 v17, v9 offset:462
+    s_waitcnt lgkmcnt(0)
+    v_lshl_or_b32 v4, v11, 16, v10
+    s_mov_b32 s8, 0x5040100
+    v_perm_b32 v5, v13, v12, s8
+    v_lshlrev_b32_e32 v19, 16, v15
+    v_or_b32_sdwa v6, v14, v19 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_0 src1_sel:DWORD
+    v_pack_b32_f16 v7, v16, v17
+    global_store_dwordx4 v3, v[4:7], s[6:7]
+    s_endpgm
+"""
 
 
-@pytest.fixture(scope="module")
-def records(request: pytest.FixtureRequest) -> Iterator[Records]:
-    """All cases that this session selected, run in other processes."""
-    items = [item for item in request.session.items if hasattr(item, "callspec")]
-    wanted = [i.callspec.params["wanted"] for i in items if "wanted" in i.callspec.params]
-    found = run_cases(wanted)
-    yield {case: made.record for case, made in zip(wanted, found, strict=True)}
+def test_scan_of_each_wave() -> None:
+    x = np.random.default_rng(0).integers(0, 1 << 30, (3, 64), dtype=np.uint32)
+    out = np.zeros_like(x)
+    launch(kernel_text(SCAN, ("pointer", "pointer")), Shape(1), (3,), [x, out])
+    assert np.array_equal(out, np.cumsum(x, axis=1, dtype=np.uint32))
 
 
-@needs_triton
-@pytest.mark.parametrize("wanted", CASES, ids=lambda c: f"{c.arch}-{c.op}-{c.case}")
-def test_machine_code_computes_what_its_op_says(wanted: EmulatedCase, records: Records) -> None:
-    record = records[wanted]
-    if record.skipped:
-        pytest.skip(f"{wanted.op} on {wanted.arch}: {record.skipped}")
-    assert record.has_passed, str(record)
+@pytest.mark.parametrize("n", [1, 63, 255, 256, 257, 1000])
+def test_reduction_over_four_waves(n: int) -> None:
+    x = np.random.default_rng(n).integers(-99, 99, n).astype(np.float32)
+    out = np.zeros(1, np.float32)
+    text = kernel_text(REDUCE, ("pointer", "pointer", "int"))
+    launch(text, Shape(num_warps=4, shared=16), (1,), [x, out, n])
+    assert out[0] == x.sum()
 
 
-def test_every_kernel_is_emulated_on_every_arch() -> None:
-    ops = {op.name for op in OPS.values() if "triton" in op.kernels}
-    assert {(c.arch, c.op) for c in CASES} == {(a, op) for a in EMULATED_ARCHS for op in ops}
+def test_transpose_through_lds() -> None:
+    x = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float16)
+    out = np.zeros_like(x)
+    text = kernel_text(TRANSPOSE, ("pointer", "pointer"))
+    launch(text, Shape(num_warps=2, shared=32 * 66), (1,), [x, out])
+    assert np.array_equal(out, x.T)
 
 
-def test_each_pattern_of_the_part_names_cases() -> None:
-    """A pattern that a renamed case left without meaning would shrink the part silently."""
-    for op, patterns in emulated._QUICK.items():
-        labels = [case.label for case in quick_cases()[op]]
-        for pattern in patterns:
-            assert any(fnmatchcase(label, pattern) for label in labels), (op, pattern)
+# D = A B of 16 x 16 x 16 halves: lane l holds row l % 16 of A, 4 elements from 4 * (l / 16) on.
+MATRIX = """
+    s_load_dwordx4 s[4:7], s[0:1], 0x0
+    s_load_dwordx2 s[8:9], s[0:1], 0x10
+    v_and_b32_e32 v1, 15, v0
+    v_lshrrev_b32_e32 v2, 4, v0
+    v_lshlrev_b32_e32 v3, 5, v1
+    v_lshl_add_u32 v3, v2, 3, v3
+    s_waitcnt lgkmcnt(0)
+    global_load_dwordx2 v[4:5], v3, s[4:5]
+    global_load_dwordx2 v[6:7], v3, s[6:7]
+    s_waitcnt vmcnt(0)
+    v_mfma_f32_16x16x16_f16 a[0:3], v[4:5], v[6:7], 0
+    v_lshlrev_b32_e32 v3, 8, v2
+    v_lshl_add_u32 v3, v1, 2, v3
+    s_nop 7
+    v_accvgpr_read_b32 v8, a0
+    global_store_dword v3, v8, s[8:9]
+    global_store_dword v3, a1, s[8:9] offset:64
+    global_store_dword v3, a2, s[8:9] offset:128
+    global_store_dword v3, a3, s[8:9] offset:192
+    s_endpgm
+"""
 
 
-def test_other_archs_and_ops_are_refused() -> None:
-    with pytest.raises(ConfigError, match="sm_90 is only compiled for"):
-        emulated_cases(EmulationRequest(archs=("gfx942", "sm_90")))
-    with pytest.raises(ConfigError, match="store"):
-        emulated_cases(EmulationRequest(ops=("store",)))
+def test_matrix_product() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 8, (16, 16)).astype(np.float16) for _ in range(2))
+    out = np.zeros((16, 16), np.float32)
+    text = kernel_text(MATRIX, ("pointer", "pointer", "pointer"))
+    launch(text, Shape(1), (1,), [a, np.ascontiguousarray(b.T), out])
+    assert np.array_equal(out, a.astype(np.float32) @ b.astype(np.float32))
 
 
-def test_an_installed_package_has_no_emulator(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(hal, "__file__", str(tmp_path / "site-packages" / "hal" / "__init__.py"))
-    with pytest.raises(UnsupportedError, match="checkout"):
-        emulated.emulator_folder()
-    assert main(["verify", "--targets", "gfx942", "--execute"]) == 2
-    assert "checkout" in capsys.readouterr().err
+ATOMICS = """
+    s_load_dwordx2 s[4:5], s[0:1], 0x0
+    v_and_b32_e32 v1, 7, v0
+    v_lshlrev_b32_e32 v1, 2, v1
+    v_cvt_f32_u32_e32 v2, v0
+    v_mov_b32_e32 v3, 1
+    s_waitcnt lgkmcnt(0)
+    global_atomic_add_f32 v1, v2, s[4:5]
+    global_atomic_add v4, v1, v3, s[4:5] offset:32 sc0
+    s_waitcnt vmcnt(0)
+    v_lshlrev_b32_e32 v5, 2, v0
+    global_store_dword v5, v4, s[4:5] offset:64
+    s_endpgm
+"""
 
 
-def test_the_report_says_emulated_and_how_it_was_compiled() -> None:
-    passed = Record(op="add", kernel="triton", case="a", checks=(Check("out", 0.5, 1.0),))
-    failed = Record(op="add", kernel="triton", case="b", raised="LdsRaceError: line 7")
-    text = render_emulated([EmulatedRecord("gfx950", r) for r in (passed, failed)])
-    assert "gfx950" in text and "failed: b: LdsRaceError: line 7" in text
-    assert "Emulated, not run on a card" in text and COMPILED_WITH in text
-    assert render_emulated([]) == ""
+def test_atomics_of_lanes_that_share_an_address() -> None:
+    data = np.zeros(16 + 128, np.uint32)
+    launch(kernel_text(ATOMICS, ("pointer",)), Shape(num_warps=2), (1,), [data])
+    sums = [sum(range(n, 128, 8)) for n in range(8)]
+    assert data[:8].view(np.float32).tolist() == sums
+    assert data[8:16].tolist() == [16] * 8
+    # Each lane got the count that it found.
+    assert [sorted(data[16 + n :: 8].tolist()) for n in range(8)] == [list(range(16))] * 8
 
 
-@needs_triton
-def test_the_command_executes(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--targets", "gfx942", "--execute", "--op", "keep_tokens", "--json"]
-    assert main(["verify", *arguments]) == 0
-    said = json.loads(capsys.readouterr().out)
-    (found,) = said["emulated"]
-    assert said["compiled_with"] == COMPILED_WITH and said["cells"]
-    assert (found["arch"], found["op"], found["verdict"]) == ("gfx942", "keep_tokens", "passed")
+SPILL = """
+    s_load_dwordx2 s[4:5], s[0:1], 0x0
+    v_lshlrev_b32_e32 v1, 2, v0
+    v_add_u32_e32 v2, 5, v0
+    scratch_store_dword off, v1, off
+    scratch_store_dwordx2 off, v[1:2], off offset:8
+    v_mov_b32_e32 v1, 0
+    scratch_load_dword v3, off, off
+    scratch_load_dword v4, off, off offset:12
+    s_waitcnt vmcnt(0) lgkmcnt(0)
+    global_store_dword v3, v4, s[4:5]
+    s_endpgm
+"""
 
 
-def test_every_case_is_asked_for_with_execute_only(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", "--all-cases"]) == 2
-    assert "--execute" in capsys.readouterr().err
-
-
-@needs_triton
-def test_evidence_is_of_ops_without_a_failed_or_missing_case() -> None:
-    passed = Record(op="add", kernel="triton", case="a", checks=(Check("out", 0.0, 1.0),))
-    failed = Record(op="rms_norm", kernel="triton", case="a", raised="raised")
-    missing = Record(op="sample", kernel="triton", case="a", missing="no first kernel")
-    skipped = Record(op="linear", kernel="triton", case="a", skipped="stores codes")
-    records = [EmulatedRecord("gfx942", r) for r in (passed, passed, failed, missing, skipped)]
-    good = Record(op="sample", kernel="triton", case="b", checks=(Check("out", 0.0, 1.0),))
-    (row,) = emulated_rows([*records, EmulatedRecord("gfx942", good)])
-    assert (row.arch, row.op, row.level, row.num_cases) == ("gfx942", "add", Level.EMULATED, 2)
-    assert not row.missing_proof() and COMPILED_WITH in row.proof
+def test_spilled_registers_come_back() -> None:
+    out = np.zeros(128, np.uint32)
+    text = kernel_text(SPILL, ("pointer",), directives=("private_segment_fixed_size 16",))
+    launch(text, Shape(num_warps=2), (1,), [out])
+    assert out.tolist() == [n + 5 for n in range(128)]

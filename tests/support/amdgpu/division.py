@@ -39,6 +39,12 @@ _WIDTHS = {
 def div_scale(x: Any, denominator: Any, numerator: Any) -> tuple[Any, Any]:
     """x is the one of both to scale; (x scaled, lanes that V_DIV_FMAS must scale back)."""
     w = _WIDTHS[x.itemsize]
+    of_denominator, of_numerator = exponent(denominator), exponent(numerator)
+    spread = of_numerator - of_denominator
+    is_usual = (of_denominator > 0) & (of_denominator < 2 * w.bias - 2) & (of_numerator > w.tiny)
+    is_usual &= (spread < w.spread) & (spread > 2 - w.bias)
+    if is_usual.all():  # to save time: none of the cases below
+        return x, np.zeros(len(x), np.bool_)
     is_denominator, is_numerator = x == denominator, x == numerator
     up, down = np.ldexp(x, w.scale), np.ldexp(x, -w.scale)
     reciprocal_tiny = is_subnormal(1 / denominator)
@@ -46,7 +52,7 @@ def div_scale(x: Any, denominator: Any, numerator: Any) -> tuple[Any, Any]:
     cases: list[tuple[Any, Any, bool]] = [
         ((numerator == 0) | (denominator == 0), np.full_like(x, np.nan), False),
         (
-            exponent(numerator) - exponent(denominator) >= w.spread,
+            spread >= w.spread,
             np.where(is_denominator, up, x),
             True,
         ),
@@ -55,7 +61,7 @@ def div_scale(x: Any, denominator: Any, numerator: Any) -> tuple[Any, Any]:
         (reciprocal_tiny & quotient_tiny, np.where(is_denominator, down, x), True),
         (reciprocal_tiny, down, False),
         (quotient_tiny, np.where(is_numerator, up, x), True),
-        (exponent(numerator) <= w.tiny, up, False),
+        (of_numerator <= w.tiny, up, False),
     ]
     conditions = [condition for condition, _, _ in cases]
     scaled = np.select(conditions, [value for _, value, _ in cases], x)
@@ -82,11 +88,18 @@ def div_fixup(quotient: Any, denominator: Any, numerator: Any) -> Any:
     before; the guide does not say so.
     """
     w = _WIDTHS[quotient.itemsize]
+    of_denominator, of_numerator = exponent(denominator), exponent(numerator)
+    spread = of_numerator - of_denominator
+    is_usual = (of_denominator > 0) & (of_denominator <= 2 * w.bias) & (of_numerator > 0)
+    is_usual &= (of_numerator <= 2 * w.bias) & (spread >= w.underflow) & ~np.isnan(quotient)
+    if is_usual.all():  # to save time: none of the cases below
+        return np.where(
+            np.signbit(denominator) ^ np.signbit(numerator), -abs(quotient), abs(quotient)
+        )
     one = np.ones_like(quotient)
     sign = np.where(np.signbit(denominator) ^ np.signbit(numerator), -one, one)
     both_zero = (denominator == 0) & (numerator == 0)
     both_infinite = np.isinf(denominator) & np.isinf(numerator)
-    spread = exponent(numerator) - exponent(denominator)
     return np.select(
         [
             np.isnan(numerator),

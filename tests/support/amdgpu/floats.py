@@ -42,12 +42,13 @@ def fma32(a: F32, b: F32, c: F32) -> F32:
     """
     product = a.astype(np.float64) * b
     total = product + c
-    bits = total.view(np.int64)
-    is_half_way = (bits & 0x1FFFFFFF) == 0x10000000
-    is_tiny = (np.abs(total) < _LEAST_NORMAL) & (total != 0)
-    if is_half_way.any() or is_tiny.any():
-        total = _rounded_to_odd(product, c.astype(np.float64), total)
-    return total.astype(np.float32)
+    found = total.astype(np.float32)
+    is_half_way = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
+    # Below the least normal number and not zero: zero less one is the largest integer.
+    is_tiny = (found.view(np.uint32) & 0x7FFFFFFF) - 1 < 0x7FFFFF
+    if np.count_nonzero(is_half_way) or np.count_nonzero(is_tiny):
+        return _rounded_to_odd(product, c.astype(np.float64), total).astype(np.float32)
+    return found
 
 
 def scaled_fma(a: Any, b: Any, c: Any, power: NDArray[np.int64]) -> Any:

@@ -37,7 +37,7 @@ _MODES = {
 }
 _UNSUPPORTED = (
     *("user_sgpr_dispatch_ptr", "user_sgpr_queue_ptr", "user_sgpr_dispatch_id"),
-    *("user_sgpr_private_segment_size", "enable_private_segment", "system_sgpr_workgroup_info"),
+    *("user_sgpr_private_segment_size", "system_sgpr_workgroup_info"),
 )
 MAX_STEPS = 20_000_000  # of one wave between two barriers: a kernel that does not end
 
@@ -156,6 +156,7 @@ def _wave(
     total = given.get("next_free_vgpr", 0)
     num_vector = min(total, given.get("accum_offset", total))
     wave = Wave(number, num_vector, total - num_vector, memory, lds)
+    wave.set_scratch(given.get("private_segment_fixed_size", 0))
     if given.get("user_sgpr_kernarg_segment_ptr"):
         wave.preset_scalars(0, [kernarg & 0xFFFFFFFF, kernarg >> 32])
     # Arguments preloaded into scalar registers are loaded again by the code at the entry, for

@@ -19,6 +19,7 @@ _DISTANCE = 1 << 36
 _ALIGNMENT = 256
 Addresses = NDArray[np.uint64]  # one for each active lane
 Bytes = NDArray[np.uint8]
+_UP_TO = np.arange(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,24 +107,30 @@ class Memory:
     def read(self, addresses: Addresses, num_bytes: int) -> NDArray[Any]:
         """[lanes, bytes] of up to 2 bytes, else words [lanes, num_bytes / 4]."""
         found, offsets = self._located(addresses, num_bytes)
-        if num_bytes % 4 or not found.is_aligned or (offsets & 3).any():
-            raw: NDArray[Any] = found.bytes[offsets[:, None] + np.arange(num_bytes)]
+        if num_bytes % 4 or not found.is_aligned or np.count_nonzero(offsets & 3):
+            raw: NDArray[Any] = found.bytes[offsets[:, None] + _UP_TO[:num_bytes]]
             return raw.view(np.uint32) if num_bytes % 4 == 0 else raw
-        words: NDArray[Any] = found.words[(offsets >> 2)[:, None] + np.arange(num_bytes // 4)]
+        words: NDArray[Any] = found.words[(offsets >> 2)[:, None] + _UP_TO[: num_bytes // 4]]
         return words
 
     def write(self, addresses: Addresses, data: NDArray[np.uint8]) -> None:
         """data [lanes, bytes]; of two lanes with one address the higher one wins."""
         found, offsets = self._located(addresses, data.shape[1], is_write=True)
-        found.bytes[offsets[:, None] + np.arange(data.shape[1])] = data
+        num_bytes = data.shape[1]
+        if num_bytes % 4 or not found.is_aligned or np.count_nonzero(offsets & 3):
+            found.bytes[offsets[:, None] + _UP_TO[:num_bytes]] = data
+        else:
+            places = (offsets >> 2)[:, None] + _UP_TO[: num_bytes // 4]
+            found.words[places] = data.view(np.uint32)
 
     def _located(
         self, addresses: Addresses, num_bytes: int, *, is_write: bool = False
     ) -> tuple[Allocation, NDArray[np.int64]]:
         """One allocation for all lanes: what the kernels here do; raises OutOfBoundsError."""
         found = self._find(int(addresses[0]), num_bytes)
-        offsets = (addresses - np.uint64(found.base)).view(np.int64)
-        if (offsets < 0).any() or (offsets > len(found.bytes) - num_bytes).any():
+        offsets = addresses - np.uint64(found.base)
+        # Addresses below the base wrap around to offsets beyond every end.
+        if np.count_nonzero(offsets > len(found.bytes) - num_bytes):
             for address in addresses:
                 other = self._find(int(address), num_bytes)
                 if other is not found:
@@ -132,7 +139,7 @@ class Memory:
                     )
         if is_write and found.is_read_only:
             raise OutOfBoundsError(f"a store into the kernel's arguments at {found.base:#x}")
-        return found, offsets
+        return found, offsets.view(np.int64)
 
 
 def _span(array: NDArray[Any]) -> tuple[int, int]:

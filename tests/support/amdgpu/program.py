@@ -14,6 +14,7 @@ from amdgpu.matrix import NotModelled
 from amdgpu.mixed import decode_mixed
 from amdgpu.packed import PACKED, decode_packed
 from amdgpu.scalar import SCALAR, decode_scalar
+from amdgpu.scratch import decode_scratch
 from amdgpu.semantics import Operation
 from amdgpu.step import NONE, Step
 from amdgpu.vector import base_name, decode_vector
@@ -80,6 +81,7 @@ def _decode_one(instruction: Instruction, assembly: Assembly) -> Step | None:
         decode_control(instruction, assembly.labels)
         or decode_lds(instruction)
         or decode_global(instruction)
+        or decode_scratch(instruction)
         or decode_mixed(instruction)
         or decode_lanes(instruction, assembly.arch)
     )

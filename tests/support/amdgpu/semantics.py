@@ -12,6 +12,17 @@ Function = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """ufunc(b, a & limit): shifts take the low bits of their first source as the distance."""
+
+    ufunc: Any
+    limit: int
+
+    def __call__(self, a: Any, b: Any) -> Any:
+        return self.ufunc(b, (a & self.limit).astype(b.dtype, copy=False))
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One row. results, sources: types in the order of the operands as written.
 

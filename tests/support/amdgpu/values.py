@@ -186,10 +186,8 @@ def _put(row: Values, value: Values, mask: Mask | None) -> None:
 
 def _put_pair(wave: Wave, index: int, value: Values, mask: Mask | None) -> None:
     halves = np.ascontiguousarray(value).view(np.uint32).reshape(LANES, 2)
-    # Both are read before either is written: a source may overlap.
-    low, high = halves[:, 0].copy(), halves[:, 1].copy()
-    _put(wave.u32[index], low, mask)
-    _put(wave.u32[index + 1], high, mask)
+    _put(wave.u32[index], halves[:, 0], mask)
+    _put(wave.u32[index + 1], halves[:, 1], mask)
 
 
 def _mask_writer(operand: Operand) -> Write:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from amdgpu.assembly import Instruction
 from amdgpu.crosslane import NOBODY, Dpp, parse_dpp
 from amdgpu.errors import UnknownInstructionError
 from amdgpu.operands import VCC, Operand, parse_operand
-from amdgpu.semantics import Function, Operation
+from amdgpu.semantics import Function, Operation, Shift
 from amdgpu.step import NONE, Step
 from amdgpu.values import (
     Read,
@@ -28,6 +29,7 @@ from amdgpu.values import (
     placed_writer,
     reader,
     selected_reader,
+    spread,
     writer,
 )
 from amdgpu.wave import LANES, Mask, Wave, bits_of
@@ -56,9 +58,14 @@ def decode_vector(instruction: Instruction, operation: Operation) -> Step:
         for operand, t in zip(results, operation.results, strict=True)
     ]
     function = _clamped(operation) if "clamp" in instruction.modifiers else operation.function
+    if isinstance(function, Shift) and sources[0].kind == "literal" and dpp is None:
+        # The distance is known: shift by it, with the limit applied now.
+        distance = spread(int(sources[0].value) & function.limit, types[1])
+        function, reads = function.ufunc, [reads[1], lambda wave: distance]
     step = Step(
         instruction=instruction,
-        execute=_execute(function, reads, writes),
+        execute=_in_place(function, reads, results, operation, instruction)
+        or _execute(function, reads, writes),
         reads=registers_of(sources) | _preserved(instruction, results),
         writes=registers_of(results),
     )
@@ -134,6 +141,30 @@ def _execute(function: Function, reads: list[Read], writes: list[Write]) -> Call
     return lambda wave: write(
         wave, function(a(wave), b(wave), c(wave)), None if wave.is_full else wave.mask
     )
+
+
+def _in_place(
+    function: Function,
+    reads: list[Read],
+    results: list[Operand],
+    operation: Operation,
+    instruction: Instruction,
+) -> Callable[[Wave], None] | None:
+    """Numpy's own functions write the destination's row themselves, where it is a plain one."""
+    is_plain = operation.results[0] in ("u32", "i32", "f32") and len(reads) == 2
+    if not is_plain or not isinstance(function, np.ufunc) or "dst_sel" in instruction.modifiers:
+        return None
+    a, b = reads
+    index, rows = results[0].index, attrgetter(operation.results[0])
+
+    def execute(wave: Wave) -> None:
+        row = rows(wave)[index]
+        if wave.is_full:
+            function(a(wave), b(wave), out=row)
+        else:
+            function(a(wave), b(wave), out=row, where=wave.mask)
+
+    return execute
 
 
 def _put_all(wave: Wave, writes: list[Write], values: Any, mask: Mask | None = None) -> None:

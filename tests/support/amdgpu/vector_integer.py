@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from amdgpu.semantics import Operation, table
+from amdgpu.semantics import Operation, Shift, table
 
 
 def _select(a: Any, b: Any, condition: Any) -> Any:
@@ -113,12 +113,12 @@ VOP2: dict[str, Operation] = dict(
         ("v_subbrev_co_u32", "u32 lanes <- u32 u32 lanes", lambda a, b, c: _borrow(b, a, c)),
         *((f"v_min_{t}", f"{t} <- {t} {t}", np.minimum) for t in ("i32", "u32", "i16", "u16")),
         *((f"v_max_{t}", f"{t} <- {t} {t}", np.maximum) for t in ("i32", "u32", "i16", "u16")),
-        ("v_lshlrev_b32", "u32 <- u32 u32", lambda a, b: b << (a & 31)),
-        ("v_lshrrev_b32", "u32 <- u32 u32", lambda a, b: b >> (a & 31)),
-        ("v_ashrrev_i32", "i32 <- i32 i32", lambda a, b: b >> (a & 31)),
-        ("v_lshlrev_b16", "u16 <- u16 u16", lambda a, b: b << (a & 15)),
-        ("v_lshrrev_b16", "u16 <- u16 u16", lambda a, b: b >> (a & 15)),
-        ("v_ashrrev_i16", "i16 <- i16 i16", lambda a, b: b >> (a & 15)),
+        ("v_lshlrev_b32", "u32 <- u32 u32", Shift(np.left_shift, 31)),
+        ("v_lshrrev_b32", "u32 <- u32 u32", Shift(np.right_shift, 31)),
+        ("v_ashrrev_i32", "i32 <- i32 i32", Shift(np.right_shift, 31)),
+        ("v_lshlrev_b16", "u16 <- u16 u16", Shift(np.left_shift, 15)),
+        ("v_lshrrev_b16", "u16 <- u16 u16", Shift(np.right_shift, 15)),
+        ("v_ashrrev_i16", "i16 <- i16 i16", Shift(np.right_shift, 15)),
         ("v_add_u16", "u16 <- u16 u16", np.add),
         ("v_sub_u16", "u16 <- u16 u16", np.subtract),
         ("v_subrev_u16", "u16 <- u16 u16", lambda a, b: b - a),
@@ -193,9 +193,9 @@ VOP3: dict[str, Operation] = dict(
             "u64 <- u64 u32 u64",
             lambda a, b, c: (a << (b & 7).astype(np.uint64)) + c,
         ),
-        ("v_lshlrev_b64", "u64 <- u32 u64", lambda a, b: b << (a & 63).astype(np.uint64)),
-        ("v_lshrrev_b64", "u64 <- u32 u64", lambda a, b: b >> (a & 63).astype(np.uint64)),
-        ("v_ashrrev_i64", "i64 <- u32 i64", lambda a, b: b >> (a & 63).astype(np.int64)),
+        ("v_lshlrev_b64", "u64 <- u32 u64", Shift(np.left_shift, 63)),
+        ("v_lshrrev_b64", "u64 <- u32 u64", Shift(np.right_shift, 63)),
+        ("v_ashrrev_i64", "i64 <- u32 i64", Shift(np.right_shift, 63)),
     )
 )
 

@@ -86,6 +86,7 @@ class Wave:
         self.i32 = _rows(self.vector.view(np.int32), used)
         self.f32 = _rows(self.vector.view(np.float32), used)
         self.scalar = [POISON] * NUM_SCALARS
+        self.set_scratch(0)
         self.scc = 0
         self.pc = 0
         self.is_done = False
@@ -95,6 +96,11 @@ class Wave:
         self.undefined |= dict.fromkeys(range(SCALARS, SCC + 1), ALL_LANES)
         self.set_exec(ALL_LANES)
         self.define(range(SCALARS + EXEC, SCALARS + EXEC + 2))
+
+    def set_scratch(self, num_bytes: int) -> None:
+        """Private memory of each lane: words [words, 64], and which lanes wrote each, as bits."""
+        self.scratch = np.full((num_bytes // 4, LANES), POISON, np.uint32)
+        self.scratch_defined = [0] * len(self.scratch)
 
     def set_exec(self, bits: int) -> None:
         self.exec = bits
