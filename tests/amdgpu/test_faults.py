@@ -230,7 +230,7 @@ def test_a_loop_without_end() -> None:
     [
         ("float_denorm_mode_32 0", "float_denorm_mode_32 is 0"),
         ("float_round_mode_32 1", "float_round_mode_32 is 1"),
-        ("user_sgpr_dispatch_ptr 1", "asks for user_sgpr_dispatch_ptr"),
+        ("system_sgpr_workgroup_info 1", "asks for system_sgpr_workgroup_info"),
     ],
 )
 def test_a_descriptor_that_asks_for_more(directive: str, said: str) -> None:

@@ -35,10 +35,7 @@ _MODES = {
     "float_denorm_mode_32": 3,
     "float_denorm_mode_16_64": 3,
 }
-_UNSUPPORTED = (
-    *("user_sgpr_dispatch_ptr", "user_sgpr_queue_ptr", "user_sgpr_dispatch_id"),
-    *("user_sgpr_private_segment_size", "system_sgpr_workgroup_info"),
-)
+_UNSUPPORTED = ("user_sgpr_private_segment_size", "system_sgpr_workgroup_info")
 MAX_STEPS = 20_000_000  # of one wave between two barriers: a kernel that does not end
 
 
@@ -158,7 +155,10 @@ def _wave(
     wave = Wave(number, num_vector, total - num_vector, memory, lds)
     wave.set_scratch(given.get("private_segment_fixed_size", 0))
     if given.get("user_sgpr_kernarg_segment_ptr"):
-        wave.preset_scalars(0, [kernarg & 0xFFFFFFFF, kernarg >> 32])
+        # Two pointers come before it where a kernel declares them; what they point to is not set
+        # up, and so they stay undefined.
+        before = given.get("user_sgpr_dispatch_ptr", 0) + given.get("user_sgpr_queue_ptr", 0)
+        wave.preset_scalars(2 * before, [kernarg & 0xFFFFFFFF, kernarg >> 32])
     # Arguments preloaded into scalar registers are loaded again by the code at the entry, for
     # firmware that does not: that is where we start.
     place = given.get("user_sgpr_count", 0)

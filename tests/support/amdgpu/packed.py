@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,35 +63,45 @@ def decode_packed(instruction: Instruction, operation: Operation) -> Step:
     if len(sources) != len(operation.sources):
         raise UnknownInstructionError(f"{len(sources)} sources of {instruction.name}")
     type_name = operation.sources[0]
-    half = _half_of_pair if type_name[1:] == "32" else _half_of_register
-
-    def halves(which: str, default: int, signs: str) -> list[Read]:
-        return [
-            half(
-                source,
-                type_name,
-                _flag(instruction, which, place, default),
-                bool(_flag(instruction, signs, place, 0)),
-            )
-            for place, source in enumerate(sources)
-        ]
-
+    low = _halves(instruction, sources, type_name, "op_sel", "neg_lo")
+    high = _halves(instruction, sources, type_name, "op_sel_hi", "neg_hi")
     if instruction.name == "v_pk_mov_b32":
-        first, second = halves("op_sel", 0, "neg_lo")
-        compute = _both(operation.function, [first], [second])
-    else:
-        compute = _both(
-            operation.function, halves("op_sel", 0, "neg_lo"), halves("op_sel_hi", 1, "neg_hi")
-        )
+        low, high = low[:1], low[1:]
+    compute = _both(operation.function, [h.read for h in low], [h.read for h in high])
     put = _put_pair if type_name[1:] == "32" else _put_halves
     if target.kind != "v" or target.count != (2 if put is _put_pair else 1):
         raise UnknownInstructionError(f"destination of {instruction.name}")
     return Step(
         instruction=instruction,
         execute=lambda wave: put(wave, target.index, *compute(wave)),
-        reads=registers_of(sources),
+        reads=registers_of([half.operand for half in (*low, *high)]),
         writes=registers_of([target]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """operand: the register that holds it; the other one of a pair is not read."""
+
+    operand: Operand
+    read: Read
+
+
+def _halves(
+    instruction: Instruction, sources: list[Operand], type_name: str, which: str, signs: str
+) -> list[_Half]:
+    """The half of each source that `which` chooses: by default the low one for low results."""
+    half = _half_of_pair if type_name[1:] == "32" else _half_of_register
+    default = int(which == "op_sel_hi")
+    return [
+        half(
+            source,
+            type_name,
+            _flag(instruction, which, place, default),
+            bool(_flag(instruction, signs, place, 0)),
+        )
+        for place, source in enumerate(sources)
+    ]
 
 
 def _flag(instruction: Instruction, name: str, place: int, default: int) -> int:
@@ -98,7 +109,7 @@ def _flag(instruction: Instruction, name: str, place: int, default: int) -> int:
     return int(bits[place]) if bits else default
 
 
-def _half_of_pair(operand: Operand, type_name: str, half: int, is_negative: bool) -> Read:
+def _half_of_pair(operand: Operand, type_name: str, half: int, is_negative: bool) -> _Half:
     """A register of two. Of a constant there is only a low half."""
     if operand.kind == "literal":
         if half:
@@ -108,18 +119,19 @@ def _half_of_pair(operand: Operand, type_name: str, half: int, is_negative: bool
         raise UnknownInstructionError("a packed operand that is no pair of registers")
     else:
         one = Operand(operand.kind, operand.index + half)
-    return _negated(reader(one, type_name), is_negative)
+    return _Half(one, _negated(reader(one, type_name), is_negative))
 
 
-def _half_of_register(operand: Operand, type_name: str, half: int, is_negative: bool) -> Read:
+def _half_of_register(operand: Operand, type_name: str, half: int, is_negative: bool) -> _Half:
     dtype = numpy_type(type_name)
     if operand.kind == "literal":
         # An inline constant fills the low half; the high one is the rest of its 32 bits.
         bits = literal_bits(operand.value, "u32" if isinstance(operand.value, int) else type_name)
         constant = spread(bits >> 16 * half & 0xFFFF, type_name)
-        return _negated(lambda wave: constant, is_negative)
+        return _Half(operand, _negated(lambda wave: constant, is_negative))
     read = reader(operand, "u32")
-    return _negated(lambda wave: read(wave).view(dtype)[half::2], is_negative)
+    chosen = _negated(lambda wave: read(wave).view(dtype)[half::2], is_negative)
+    return _Half(operand, chosen)
 
 
 def _negated(read: Read, is_negative: bool) -> Read:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from amdgpu.assembly import Assembly, Instruction
+from amdgpu.cdna4 import decode_cdna4
 from amdgpu.control import decode_control
 from amdgpu.errors import EmulationError, UnknownInstructionError
 from amdgpu.global_access import decode_global
@@ -84,4 +85,5 @@ def _decode_one(instruction: Instruction, assembly: Assembly) -> Step | None:
         or decode_scratch(instruction)
         or decode_mixed(instruction)
         or decode_lanes(instruction, assembly.arch)
+        or (decode_cdna4(instruction) if assembly.arch == "gfx950" else None)
     )
