@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from amdgpu.errors import PendingReadError
 from amdgpu.kernel_text import kernel_text
 from amdgpu.launch import Shape, launch
 
@@ -204,6 +205,33 @@ def test_atomics_of_lanes_that_share_an_address() -> None:
     assert data[8:16].tolist() == [16] * 8
     # Each lane got the count that it found.
     assert [sorted(data[16 + n :: 8].tolist()) for n in range(8)] == [list(range(16))] * 8
+
+
+# Words come from memory to LDS without a register; each thread reads that of its neighbour.
+STRAIGHT_TO_LDS = """
+    s_load_dwordx4 s[4:7], s[0:1], 0x0
+    v_lshlrev_b32_e32 v1, 2, v0
+    s_mov_b32 m0, 16
+    v_xor_b32_e32 v2, 4, v1
+    s_waitcnt lgkmcnt(0)
+    global_load_lds_dword v1, s[4:5]
+    s_waitcnt vmcnt(0)
+    ds_read_b32 v3, v2 offset:16
+    s_waitcnt lgkmcnt(0)
+    global_store_dword v1, v3, s[6:7]
+    s_endpgm
+"""
+
+
+def test_loads_straight_to_lds() -> None:
+    x = np.random.default_rng(0).integers(0, 1 << 32, 64, dtype=np.uint32)
+    out = np.zeros_like(x)
+    text = kernel_text(STRAIGHT_TO_LDS, ("pointer", "pointer"))
+    launch(text, Shape(1, shared=16 + 256), (1,), [x, out])
+    assert np.array_equal(out, x.reshape(-1, 2)[:, ::-1].ravel())
+    unwaited = text.replace("    s_waitcnt vmcnt(0)\n    ds_read", "    ds_read")
+    with pytest.raises(PendingReadError, match="bytes 16 to 271 of LDS belong to the load"):
+        launch(unwaited, Shape(1, shared=16 + 256), (1,), [x, out])
 
 
 SPILL = """

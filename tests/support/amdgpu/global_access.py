@@ -237,14 +237,16 @@ def _store(
 
 
 def _load_to_lds(instruction: Instruction, form: Form, where: _Where) -> Step:
-    """Lane n's data goes to LDS at M0 + offset + n times its size."""
+    """Lane n's words go to LDS at M0 + offset + n times their size."""
     operands = [parse_operand(text) for text in instruction.operands]
+    offset = int(instruction.modifiers.get("offset", "0"), 0)
+    if form.num_bytes % 4:
+        raise UnknownInstructionError(f"{instruction.name} of less than a word")
 
     def execute(wave: Wave) -> None:
         addresses, mask = where(wave)
         lanes = np.flatnonzero(mask)
-        start = (wave.scalar[M0] & 0xFFFF) if form.num_bytes < 4 else wave.scalar[M0]
-        offsets = start + lanes * form.num_bytes
+        offsets = wave.scalar[M0] + offset + lanes * form.num_bytes
         places: tuple[Any, ...] = ()
         if len(lanes):
             data = np.ascontiguousarray(wave.memory.read(addresses[mask], form.num_bytes))

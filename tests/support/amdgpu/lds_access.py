@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from amdgpu.assembly import Instruction
 from amdgpu.crosslane import bpermute, parse_swizzle, permute, swizzle, transpose_b16
-from amdgpu.errors import UndefinedReadError, UnknownInstructionError
+from amdgpu.errors import PendingReadError, UndefinedReadError, UnknownInstructionError
 from amdgpu.global_access import Form, put_loaded, taken
 from amdgpu.operands import Operand, parse_operand
 from amdgpu.step import Step
@@ -101,7 +101,21 @@ def _read(
     return Step(instruction=instruction, execute=execute, reads=reads, writes=written)
 
 
+def _check_loaded(wave: Wave, offsets: NDArray[np.int64], num_bytes: int) -> None:
+    """LDS that vector memory loads into belongs to the load until a wait for VM_CNT."""
+    loads = [(access, places) for access in wave.counters.vm for places in access.lds]
+    for access, places in loads:
+        low, high = int(places[0, 0]), int(places[-1, -1])
+        if ((offsets <= high) & (offsets + num_bytes > low)).any():
+            raise PendingReadError(
+                f"bytes {low} to {high} of LDS belong to the load of line {access.line}, which no "
+                "s_waitcnt has waited for"
+            )
+
+
 def _bytes(wave: Wave, offsets: NDArray[np.int64], num_bytes: int) -> NDArray[np.uint8]:
+    if wave.counters.vm:
+        _check_loaded(wave, offsets, num_bytes)
     missing = wave.lds.undefined(offsets, num_bytes)
     if missing.any():
         raise UndefinedReadError(
