@@ -113,15 +113,17 @@ def record_compiled() -> bool:
 
 def emulated_rows(records: Sequence[EmulatedRecord]) -> Iterator[Row]:
     """A row for each op on each arch whose code passed every case that its kernel accepts."""
+    kernels = {found.record.op: found.record.kernel for found in records}
     for summary in summaries(records):
-        source = kernel_source(OPS[summary.name].kernels[KERNEL])
+        kernel = kernels[summary.name]
+        source = kernel_source(OPS[summary.name].kernels[kernel])
         if source is None or not summary.has_passed:
             continue
         yield Row(
             level=Level.EMULATED,
             arch=summary.variant,
             op=summary.name,
-            kernel=KERNEL,
+            kernel=kernel,
             source_hash=source.hash,
             compiler=source.compiler,
             date=date.today().isoformat(),

@@ -122,20 +122,14 @@ def _as_json(
     records: Sequence[EmulatedRecord],
     emulation: EmulationRequest | None,
 ) -> dict[str, object]:
+    from hal.cli.info.conform_report import outcome_as_json
     from hal.conform.emulated import COMPILED_WITH
 
     said: dict[str, object] = {"schema": SCHEMA_VERSION, "cells": [asdict(cell) for cell in cells]}
     if emulation is not None:
         said["compiled_with"] = COMPILED_WITH
         said["emulated"] = [
-            {
-                "arch": found.arch,
-                "op": found.record.op,
-                "case": found.record.case,
-                "verdict": found.record.verdict,
-                "detail": found.record.detail,
-                "worst_error": str(found.record.worst_error),
-            }
+            {"arch": found.arch, "op": found.record.op, **outcome_as_json(found.record)}
             for found in records
         ]
     return said
