@@ -108,9 +108,19 @@ def _emulation(values: Mapping[str, object]) -> EmulationRequest | None:
 
 
 def _emulated(request: EmulationRequest | None) -> list[EmulatedRecord]:
+    """Run it all, saying on stderr what is under way: it may take long."""
     from hal.conform.emulated import emulate
 
-    return [] if request is None else list(emulate(request))
+    records: list[EmulatedRecord] = []
+    said = ("", "")
+    for found in () if request is None else emulate(request):
+        if (found.arch, found.record.op) != said:
+            said = (found.arch, found.record.op)
+            print(
+                f"{PROG}: emulating {found.record.op} on {found.arch}", file=sys.stderr, flush=True
+            )
+        records.append(found)
+    return records
 
 
 def _is_fine(found: EmulatedRecord) -> bool:
