@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hal.cli.arguments import CommandLine, Flag, FlagGroup
 from hal.cli.info.columns import section
+from hal.cli.info.conform import say
 from hal.errors import ConfigError
 
 if TYPE_CHECKING:  # imports torch
