@@ -109,18 +109,14 @@ def _emulation(values: Mapping[str, object]) -> EmulationRequest | None:
 
 
 def _emulated(request: EmulationRequest | None) -> list[EmulatedRecord]:
-    """Run it all, saying on stderr what is under way: it may take long."""
+    """Run it all, which may take long."""
     from hal.conform.emulated import emulate
 
     records: list[EmulatedRecord] = []
-    said = ("", "")
     for found in () if request is None else emulate(request):
-        if (found.arch, found.record.op) != said:
-            said = (found.arch, found.record.op)
-            print(
-                f"{PROG}: emulating {found.record.op} on {found.arch}", file=sys.stderr, flush=True
-            )
+        say(f"{found.record.op} {found.record.case} on {found.arch}: {found.record.verdict}")
         records.append(found)
+    say("")
     return records
 
 
