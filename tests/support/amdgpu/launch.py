@@ -36,6 +36,7 @@ _MODES = {
     "float_denorm_mode_16_64": 3,
 }
 _UNSUPPORTED = ("user_sgpr_private_segment_size", "system_sgpr_workgroup_info")
+_KERNARG_ALIGNMENT = 64
 MAX_STEPS = 20_000_000  # of one wave between two barriers: a kernel that does not end
 
 
@@ -122,7 +123,9 @@ def _kernarg(assembly: Assembly, values: Sequence[Value], memory: Memory) -> NDA
         )
     arrays = [value for value in values if isinstance(value, np.ndarray)]
     addresses = iter(memory.add(arrays))
-    segment = np.zeros(assembly.directives.get("kernarg_size", 0), np.uint8)
+    # Compilers widen loads up to the segment's alignment; what they read past its end is unused.
+    num_bytes = assembly.directives.get("kernarg_size", 0)
+    segment = np.zeros(-(-num_bytes // _KERNARG_ALIGNMENT) * _KERNARG_ALIGNMENT, np.uint8)
     for slot, value in zip(slots, values, strict=False):
         raw = _packed(slot, next(addresses) if isinstance(value, np.ndarray) else value)
         segment[slot.offset : slot.offset + slot.size] = np.frombuffer(raw, np.uint8)
