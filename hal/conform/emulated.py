@@ -171,9 +171,16 @@ _QUICK: dict[str, tuple[str, ...]] = {
         *("window-16-chunks-bfloat16", "softcap-window-decode-bfloat16"),
         *("block-8-decode-float16", "speculated-float16", "block-8-float32"),
     ),
-    "linear": ("*-K131-N130-bias-bfloat16", "*-K33-N17-bias-float16", "int?-K300-N77-*"),
+    "linear": (
+        *("*-K33-N17-bias-float16", "int?-K300-N77-bias-float32", "int8-K131-N130-bias-bfloat16"),
+        *("int8-a16-K131-N130-bias-bfloat16", "fp8-K131-N130-bias-bfloat16"),
+        *("int4-g64-asym-K131-N130-bias-bfloat16", "int4-asym-a16-K131-N130-bias-bfloat16"),
+    ),
     "logprobs": ("top5-*", "top20-*-V61-*", "every-id-*"),
-    "sample": ("*-V7-*", "mixed-*-V1003-*", "*-broken-*"),
+    "sample": (
+        *("*-smooth-V7-*", "mixed-tied-V7-*", "greedy-*-V1003-*", "mixed-peaked-V1003-*"),
+        *("greedy-broken-*", "warm-broken-*"),
+    ),
     "vocab": ("*int8-*", "fp8-*"),
 }
 
