@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from amdgpu.clang_kernels import ClangRuntime, assembly_of, clang
+from amdgpu.errors import LdsRaceError, PendingReadError, UndefinedReadError
 from amdgpu.launch import Shape, launch
 
 from hal.conformance.cases import cases_by_op
@@ -61,6 +62,19 @@ def test_softmax_over_four_waves(width: int) -> None:
     launch(assembly_of(SOFTMAX, "gfx942"), Shape(num_warps=4), (3,), [x, out, width])
     exact = np.exp(x.astype(np.float64))
     assert np.allclose(out, exact / exact.sum(axis=1, keepdims=True), rtol=1e-5, atol=0)
+
+
+def test_no_wait_and_no_barrier_of_compiled_code_can_go_unnoticed() -> None:
+    lines = assembly_of(SOFTMAX, "gfx942").split("\n")
+    x = np.random.default_rng(0).standard_normal((1, 300)).astype(np.float32)
+    waits = [
+        n for n, line in enumerate(lines) if line.strip().startswith(("s_waitcnt", "s_barrier"))
+    ]
+    assert len(waits) > 10
+    for number in waits:
+        without = [*lines[:number], ";", *lines[number + 1 :]]
+        with pytest.raises((PendingReadError, LdsRaceError, UndefinedReadError)):
+            launch("\n".join(without), Shape(num_warps=4), (1,), [x, np.zeros_like(x), 300])
 
 
 # Cases that the kernel accepts: both 16-bit dtypes.
