@@ -83,8 +83,7 @@ def test_an_unknown_instruction_that_nobody_reaches_stops_nothing() -> None:
         ("    s_cselect_b32 s6, 1, 0\n", "reads scc"),
         ("    v_cndmask_b32_e32 v3, v2, v2, vcc\n", "reads vcc_lo"),
         ("    v_fmac_f32_e32 v3, v2, v2\n", "reads v3"),
-        ("    v_accvgpr_read_b32 v3, a1\n", "reads a1"),
-        ("    v_readlane_b32 s6, v3, 5\n", "reads v3, which nothing wrote, in lanes 5"),
+        ("    v_readfirstlane_b32 s6, v3\n", "reads v3, which nothing wrote, in lanes 0"),
         ("    v_mov_b32_dpp v4, v3 row_shr:1 row_mask:0xf bank_mask:0xf\n", "reads v3"),
         ("    v_mfma_f32_4x4x4_16b_f16 a[0:3], v[2:3], v[2:3], 0\n", ""),
         ("    global_store_dword v1, v3, s[4:5]\n", "reads v3"),
@@ -96,12 +95,31 @@ def test_a_register_that_nothing_wrote(body: str, said: str) -> None:
     check(kind, said, body)
 
 
+@pytest.mark.parametrize(
+    "copies",
+    [
+        "    v_mov_b32_e32 v4, v9\n",
+        "    v_accvgpr_write_b32 a1, v9\n    v_accvgpr_read_b32 v4, a1\n",
+        "    v_mov_b64_e32 v[4:5], v[8:9]\n    v_mov_b32_e32 v4, v5\n",
+        "    s_mov_b32 s6, s40\n    v_mov_b32_e32 v4, s6\n",
+        "    v_readlane_b32 s6, v9, 5\n    v_mov_b32_e32 v4, s6\n",
+        "    v_mov_b32_e32 v4, 0\n    v_writelane_b32 v4, s40, 5\n",
+        "    v_mad_u64_u32 v[3:4], s[6:7], v2, v2, v[8:9]\n",
+    ],
+)
+def test_a_copy_of_what_nothing_wrote_is_no_fault_until_it_is_used(copies: str) -> None:
+    body = "    v_mov_b32_e32 v8, 1\n" + copies
+    run(body)
+    check(UndefinedReadError, "reads v4, which nothing wrote", body + "    v_not_b32_e32 v5, v4\n")
+    run(body + "    v_mov_b32_e32 v4, 1\n    v_not_b32_e32 v5, v4\n")
+
+
 def test_a_register_written_in_some_lanes_is_undefined_in_others() -> None:
     body = """
     s_mov_b64 exec, 0xff
     v_mov_b32_e32 v3, 1
     s_mov_b64 exec, 0x1ff
-    v_mov_b32_e32 v4, v3
+    v_not_b32_e32 v4, v3
 """
     check(UndefinedReadError, "reads v3, which nothing wrote, in lanes 8", body)
     run(body.replace("0x1ff", "0x7f"))

@@ -234,6 +234,37 @@ def test_loads_straight_to_lds() -> None:
         launch(unwaited, Shape(1, shared=16 + 256), (1,), [x, out])
 
 
+# out[i] = x[i] + 1 by descriptors of 128 bytes each; what lies beyond reads 0 and is not written.
+BUFFERS = """
+    s_load_dwordx4 s[4:7], s[0:1], 0x0
+    v_lshlrev_b32_e32 v1, 2, v0
+    s_waitcnt lgkmcnt(0)
+    s_mov_b64 s[8:9], s[6:7]
+    s_mov_b32 s6, 0x80
+    s_mov_b32 s7, 0x27000
+    s_mov_b64 s[10:11], s[6:7]
+    buffer_load_dword v2, v1, s[4:7], 0 offen
+    buffer_load_ushort v3, v1, s[4:7], 0 offen offset:2
+    s_waitcnt vmcnt(0)
+    v_lshlrev_b32_e32 v3, 16, v3
+    v_sub_u32_e32 v3, v2, v3
+    v_add_u32_e32 v2, 1, v2
+    buffer_store_dword v2, v1, s[8:11], 0 offen
+    global_store_dword v1, v3, s[8:9] offset:256
+    s_endpgm
+"""
+
+
+def test_buffers_end_where_their_descriptors_say() -> None:
+    x = np.random.default_rng(0).integers(0, 1 << 31, 64, dtype=np.uint32)
+    out = np.full(128, 7, np.uint32)
+    launch(kernel_text(BUFFERS, ("pointer", "pointer")), Shape(1), (1,), [x, out])
+    assert np.array_equal(out[:32], x[:32] + 1)
+    assert (out[32:64] == 7).all()
+    # Of the loaded words without their upper halves; 0 where nothing was read.
+    assert np.array_equal(out[64:], np.where(np.arange(64) < 32, x & 0xFFFF, 0))
+
+
 SPILL = """
     s_load_dwordx2 s[4:5], s[0:1], 0x0
     v_lshlrev_b32_e32 v1, 2, v0

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from amdgpu.errors import PendingReadError, UndefinedReadError
 from amdgpu.operands import ACCUMULATORS, EXEC, M0, SCALARS, SCC, VCC
+from amdgpu.step import Step
 from amdgpu.wave import ALL_LANES, Wave
 
 _NAMES = {VCC: "vcc_lo", VCC + 1: "vcc_hi", M0: "m0", EXEC: "exec_lo", EXEC + 1: "exec_hi"}
@@ -41,6 +42,22 @@ def check_defined(wave: Wave, read: Iterable[int], lanes: int) -> None:
                 f"wave {wave.number} reads {register_name(register)}, which nothing wrote"
                 + ("" if register >= SCALARS else f", in lanes {_lanes(missing)}")
             )
+
+
+def pass_on(wave: Wave, step: Step, lanes: int) -> None:
+    """Results of step.passes become as undefined as their sources, in these lanes."""
+    across = step.crossing_lanes(wave) if step.crossing_lanes else None
+    sources = {to: wave.undefined.get(source, 0) for to, source in step.passes.items()}
+    for register, bits in sources.items():
+        found = bits if across is None else bits & across
+        if register >= SCALARS:
+            left = ALL_LANES if found else 0
+        else:
+            left = wave.undefined.get(register, 0) & ~lanes | found & lanes
+        if left:
+            wave.undefined[register] = left
+        else:
+            wave.undefined.pop(register, None)
 
 
 def define(wave: Wave, written: Iterable[int], lanes: int) -> None:

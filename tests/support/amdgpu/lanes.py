@@ -12,7 +12,7 @@ from amdgpu.errors import UnknownInstructionError
 from amdgpu.matrix import MATRIX_BY_ARCH, MatrixOp
 from amdgpu.operands import Operand, parse_operand
 from amdgpu.step import Step
-from amdgpu.vector import base_name, registers_of
+from amdgpu.vector import base_name, moves, registers_of
 from amdgpu.wave import ALL_LANES, LANES, Wave
 
 
@@ -70,8 +70,8 @@ def _read_lane(instruction: Instruction, operands: list[Operand]) -> Step:
         execute=execute,
         reads=registers_of([which]),
         writes=registers_of([target]),
-        crossing=registers_of([source]),
         crossing_lanes=lambda wave: 1 << lane(wave),
+        passes=moves(target, source),
     )
 
 
@@ -87,9 +87,10 @@ def _write_lane(instruction: Instruction, operands: list[Operand]) -> Step:
     return Step(
         instruction=instruction,
         execute=execute,
-        reads=registers_of([source, which]),
+        reads=registers_of([which]),
         writes=registers_of([target]),
         lanes_written=lambda wave: 1 << lane(wave),
+        passes=moves(target, source),
     )
 
 

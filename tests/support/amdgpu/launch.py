@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from amdgpu.assembly import Argument, Assembly, parse
 from amdgpu.errors import EmulationError, LaunchError
-from amdgpu.hazards import check_defined, check_pending, define
+from amdgpu.hazards import check_defined, check_pending, define, pass_on
 from amdgpu.lds import Lds
 from amdgpu.memory import Memory
 from amdgpu.program import ARCHS, decode
@@ -223,7 +223,9 @@ def _check_and_define(step: Step, wave: Wave) -> None:
     if step.crossing_lanes:
         check_defined(wave, step.crossing & undefined, step.crossing_lanes(wave))
     lanes = step.lanes_written(wave) if step.lanes_written else wave.exec
-    define(wave, step.writes & undefined, lanes)
+    if step.passes:
+        pass_on(wave, step, lanes)
+    define(wave, (step.writes - step.passes.keys()) & undefined, lanes)
 
 
 def _located(error: EmulationError, step: Step) -> EmulationError:

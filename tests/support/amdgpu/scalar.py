@@ -9,7 +9,7 @@ from amdgpu.errors import UnknownInstructionError
 from amdgpu.operands import EXEC, SCC, Operand, literal_bits, parse_operand
 from amdgpu.semantics import Function, Operation, table
 from amdgpu.step import Step
-from amdgpu.vector import registers_of
+from amdgpu.vector import moves, registers_of
 from amdgpu.wave import Wave
 
 _MASK = {"32": 0xFFFFFFFF, "64": (1 << 64) - 1}
@@ -189,10 +189,15 @@ def decode_scalar(instruction: Instruction, operation: Operation) -> Step:
     writes = [_writer(operand, t) for operand, t in results]
     sets_scc = any(t == "scc" or t.endswith("!") for _, t in results)
     reads_scc = any(t == "scc" for _, t in sources)
+    passes: dict[int, int] = {}
+    if operation.name in ("s_mov_b32", "s_mov_b64") and operands[0].index != EXEC:
+        passes = moves(operands[0], operands[1])
+    read = registers_of([o for o, _ in sources]) | frozenset([SCC] if reads_scc else [])
     return Step(
         instruction=instruction,
         execute=_execute(operation.function, reads, writes),
-        reads=registers_of([o for o, _ in sources]) | frozenset([SCC] if reads_scc else []),
+        reads=read.difference(passes.values()),
+        passes=passes,
         writes=registers_of([o for o, _ in results]) | frozenset([SCC] if sets_scc else []),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from amdgpu.assembly import Instruction
@@ -17,6 +17,8 @@ class Step:
 
     crossing: vector registers read in other lanes: those of crossing_lanes(wave)
     lanes_written: where they are not those of EXEC
+    passes: result -> source that may be undefined, for then the result is: what compilers copy or
+        compute without using it
     stops: "barrier" or "end". touched: registers of all kinds together.
     """
 
@@ -27,8 +29,10 @@ class Step:
     crossing: frozenset[int] = NONE
     crossing_lanes: Callable[[Wave], int] | None = None
     lanes_written: Callable[[Wave], int] | None = None
+    passes: Mapping[int, int] = field(default_factory=dict)
     stops: str = ""
     touched: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "touched", self.reads | self.crossing | self.writes)
+        moved = self.passes.values()
+        object.__setattr__(self, "touched", self.reads.union(self.crossing, self.writes, moved))

@@ -62,18 +62,36 @@ def decode_vector(instruction: Instruction, operation: Operation) -> Step:
         # The distance is known: shift by it, with the limit applied now.
         distance = spread(int(sources[0].value) & function.limit, types[1])
         function, reads = function.ufunc, [reads[1], lambda wave: distance]
+    passes = {} if instruction.modifiers else _passes(operation, results, sources)
     step = Step(
         instruction=instruction,
         execute=_in_place(function, reads, results, operation, instruction)
         or _execute(function, reads, writes),
-        reads=registers_of(sources) | _preserved(instruction, results),
+        reads=registers_of(sources).difference(passes.values()) | _preserved(instruction, results),
         writes=registers_of(results),
+        passes=passes,
     )
     return step if dpp is None else _with_dpp(step, dpp, sources, types[0], function, reads, writes)
 
 
 def registers_of(operands: Sequence[Operand]) -> frozenset[int]:
     return frozenset(r for operand in operands for r in operand.registers)
+
+
+def moves(target: Operand, source: Operand) -> dict[int, int]:
+    """Registers of `target` and where each comes from; none for constants."""
+    return dict(zip(target.registers, source.registers, strict=False))
+
+
+def _passes(operation: Operation, results: list[Operand], sources: list[Operand]) -> dict[int, int]:
+    if operation.name.startswith(("v_mov_b", "v_accvgpr_")):
+        return moves(results[0], sources[0])
+    if operation.name in ("v_mad_u64_u32", "v_mad_i64_i32") and sources[2].kind != "literal":
+        # Of products of which 32 bits count, the upper half of what is added may be anything.
+        other = registers_of(sources[:2]) | set(sources[2].registers[:1])
+        found = {results[0].registers[1]: sources[2].registers[1]}
+        return {} if other & set(found.values()) else found
+    return {}
 
 
 def _typed_operands(
@@ -200,6 +218,7 @@ def _with_dpp(
         step,
         execute=execute,
         reads=registers_of(sources[1:]),
+        passes={},
         crossing=registers_of([first]),
         crossing_lanes=lambda wave: wave.exec & lanes,
         lanes_written=lambda wave: bits_of(dpp(wave.u32[index], wave.mask).is_written),
