@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from amdgpu.assembly import parse
 from amdgpu.errors import (
     EmulationError,
     LaunchError,
@@ -15,6 +16,7 @@ from amdgpu.errors import (
 )
 from amdgpu.kernel_text import kernel_text
 from amdgpu.launch import MAX_STEPS, Report, Shape, launch
+from amdgpu.program import unknown_instructions
 
 # s[4:5]: address of 64 words; v1: 4 times the thread; v2: some value.
 START = """
@@ -73,6 +75,13 @@ def test_an_unknown_instruction_stops_with_its_name(instruction: str) -> None:
 
 def test_an_unknown_instruction_that_nobody_reaches_stops_nothing() -> None:
     run("    s_branch .LOVER\n    v_frobnicate_b32 v3, v2\n.LOVER:\n")
+
+
+def test_what_is_unknown_can_be_listed() -> None:
+    body = "    v_frobnicate_b32 v3, v2\n    v_mov_b32_e32 v3, v2\n    v_add_f32_e32\n"
+    first, second = unknown_instructions(parse(kernel_text(body + END)))
+    assert first == "line 4: v_frobnicate_b32 v3, v2: no row for v_frobnicate_b32 on gfx942"
+    assert second.startswith("line 6: v_add_f32_e32: ")
 
 
 @pytest.mark.parametrize(

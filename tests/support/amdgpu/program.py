@@ -65,7 +65,7 @@ def _raiser(error: EmulationError) -> Callable[[Wave], None]:
 def _decode_strictly(instruction: Instruction, assembly: Assembly) -> Step:
     try:
         found = _decode_one(instruction, assembly)
-    except (NotModelled, ValueError, KeyError) as error:
+    except (NotModelled, ValueError, KeyError, IndexError) as error:
         # Operands of another number or kind than the row has.
         raise UnknownInstructionError(f"{type(error).__name__}: {error}") from error
     if found is None:

@@ -12,7 +12,6 @@ from amdgpu.step import Step
 from amdgpu.vector import moves, registers_of
 from amdgpu.wave import Wave
 
-_MASK = {"32": 0xFFFFFFFF, "64": (1 << 64) - 1}
 Read = Callable[[Wave], int]
 
 
