@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from amdgpu.assembly import Instruction
 from amdgpu.errors import UnknownInstructionError
 from amdgpu.floats import maximum, minimum
+from amdgpu.lds import Region
 from amdgpu.operands import M0, SCALARS, Operand, parse_operand
 from amdgpu.step import Step
 from amdgpu.values import joined, spread
@@ -247,11 +248,11 @@ def _load_to_lds(instruction: Instruction, form: Form, where: _Where) -> Step:
         addresses, mask = where(wave)
         lanes = np.flatnonzero(mask)
         offsets = wave.scalar[M0] + offset + lanes * form.num_bytes
-        places: tuple[Any, ...] = ()
+        regions: tuple[Region, ...] = ()
         if len(lanes):
             data = np.ascontiguousarray(wave.memory.read(addresses[mask], form.num_bytes))
-            places = (wave.lds.write(wave.number, offsets, data.view(np.uint8)),)
-        wave.issue("vm", Access(instruction.line, frozenset(), lds=places))
+            regions = (wave.lds.write(wave.number, offsets, data.view(np.uint8)),)
+        wave.issue("vm", Access(instruction.line, frozenset(), lds=regions))
 
     reads = registers_of(operands) | {SCALARS + M0}
     return Step(instruction=instruction, execute=execute, reads=reads)
