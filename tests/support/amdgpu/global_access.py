@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from amdgpu.assembly import Instruction
 from amdgpu.errors import UnknownInstructionError
 from amdgpu.floats import maximum, minimum
+from amdgpu.lds import Region
 from amdgpu.operands import M0, SCALARS, Operand, parse_operand
 from amdgpu.step import Step
 from amdgpu.values import joined, spread
@@ -249,14 +250,14 @@ def _load_to_lds(instruction: Instruction, form: Form, where: _Where) -> Step:
         # Past the end of a buffer a lane reads 0 here as well, which is written.
         lanes = np.flatnonzero(wave.mask if is_buffer else mask)
         offsets = wave.scalar[M0] + offset + lanes * form.num_bytes
-        places: tuple[Any, ...] = ()
+        regions: tuple[Region, ...] = ()
         if len(lanes):
             data = np.zeros((LANES, form.num_bytes), np.uint8)
             if mask.any():
                 found = np.ascontiguousarray(wave.memory.read(addresses[mask], form.num_bytes))
                 data[mask] = found.view(np.uint8)
-            places = (wave.lds.write(wave.number, offsets, data[lanes]),)
-        wave.issue("vm", Access(instruction.line, frozenset(), lds=places))
+            regions = (wave.lds.write(wave.number, offsets, data[lanes]),)
+        wave.issue("vm", Access(instruction.line, frozenset(), lds=regions))
 
     reads = registers_of(operands) | {SCALARS + M0}
     return Step(instruction=instruction, execute=execute, reads=reads)

@@ -184,8 +184,8 @@ def _run_workgroup(steps: Sequence[Step], waves: list[Wave], lds: Lds, max_steps
         lds.pass_barrier()
         for wave in waves:
             for access in (*wave.counters.vm, *wave.counters.lgkm):
-                for places in access.lds:
-                    lds.mark_pending(wave.number, places)
+                for region in access.lds:
+                    lds.mark_pending(wave.number, region)
     return num_steps
 
 

@@ -4,7 +4,6 @@ transposing reads)."""
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from amdgpu.assembly import Instruction
 from amdgpu.crosslane import bpermute, parse_swizzle, permute, swizzle, transpose_b16
 from amdgpu.errors import PendingReadError, UndefinedReadError, UnknownInstructionError
 from amdgpu.global_access import Form, put_loaded, taken
+from amdgpu.lds import Region
 from amdgpu.operands import Operand, parse_operand
 from amdgpu.step import Step
 from amdgpu.vector import registers_of
@@ -103,9 +103,9 @@ def _read(
 
 def _check_loaded(wave: Wave, offsets: NDArray[np.int64], num_bytes: int) -> None:
     """LDS that vector memory loads into belongs to the load until a wait for VM_CNT."""
-    loads = [(access, places) for access in wave.counters.vm for places in access.lds]
-    for access, places in loads:
-        low, high = int(places[0, 0]), int(places[-1, -1])
+    loads = [(access, region) for access in wave.counters.vm for region in access.lds]
+    for access, region in loads:
+        low, high = region.first_byte, region.last_byte
         if ((offsets <= high) & (offsets + num_bytes > low)).any():
             raise PendingReadError(
                 f"bytes {low} to {high} of LDS belong to the load of line {access.line}, which no "
@@ -139,11 +139,11 @@ def _write(
 
     def execute(wave: Wave) -> None:
         start = wave.u32[address.index][wave.mask]
-        places: list[Any] = []
+        regions: list[Region] = []
         for operand, offset in zip(data, offsets, strict=True):
             value = taken(wave, operand.index, form, wave.mask)
-            places.append(wave.lds.write(wave.number, _places(start, offset), value))
-        wave.issue("lgkm", Access(instruction.line, frozenset(), lds=tuple(places)))
+            regions.append(wave.lds.write(wave.number, _places(start, offset), value))
+        wave.issue("lgkm", Access(instruction.line, frozenset(), lds=tuple(regions)))
 
     return Step(instruction=instruction, execute=execute, reads=registers_of(operands))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amdgpu.lds import Lds
+from amdgpu.lds import Lds, Region
 from amdgpu.memory import Memory
 from amdgpu.operands import ACCUMULATORS, EXEC, NUM_SCALARS, SCALARS, SCC
 
@@ -39,13 +39,13 @@ def bits_of(mask: Mask) -> int:
 class Access:
     """One access to memory under way. registers: that it will write; line: of the text.
 
-    lds: byte ranges of LDS that it writes or reads, of interest at a barrier
+    lds: what it writes of LDS, of interest at a barrier
     """
 
     line: int
     registers: frozenset[int]
     is_scalar: bool = False
-    lds: tuple[Any, ...] = ()
+    lds: tuple[Region, ...] = ()
 
 
 @dataclass(slots=True)
