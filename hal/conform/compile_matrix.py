@@ -42,7 +42,7 @@ def compile_matrix(request: MatrixRequest) -> Iterator[Compiled]:
     """
     cells = _cells(request)
     with ProcessPoolExecutor(
-        NUM_PROCESSES, mp_context=get_context("spawn"), initializer=_start
+        NUM_PROCESSES, mp_context=get_context("spawn"), initializer=start_compiling
     ) as pool:
         try:
             yield from pool.map(_compile, cells, chunksize=4)
@@ -75,7 +75,8 @@ def _cells(request: MatrixRequest) -> list[tuple[str, str]]:
     return [(arch, str(site)) for arch in request.archs for site in sites]
 
 
-def _start() -> None:
+def start_compiling() -> None:
+    """In a process of its own, before Triton is imported: it compiles, for whom it will be told."""
     os.environ.pop("TRITON_INTERPRET", None)
     # 3.9 warns that its default will change.
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

@@ -9,7 +9,7 @@ import torch
 
 from hal.device import Capabilities
 from hal.dtypes import DType
-from hal.kernels.triton.program import Program, is_installed, is_interpreted
+from hal.kernels.triton.program import Program, is_installed, is_interpreted, is_on_host
 from hal.kernels.triton.tuning import TABLES
 
 FLOATS = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
@@ -73,7 +73,7 @@ def _driver_failure() -> str | None:
 
 def _smoke_failure() -> str | None:
     """One small kernel, compiled and run, compared with torch."""
-    device = "cpu" if is_interpreted() else torch.device("cuda", torch.cuda.current_device())
+    device = "cpu" if is_on_host() else torch.device("cuda", torch.cuda.current_device())
     x = torch.arange(1.0, 101.0, device=device)
     out = torch.full_like(x, torch.nan)
     try:

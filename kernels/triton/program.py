@@ -11,8 +11,8 @@ from typing import Any
 
 from hal.errors import UnsupportedError
 
-# What a launch does instead where compilation is checked without a device.
-Observer = Callable[["Program", tuple[Any, ...], dict[str, Any]], None]
+# What a launch does instead where there is no device: program, grid, arguments, constants.
+Observer = Callable[["Program", tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
 _observers: list[Observer] = []
 
 
@@ -38,7 +38,7 @@ class Program:
         UnsupportedError where Triton cannot compile it.
         """
         if _observers:
-            _observers[-1](self, arguments, constants)
+            _observers[-1](self, grid, arguments, constants)
             return
         if 0 in grid:
             return
@@ -62,7 +62,7 @@ def _is_of_compiler(error: Exception) -> bool:
 
 @contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
-    """Within, launches of this process go to `observer` and nothing runs."""
+    """Within, launches of this process go to `observer`; Triton itself runs nothing."""
     _observers.append(observer)
     try:
         yield
@@ -80,6 +80,11 @@ def is_interpreted() -> bool:
     from triton import knobs
 
     return bool(knobs.runtime.interpret)
+
+
+def is_on_host() -> bool:
+    """Whether launches of this process take tensors of the host: interpreted or observed."""
+    return bool(_observers) or is_interpreted()
 
 
 def next_power_of_2(n: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from hal.cli.info.columns import hanging, section
@@ -19,7 +19,7 @@ def render(report: ConformReport) -> str:
     results = report.results
     sections = [
         section("Device", _device_lines(report)),
-        section(_HEADING % "Kernels", _rows(run.summary for run in results.kernels)),
+        section(HEADING % "Kernels", summary_rows(run.summary for run in results.kernels)),
         *_model_sections(report),
         section("Missing, so not shown", (_wrapped(str(g), "  ") for g in results.gaps)),
         section("Verdict", (_wrapped(line, "  ") for line in _verdict(report))),
@@ -46,7 +46,7 @@ def _excess(outcome: Outcome) -> float:
     return outcome.worst.ratio
 
 
-_HEADING = "%-32s passed failed skipped  of limit  worst case"
+HEADING = "%-32s passed failed skipped  of limit  worst case"
 
 
 def _wrapped(text: str, first: str) -> str:
@@ -59,7 +59,8 @@ def _device_lines(report: ConformReport) -> Iterator[str]:
     yield _wrapped(f"chosen because: {report.reason}", "  ")
 
 
-def _rows(summaries: Iterator[Summary]) -> Iterator[str]:
+def summary_rows(summaries: Iterable[Summary]) -> Iterator[str]:
+    """A line for each under HEADING, then its first failure and why cases were left out."""
     for summary in summaries:
         ratio, case = "-", ""
         if summary.worst is not None:
@@ -79,9 +80,9 @@ def _model_sections(report: ConformReport) -> Iterator[str]:
     """Layers, then whole models; what was skipped is the same for all of them, so said once."""
     summaries = list(report.results.model_summaries())
     for level in LEVELS:
-        title = _HEADING % f"Tiny models, {'by layer' if level == 'layer' else 'whole'}"
+        title = HEADING % f"Tiny models, {'by layer' if level == 'layer' else 'whole'}"
         bare = (replace(s, reasons=()) for s in summaries if s.level == level)
-        yield section(title, _rows(bare))
+        yield section(title, summary_rows(bare))
     reasons = dict.fromkeys(r for s in summaries for r in s.reasons)
     yield section("Models skipped", (_wrapped(reason, "  ") for reason in reasons))
 

@@ -1,4 +1,5 @@
-"""`hal-info verify`: run-time kernels compiled for archs that need not be here, and checked."""
+"""`hal-info verify`: run-time kernels compiled for archs that need not be here, and checked; with
+--execute also run, by an emulator."""
 
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hal.cli.arguments import CommandLine, Flag, FlagGroup
+from hal.cli.info.columns import section
+from hal.cli.info.conform import say
 from hal.errors import ConfigError
 
 if TYPE_CHECKING:  # imports torch
+    from hal.conform.emulated import EmulatedRecord, EmulationRequest
     from hal.kernels.triton.verify.matrix import Compiled
 
 PROG = "hal-info verify"
@@ -23,8 +27,9 @@ _DESCRIPTION = (
     "machine, and reads the machine code: matrix instructions, loads of 16 bytes, nothing spilled, "
     "shared memory within the arch's limit, occupancy of Triton's not below the recorded floor. "
     "C++ is compiled by NVRTC and by clang for AMD; where one is missing, the table says so. "
-    "Nothing is run. Exit code 0: all is as it should be; 1: a fault was found; 2: a wrong flag, "
-    "or no Triton."
+    "Nothing is run, but with --execute an emulator runs Triton's code for gfx942 and gfx950 on "
+    "conformance cases; it is a test tool, so this needs a checkout of the repository. Exit code "
+    "0: all is as it should be; 1: a fault was found; 2: a wrong flag, no Triton, or no checkout."
 )
 _FLAGS = FlagGroup(
     "what to compile",
@@ -35,6 +40,16 @@ _FLAGS = FlagGroup(
             metavar="ARCHS",
         ),
         Flag(name="op", help="only this op; may be repeated", metavar="OP", repeats=True),
+        Flag(
+            name="execute",
+            help="also run the code under the emulator, against the float64 oracle",
+            convert=None,
+        ),
+        Flag(
+            name="all-cases",
+            help="with --execute: every conformance case (about an hour), not a chosen part",
+            convert=None,
+        ),
         Flag(name="json", help="everything as one JSON object", convert=None),
     ),
 )
@@ -45,22 +60,99 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     values = CommandLine(PROG, _DESCRIPTION, [_FLAGS], takes_model=False).parse(argv, environ)
     # After parsing, because these import torch.
     from hal.conform.compile_matrix import MatrixRequest, compile_matrix, compile_sources
-    from hal.kernels.triton.verify.targets import DEFAULT_ARCHS
 
-    targets, ops = values.get("targets"), values.get("op")
-    request = MatrixRequest(
-        archs=DEFAULT_ARCHS if targets is None else _archs(str(targets)),
-        ops=tuple(map(str, ops)) if isinstance(ops, list) else (),
-    )
+    emulation = _emulation(values)
+    request = MatrixRequest(archs=_targets(values), ops=_ops(values))
     cells = [*compile_matrix(request), *compile_sources(request)]
+    records = _emulated(emulation)
     if values.get("json"):
-        print(json.dumps({"schema": SCHEMA_VERSION, "cells": [asdict(cell) for cell in cells]}))
+        print(json.dumps(_as_json(cells, records, emulation)))
     else:
         print(render(cells, request.archs))
-    num_faulty = sum(1 for cell in cells if cell.faults)
-    if num_faulty:
-        print(f"{PROG}: {num_faulty} of {len(cells)} are not as they should be", file=sys.stderr)
-    return EXIT_NOT_SHOWN if num_faulty else 0
+        print(render_emulated(records), end="")
+    faults = [str(cell) for cell in cells if cell.faults]
+    faults += [f"{r.record} on {r.arch}" for r in records if not _is_fine(r)]
+    if faults:
+        num_checked = len(cells) + len(records)
+        more = f"{len(faults)} of {num_checked} are not as they should be"
+        print(f"{PROG}: {more}; first: {faults[0]}", file=sys.stderr)
+    return EXIT_NOT_SHOWN if faults else 0
+
+
+def _targets(values: Mapping[str, object]) -> tuple[str, ...]:
+    from hal.conform.emulated import EMULATED_ARCHS
+    from hal.kernels.triton.verify.targets import DEFAULT_ARCHS
+
+    targets = values.get("targets")
+    if targets is None:
+        return EMULATED_ARCHS if values.get("execute") else DEFAULT_ARCHS
+    return _archs(str(targets))
+
+
+def _ops(values: Mapping[str, object]) -> tuple[str, ...]:
+    ops = values.get("op")
+    return tuple(map(str, ops)) if isinstance(ops, list) else ()
+
+
+def _emulation(values: Mapping[str, object]) -> EmulationRequest | None:
+    """What --execute asks for; what cannot be is refused before anything is compiled."""
+    from hal.conform.emulated import EmulationRequest, emulated_cases, emulator_folder
+
+    is_full = bool(values.get("all_cases"))
+    if not values.get("execute"):
+        if is_full:
+            raise ConfigError("--all-cases says what --execute runs; give both")
+        return None
+    request = EmulationRequest(archs=_targets(values), ops=_ops(values), is_full=is_full)
+    emulator_folder()
+    emulated_cases(request)
+    return request
+
+
+def _emulated(request: EmulationRequest | None) -> list[EmulatedRecord]:
+    """Run it all, which may take long."""
+    from hal.conform.emulated import emulate
+
+    records: list[EmulatedRecord] = []
+    for found in () if request is None else emulate(request):
+        say(f"{found.record.op} {found.record.case} on {found.arch}: {found.record.verdict}")
+        records.append(found)
+    say("")
+    return records
+
+
+def _is_fine(found: EmulatedRecord) -> bool:
+    return found.record.has_passed or bool(found.record.skipped)
+
+
+def _as_json(
+    cells: Sequence[Compiled],
+    records: Sequence[EmulatedRecord],
+    emulation: EmulationRequest | None,
+) -> dict[str, object]:
+    from hal.cli.info.conform_report import outcome_as_json
+    from hal.conform.emulated import COMPILED_WITH
+
+    said: dict[str, object] = {"schema": SCHEMA_VERSION, "cells": [asdict(cell) for cell in cells]}
+    if emulation is not None:
+        said["compiled_with"] = COMPILED_WITH
+        said["emulated"] = [
+            {"arch": found.arch, "op": found.record.op, **outcome_as_json(found.record)}
+            for found in records
+        ]
+    return said
+
+
+def render_emulated(records: Sequence[EmulatedRecord]) -> str:
+    """A row for each op on each arch; "" where nothing was executed."""
+    if not records:
+        return ""
+    from hal.cli.info.conform_text import HEADING, summary_rows
+    from hal.conform.emulated import COMPILED_WITH, summaries
+
+    title = HEADING % "Executed by the emulator"
+    note = f"Emulated, not run on a card; compiled with {COMPILED_WITH}. What it shows: docs/amd.md"
+    return "\n".join(["", section(title, summary_rows(summaries(records))), "", note, ""])
 
 
 def _archs(text: str) -> tuple[str, ...]:

@@ -102,7 +102,10 @@ def _compiled(site: Site, kernel: Kernel, device: Device) -> Found:
     found: Found = []
 
     def compile_launch(
-        program: Program, arguments: tuple[Any, ...], constants: dict[str, Any]
+        program: Program,
+        _grid: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        constants: dict[str, Any],
     ) -> None:
         compiled = program.function.warmup(*arguments, grid=(1,), **constants)
         found.append((program, machine_code.read(compiled, device.capabilities)))
