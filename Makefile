@@ -6,7 +6,7 @@ SEEDS := 1000
 NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cmake kernels/cpu/*.cpp kernels/cpu/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long simulate conformance conformance-long sanitize evidence check docs format clean
+.PHONY: help install serve test test-long simulate conformance conformance-long amdgpu sanitize evidence check docs format clean
 
 help:
 	@echo "make serve    serve the embedded model on http://127.0.0.1:8000   (ARGS='--port 9000')"
@@ -15,6 +15,7 @@ help:
 	@echo "make simulate the engine loop on a shadow executor with faults     (SEEDS=1000)"
 	@echo "make conformance  every kernel and tiny models against the float64 oracle"
 	@echo "make conformance-long  the tiny models with 16 draws of weights and text each"
+	@echo "make amdgpu   every conformance case as AMD machine code under the emulator (about an hour)"
 	@echo "make sanitize the kernel tests on a native module with AddressSanitizer and UBSan"
 	@echo "make evidence run conformance on the devices here and record what it showed"
 	@echo "make check    format, ruff, mypy, sizes, layout, generated pages"
@@ -46,6 +47,10 @@ conformance: $(STAMP)
 
 conformance-long: $(STAMP)
 	$(BIN)/pytest -q tests/conformance --seeds 16
+
+amdgpu: $(STAMP)
+	$(BIN)/pytest -q tests/amdgpu
+	$(BIN)/hal-info verify --execute --all-cases
 
 sanitize: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/sanitize.sh

@@ -29,7 +29,7 @@ from hal.engine.step_trace import open_trace
 from hal.engine.weights import CheckpointReader
 from hal.env import cache_folder, environment
 from hal.errors import MemoryPlanError, UnsupportedError
-from hal.evidence import level_of
+from hal.evidence import evidence_of
 from hal.explain import SiteReport, emulation_ledger, level_counts, site_reports
 from hal.kv import KVGroup
 from hal.memory import MemoryMode, MemoryPlan, MemoryRequest, plan_memory
@@ -59,7 +59,7 @@ class Posed:
     @property
     def sites(self) -> tuple[SiteReport, ...]:
         """The same as rows, with the evidence for each choice."""
-        return site_reports(self.selector, level_of)
+        return site_reports(self.selector, evidence_of)
 
     def as_dict(self) -> dict[str, object]:
         caps = self.capabilities
@@ -101,7 +101,7 @@ class BuiltEngine:
     @property
     def sites(self) -> tuple[SiteReport, ...]:
         """The same as rows, with the evidence for each choice."""
-        return site_reports(self.selector, level_of)
+        return site_reports(self.selector, evidence_of)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -272,7 +272,7 @@ def _log_choices(opened: Opened, resolved: ResolvedConfig) -> None:
 def _log_emulation(caps: Capabilities, selector: Selector) -> None:
     """What does not run native, once at start; loudly on an accelerator, where it surprises."""
     level = logging.WARNING if caps.is_accelerator else logging.INFO
-    for line in emulation_ledger(site_reports(selector, level_of)):
+    for line in emulation_ledger(site_reports(selector, evidence_of)):
         _logger.log(level, "%s: %s", caps.name, line)
 
 

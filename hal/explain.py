@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from hal.evidence.rows import Evidence
 from hal.problem import describe
 from hal.select import OPS, Kernel, Level, Regime, Rejection, Selection, Selector
 
-EvidenceOf = Callable[[str, str, Kernel], object]
-"""(arch, op, kernel) -> the evidence level, as `hal.evidence.level_of` has it."""
+EvidenceOf = Callable[[str, str, Kernel], Evidence]
+"""(arch, op, kernel) -> what is shown, as `hal.evidence.evidence_of` has it."""
 
 _REFERENCE_COST = "the specification in plain torch: right, not fast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteReport:
-    """One site. `num_uses` places of the model share it; `cost` is empty where it runs native."""
+    """One site. `num_uses` places of the model share it; `cost` is empty where it runs native.
+
+    evidence: a level; proof: what compiled or ran the kernel for that, and when; "" of `reference`
+    """
 
     op: str
     problem: str
@@ -28,6 +32,7 @@ class SiteReport:
     level: Level
     cost: str
     evidence: str
+    proof: str
     regimes: tuple[Regime, ...]
     reason: str
     rejected: tuple[Rejection, ...]
@@ -45,9 +50,8 @@ class SiteReport:
         shape = f": {self.problem}" if self.problem else ""
         yield f"{self.op}{shape}{uses}"
         cost = f"; {self.cost}" if self.cost else ""
-        yield (
-            f"  runs {self.kernel} [{self.level}, evidence: {self.evidence}]: {self.reason}{cost}"
-        )
+        shown = f"{self.evidence}, {self.proof}" if self.proof else self.evidence
+        yield f"  runs {self.kernel} [{self.level}, evidence: {shown}]: {self.reason}{cost}"
         if len(self.regimes) > 1:
             yield from (f"    {regime}" for regime in self.regimes)
         yield from (f"  {rejection.line(self.op)}" for rejection in self.rejected)
@@ -57,7 +61,7 @@ def site_reports(selector: Selector, evidence_of: EvidenceOf) -> tuple[SiteRepor
     """Every site that was selected so far, in order."""
     arch = selector.caps.arch
     return tuple(
-        site_report(s, str(evidence_of(arch, s.op, s.kernel)), selector.num_uses(s), selector)
+        site_report(s, evidence_of(arch, s.op, s.kernel), selector.num_uses(s), selector)
         for s in selector.report()
     )
 
@@ -78,7 +82,7 @@ def emulation_ledger(sites: Sequence[SiteReport]) -> tuple[str, ...]:
 
 
 def site_report(
-    selection: Selection, evidence: str, num_uses: int = 1, selector: Selector | None = None
+    selection: Selection, evidence: Evidence, num_uses: int = 1, selector: Selector | None = None
 ) -> SiteReport:
     """One Selection as a row; with its selector, a fallback names the formats that need none."""
     return SiteReport(
@@ -88,7 +92,8 @@ def site_report(
         kernel=selection.kernel.name,
         level=selection.level,
         cost=_cost(selection, selector),
-        evidence=evidence,
+        evidence=str(evidence.level),
+        proof=evidence.proof,
         regimes=selection.kernel.traits.regimes(selection.problem),
         reason=selection.reason,
         rejected=selection.rejected,

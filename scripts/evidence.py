@@ -2,25 +2,35 @@
 
     python scripts/evidence.py            run conformance on every present device, then merge
     python scripts/evidence.py --compile  compile run-time kernels for every arch, then merge
+    python scripts/evidence.py --emulate  run AMD machine code under the emulator, then merge
     python scripts/evidence.py --print    only print what the committed rows show here
 
 A kernel of this repository gets a row where it passed every case that it accepts, on a device that
 is here, and a row `compiles` for an arch where the machine code of all its sites is as it should
-be (hal-info verify). Rows for other archs and compilers stay. Where any check fails on a device,
-none is added for it, and kernels that failed lose theirs. `benchmarked` needs a measurement that
-names the kernels that ran; no file in benchmarks/results/ does, so no row claims it.
+be (hal-info verify), and a row `emulated` where that code passed the same cases as in CI under the
+emulator (hal-info verify --execute). Rows for other archs and compilers stay. Where any check
+fails on a device, none is added for it, and kernels that failed lose theirs. `benchmarked` needs a
+measurement that names the kernels that ran; no file in benchmarks/results/ does, so no row claims
+it.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 
 import hal
 from hal.cli.installation import package_version
 from hal.conform.compile_matrix import MatrixRequest, compile_matrix
+from hal.conform.emulated import (
+    COMPILED_WITH,
+    EmulatedRecord,
+    EmulationRequest,
+    emulate,
+    summaries,
+)
 from hal.conform.run import ConformRequest, conform_device
 from hal.conformance.report import KernelRun, Results
 from hal.device import Capabilities
@@ -101,6 +111,46 @@ def record_compiled() -> bool:
     return not faulty
 
 
+def emulated_rows(records: Sequence[EmulatedRecord]) -> Iterator[Row]:
+    """A row for each op on each arch whose code passed every case that its kernel accepts."""
+    kernels = {found.record.op: found.record.kernel for found in records}
+    for summary in summaries(records):
+        kernel = kernels[summary.name]
+        source = kernel_source(OPS[summary.name].kernels[kernel])
+        if source is None or not summary.has_passed:
+            continue
+        yield Row(
+            level=Level.EMULATED,
+            arch=summary.variant,
+            op=summary.name,
+            kernel=kernel,
+            source_hash=source.hash,
+            compiler=source.compiler,
+            date=date.today().isoformat(),
+            num_cases=summary.num_passed,
+            proof=f"hal-info verify --execute, {COMPILED_WITH}, "
+            f"triton {package_version('triton').version}, hal {hal.__version__}",
+        )
+
+
+def record_emulated() -> bool:
+    """Run the code under the emulator and write what it showed; False when a case failed."""
+    records = list(emulate(EmulationRequest()))
+    bad = {
+        (summary.name, summary.variant)
+        for summary in summaries(records)
+        if summary.num_failed or summary.num_missing
+    }
+    print("\n".join(f"not shown: {op} on {arch}" for op, arch in sorted(bad)))
+    kept = (
+        row
+        for row in read_rows()
+        if row.level is not Level.EMULATED or (row.op, row.arch) not in bad
+    )
+    write_rows(merge(kept, emulated_rows(records)))
+    return not bad
+
+
 def without_failed(rows: tuple[Row, ...], results: Results, arch: str) -> tuple[Row, ...]:
     """What stays when kernels have failed on `arch`, whatever they showed before."""
     failed = {(run.kernel.op, run.kernel.name) for run in results.kernels if run.summary.num_failed}
@@ -147,11 +197,13 @@ def record(spec: str) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments not in ([], ["--print"], ["--compile"]):
+    if arguments not in ([], ["--print"], ["--compile"], ["--emulate"]):
         print(__doc__, file=sys.stderr)
         return 2
     if arguments == ["--compile"]:
         return 0 if record_compiled() else 1
+    if arguments == ["--emulate"]:
+        return 0 if record_emulated() else 1
     failed = [spec for spec in (() if arguments else present_devices()) if not record(spec)]
     print("\n".join(table(read_rows())))
     if failed:

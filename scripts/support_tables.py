@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import hal.kernels
 from hal.cli.info.report import InfoRequest, KernelReport, kernel_report
 from hal.cli.info.sites import EXAMPLE_MODEL
+from hal.evidence import rows
 from hal.profiles import Profile, all_profiles
 from hal.report import DeviceReport
 from hal.select import Level
@@ -31,6 +32,15 @@ How a device multiplies matrices of a type: *native* has instructions for it, *u
 in float32, a dash can neither. *unused*: the hardware could, and no kernel of `hal` does yet.
 
 """
+_EVIDENCE = """\
+## Evidence
+
+How far each kernel was proved, the last time that it was recorded (`hal/evidence/rows.json`), and
+with which compiler. *compiles*: machine code was made and its instructions checked; *emulated*: an
+emulator ran it against the oracle ([AMD cards](amd.md)); *conforms*: it ran on a device. A kernel
+whose source has changed since counts for nothing until it is recorded again: `hal-info` knows.
+
+"""
 _OTHERS = """\
 ## Planned for only
 
@@ -47,6 +57,7 @@ def support_page() -> str:
         _INTRO,
         "\n".join(_kernel_table(reports)) + "\n",
         _TYPES + "\n".join(_type_table(runnable, reports)) + "\n",
+        _EVIDENCE + "\n".join(_evidence_table()) + "\n",
     ]
     if others:
         parts.append(f"{_OTHERS}{others}.\n")
@@ -95,6 +106,22 @@ def _type_cell(support: str, note: str) -> str:
     if support == "absent":
         return "-"
     return "unused" if support == "native" and note else support
+
+
+def _evidence_table() -> Iterator[str]:
+    """A line for each kernel, compiler, day and level: archs of which the same ops are shown."""
+    shown: dict[tuple[str, str, str, str], dict[str, list[str]]] = {}
+    for row in sorted(rows(), key=lambda r: (r.kernel, r.level, r.arch, r.op)):
+        place = (row.kernel, row.compiler, str(row.level), row.date)
+        shown.setdefault(place, {}).setdefault(row.arch, []).append(f"`{row.op}`")
+    yield _row(["archs", "kernel", "compiler", "level", "recorded", "ops"])
+    yield _row(["---"] * 6)
+    for place, by_arch in shown.items():
+        archs_of: dict[str, list[str]] = {}
+        for arch, names in by_arch.items():
+            archs_of.setdefault(", ".join(names), []).append(arch)
+        for ops, archs in archs_of.items():
+            yield _row([", ".join(archs), *place, ops])
 
 
 def _row(cells: Sequence[str]) -> str:

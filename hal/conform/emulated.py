@@ -7,7 +7,7 @@ runs here runs with a checkout only, and says so elsewhere.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -84,7 +84,7 @@ def emulate(request: EmulationRequest) -> Iterator[EmulatedRecord]:
     yield from run_cases(emulated_cases(request))
 
 
-def run_cases(cases: list[EmulatedCase]) -> Iterator[EmulatedRecord]:
+def run_cases(cases: Sequence[EmulatedCase]) -> Iterator[EmulatedRecord]:
     """These cases, in their order, in processes that launch nothing else."""
     folder = emulator_folder()
     with ProcessPoolExecutor(
@@ -136,7 +136,7 @@ def emulated_cases(request: EmulationRequest) -> list[EmulatedCase]:
     ]
 
 
-def summaries(records: list[EmulatedRecord]) -> Iterator[Summary]:
+def summaries(records: Sequence[EmulatedRecord]) -> Iterator[Summary]:
     """A row for each op on each arch."""
     places = dict.fromkeys((found.arch, found.record.op) for found in records)
     for arch, op in places:
@@ -150,7 +150,7 @@ def _start(folder: str) -> None:
 
 
 def _run(wanted: EmulatedCase) -> EmulatedRecord:
-    launches: _Launches = import_module(f"{_PACKAGE}.triton_launches")  # type: ignore[assignment]
+    launches: _Launches = import_module(f"{_PACKAGE}.triton_launches")
     kernel = OPS[wanted.op].kernels[KERNEL]
     case = next(c for c in cases_by_op()[wanted.op] if c.label == wanted.case)
     with launches.emulated(wanted.arch) as caps:
@@ -171,9 +171,16 @@ _QUICK: dict[str, tuple[str, ...]] = {
         *("window-16-chunks-bfloat16", "softcap-window-decode-bfloat16"),
         *("block-8-decode-float16", "speculated-float16", "block-8-float32"),
     ),
-    "linear": ("*-K131-N130-bias-bfloat16", "*-K33-N17-bias-float16", "int?-K300-N77-*"),
+    "linear": (
+        *("*-K33-N17-bias-float16", "int?-K300-N77-bias-float32", "int8-K131-N130-bias-bfloat16"),
+        *("int8-a16-K131-N130-bias-bfloat16", "fp8-K131-N130-bias-bfloat16"),
+        *("int4-g64-asym-K131-N130-bias-bfloat16", "int4-asym-a16-K131-N130-bias-bfloat16"),
+    ),
     "logprobs": ("top5-*", "top20-*-V61-*", "every-id-*"),
-    "sample": ("*-V7-*", "mixed-*-V1003-*", "*-broken-*"),
+    "sample": (
+        *("*-smooth-V7-*", "mixed-tied-V7-*", "greedy-*-V1003-*", "mixed-peaked-V1003-*"),
+        *("greedy-broken-*", "warm-broken-*"),
+    ),
     "vocab": ("*int8-*", "fp8-*"),
 }
 

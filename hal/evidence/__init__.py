@@ -4,6 +4,6 @@
 compiler: a kernel that has changed since has no evidence, and counts as `reference`.
 """
 
-from hal.evidence.rows import Level, Row, level_of, rows
+from hal.evidence.rows import Evidence, Level, Row, evidence_of, level_of, rows
 
-__all__ = ["Level", "Row", "level_of", "rows"]
+__all__ = ["Evidence", "Level", "Row", "evidence_of", "level_of", "rows"]

@@ -94,18 +94,36 @@ def rows() -> tuple[Row, ...]:
     return read_rows()
 
 
-def level_of(arch: str, op: str, kernel: Kernel, among: tuple[Row, ...] | None = None) -> Level:
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A kernel's level on an arch; proof: what compiled or ran it, and when."""
+
+    level: Level = Level.REFERENCE
+    proof: str = ""
+
+
+def evidence_of(
+    arch: str, op: str, kernel: Kernel, among: tuple[Row, ...] | None = None
+) -> Evidence:
     """What the rows show for this kernel, as it is here, on `arch`.
 
     A kernel whose source or compiler differs from a row's gets nothing from it.
     """
     source = kernel_source(kernel)
     if source is None:
-        return Level.REFERENCE
+        return Evidence()
     key = (arch, op, kernel.name, source.hash, source.compiler)
     found = rows() if among is None else among
-    shown = [row.level for row in found if row.key == key and not row.missing_proof()]
-    return max(shown, default=Level.REFERENCE)
+    shown = [row for row in found if row.key == key and not row.missing_proof()]
+    best = max(shown, key=lambda row: (row.level, row.date), default=None)
+    if best is None:
+        return Evidence()
+    return Evidence(best.level, f"{best.compiler or best.driver}, {best.date}")
+
+
+def level_of(arch: str, op: str, kernel: Kernel, among: tuple[Row, ...] | None = None) -> Level:
+    """The level of `evidence_of`."""
+    return evidence_of(arch, op, kernel, among).level
 
 
 def is_current(row: Row, kernel: Kernel) -> bool:

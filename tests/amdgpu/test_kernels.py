@@ -285,3 +285,21 @@ def test_spilled_registers_come_back() -> None:
     text = kernel_text(SPILL, ("pointer",), directives=("private_segment_fixed_size 16",))
     launch(text, Shape(num_warps=2), (1,), [out])
     assert out.tolist() == [n + 5 for n in range(128)]
+
+
+def test_a_base_below_zero_in_lds_adds_up_in_32_bits() -> None:
+    """LLVM folds constants into the offset of a negated index (its test ds-sub-offset.ll)."""
+    body = """
+    s_load_dwordx2 s[4:5], s[0:1], 0x0
+    v_lshlrev_b32_e32 v1, 2, v0
+    v_sub_u32_e32 v2, 0, v1
+    ds_write_b32 v2, v0 offset:252
+    s_waitcnt lgkmcnt(0)
+    ds_read_b32 v3, v1
+    s_waitcnt lgkmcnt(0)
+    global_store_dword v1, v3, s[4:5]
+    s_endpgm
+"""
+    out = np.zeros(64, np.int32)
+    launch(kernel_text(body, arguments=("pointer",)), Shape(shared=256), (1,), [out])
+    assert np.array_equal(out, np.arange(64)[::-1])

@@ -16,7 +16,7 @@ from hal.binding import Binder
 from hal.conform.run import ConformRequest, conform_device
 from hal.device import Versions
 from hal.devices.null import NullDevice
-from hal.evidence import Level, Row, level_of, rows
+from hal.evidence import Evidence, Level, Row, evidence_of, level_of, rows
 from hal.evidence.rows import ROWS_FILE, is_current, merge, read_rows, write_rows
 from hal.evidence.source import CompiledPart, hash_of_files, kernel_source
 from hal.kernels import register_all
@@ -278,6 +278,15 @@ def test_kernels_of_other_packages_get_no_row(monkeypatch: pytest.MonkeyPatch) -
 
 def test_posed_devices_write_no_rows() -> None:
     assert "null" not in set(evidence_script.present_devices())
+
+
+def test_what_is_shown_names_compiler_and_date() -> None:
+    row = row_for(ADD, level=Level.EMULATED, proof="an emulator")
+    older = replace(row, level=Level.COMPILES, date="2026-01-03")
+    assert evidence_of("arch1", "add", ADD, (row, older)) == Evidence(
+        Level.EMULATED, f"{row.compiler}, 2026-01-02"
+    )
+    assert evidence_of("arch2", "add", ADD, (row,)) == Evidence(Level.REFERENCE, "")
 
 
 def test_the_script_refuses_what_it_does_not_know() -> None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from hal import opset
+from hal import evidence, opset
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
+from hal.evidence import Evidence
 from hal.explain import SiteReport, site_reports
 from hal.kernels import register_all
 from hal.opset.attention import AttentionProblem, AttentionSpec
@@ -23,8 +24,8 @@ register_all()
 LINEAR = LinearProblem(in_features=64, out_features=32, dtype=DType.BFLOAT16, has_bias=True)
 
 
-def proof(arch: str, op: str, kernel: Kernel) -> str:
-    return f"{arch}/{op}/{kernel.name}"
+def proof(arch: str, op: str, kernel: Kernel) -> Evidence:
+    return Evidence(evidence.Level.EMULATED, f"{arch}/{op}/{kernel.name}")
 
 
 def sites_on(caps: Capabilities) -> tuple[SiteReport, ...]:
@@ -57,7 +58,7 @@ def test_a_problem_in_words_says_each_fact_once() -> None:
 def test_a_native_choice_has_no_cost_and_its_evidence_is_asked_for() -> None:
     (site,) = sites_on(find_profile("mi300x").capabilities())
     assert (site.kernel, site.level, site.cost) == ("torch", Level.NATIVE, "")
-    assert site.evidence == "gfx942/linear/torch"
+    assert (site.evidence, site.proof) == ("emulated", "gfx942/linear/torch")
     assert site.num_uses == 3
 
 
@@ -84,7 +85,8 @@ def test_the_text_has_every_kernel_rule_observed_value_and_flag() -> None:
     (site,) = sites_on(find_profile("h100").capabilities())
     assert list(site.lines()) == [
         "linear: in_features 64, out_features 32, bfloat16, has_bias  (3 x)",
-        "  runs torch [native, evidence: sm_90/linear/torch]: highest preference that accepts it",
+        "  runs torch [native, evidence: emulated, sm_90/linear/torch]: highest preference that "
+        "accepts it",
         *(
             f"  not {name} (cannot run): runs on CPUs only; this is NVIDIA H100 SXM 80 GB (sm_90)"
             for name in (

@@ -14,6 +14,7 @@ from hal.conformance.cases import cases_by_op
 from hal.device import Capabilities, Feature, Limits, Memory, MemoryKind
 from hal.dtypes import DType
 from hal.errors import SelectionError
+from hal.evidence import Evidence
 from hal.explain import emulation_ledger, site_reports
 from hal.kernels import register_all
 from hal.opset.linear import LinearProblem
@@ -306,7 +307,7 @@ def test_a_format_without_a_kernel_is_refused_with_the_rule_and_the_formats_that
 def test_a_format_on_the_reference_says_which_run_natively() -> None:
     selector = Selector(WITHOUT_VBMI, is_present=False)
     selector.select(OPS["linear"], FP8)
-    (line,) = emulation_ledger(site_reports(selector, lambda *_: "conforms"))
+    (line,) = emulation_ledger(site_reports(selector, lambda *_: Evidence()))
     assert line.startswith("linear runs reference_quantized (reference): widens codes")
     assert "; native here: --quantization none, int8, int4, " in line
     assert "a16" not in line and "fp8" not in line

@@ -67,8 +67,8 @@ def _run(values: Mapping[str, object], file: ReportFile | None) -> int:
         num_seeds=_seeds(values),
     )
     check_names(request)
-    report = collect(str(values.get("device", "auto")), request, _say)
-    _say("")
+    report = collect(str(values.get("device", "auto")), request, say)
+    say("")
     print(render(report))
     if file is not None:
         file.write(report.as_json())
@@ -79,7 +79,7 @@ def _run(values: Mapping[str, object], file: ReportFile | None) -> int:
     return EXIT_NOT_SHOWN
 
 
-def _say(what: str) -> None:
+def say(what: str) -> None:
     """What runs now, in one line that the next overwrites; nothing where nobody watches."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)

@@ -132,7 +132,7 @@ def _kernel_as_json(run: KernelRun) -> JsonObject:
         "source_hash": None if source is None else source.hash,
         "compiler": None if source is None else source.compiler,
         **_summary_as_json(run.summary),
-        "records": [_outcome_as_json(record) for record in run.records],
+        "records": [outcome_as_json(record) for record in run.records],
     }
 
 
@@ -142,7 +142,7 @@ def _model_as_json(run: ModelRun) -> JsonObject:
         "dtype": run.dtype,
         "kernels": run.kernels,
         "levels": {level: _summary_as_json(run.summary(level)) for level in LEVELS},
-        "records": [{"level": r.level, **_outcome_as_json(r)} for r in run.records],
+        "records": [{"level": r.level, **outcome_as_json(r)} for r in run.records],
     }
 
 
@@ -161,7 +161,8 @@ def _worst_as_json(worst: Worst) -> JsonObject:
     return {"case": worst.case, **_check_as_json(worst.check)}
 
 
-def _outcome_as_json(outcome: Outcome) -> JsonObject:
+def outcome_as_json(outcome: Outcome) -> JsonObject:
+    """One case: what came of it, and the check that used most of its limit."""
     worst = outcome.worst
     return {
         "case": outcome.case,

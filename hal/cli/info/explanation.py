@@ -13,7 +13,7 @@ from hal.config import Choice, EngineConfig, ModelLimits, resolve
 from hal.engine.model_config import ModelConfig, read_model_config
 from hal.engine.models import MODELS
 from hal.errors import SelectionError
-from hal.evidence import level_of
+from hal.evidence import evidence_of
 from hal.explain import SiteReport, level_counts, site_reports
 from hal.planning.model import config_path
 from hal.select import Level
@@ -77,7 +77,7 @@ def explain(config: EngineConfig) -> Explanation:
         model=model,
         target=target,
         choices=resolved.choices,
-        sites=site_reports(selector, level_of),
+        sites=site_reports(selector, evidence_of),
         error=error,
     )
 

@@ -21,7 +21,7 @@ from hal.devices.vendor import Vendor
 from hal.dtypes import DType
 from hal.engine.models import MODELS
 from hal.errors import ConfigError, SelectionError
-from hal.evidence import level_of
+from hal.evidence import evidence_of
 from hal.explain import SiteReport, site_reports
 from hal.report import DeviceReport, JsonValue, ProbeReport
 from hal.select import Selector
@@ -133,7 +133,7 @@ def kernel_report(
         facts=device_facts(caps, resolved.dtype, is_present=is_present),
         affinity=_affinity(config, cpus) if cpus else None,
         nodes=describe_nodes(cpus),
-        sites=site_reports(selector, level_of),
+        sites=site_reports(selector, evidence_of),
         without_kernel=tuple(op for op in without if op is not None),
     )
 

@@ -113,7 +113,8 @@ def _kernel_section(report: InfoReport) -> tuple[str, Iterator[str]]:
 def _kernel_lines(kernels: KernelReport) -> Iterator[str]:
     for site in kernels.sites:
         wished = f"  {site.reason}" if site.reason != HIGHEST_PREFERENCE else ""
-        yield f"  {site.op:<17} {site.kernel:<13} {site.level:<10} {site.evidence}{wished}"
+        proof = f" ({site.proof})" if site.proof else ""
+        yield f"  {site.op:<17} {site.kernel:<13} {site.level:<10} {site.evidence}{proof}{wished}"
         yield from (_wrapped(line, _INDENT) for line in _other_kernels(site))
     for op in kernels.without_kernel:
         yield _wrapped(f"no kernel: {op.reason}", f"  {op.op:<17} ")

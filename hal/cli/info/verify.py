@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hal.cli.arguments import CommandLine, Flag, FlagGroup
 from hal.cli.info.columns import section
+from hal.cli.info.conform import say
 from hal.errors import ConfigError
 
 if TYPE_CHECKING:  # imports torch
@@ -108,9 +109,15 @@ def _emulation(values: Mapping[str, object]) -> EmulationRequest | None:
 
 
 def _emulated(request: EmulationRequest | None) -> list[EmulatedRecord]:
+    """Run it all, which may take long."""
     from hal.conform.emulated import emulate
 
-    return [] if request is None else list(emulate(request))
+    records: list[EmulatedRecord] = []
+    for found in () if request is None else emulate(request):
+        say(f"{found.record.op} {found.record.case} on {found.arch}: {found.record.verdict}")
+        records.append(found)
+    say("")
+    return records
 
 
 def _is_fine(found: EmulatedRecord) -> bool:
@@ -122,20 +129,14 @@ def _as_json(
     records: Sequence[EmulatedRecord],
     emulation: EmulationRequest | None,
 ) -> dict[str, object]:
+    from hal.cli.info.conform_report import outcome_as_json
     from hal.conform.emulated import COMPILED_WITH
 
     said: dict[str, object] = {"schema": SCHEMA_VERSION, "cells": [asdict(cell) for cell in cells]}
     if emulation is not None:
         said["compiled_with"] = COMPILED_WITH
         said["emulated"] = [
-            {
-                "arch": found.arch,
-                "op": found.record.op,
-                "case": found.record.case,
-                "verdict": found.record.verdict,
-                "detail": found.record.detail,
-                "worst_error": str(found.record.worst_error),
-            }
+            {"arch": found.arch, "op": found.record.op, **outcome_as_json(found.record)}
             for found in records
         ]
     return said

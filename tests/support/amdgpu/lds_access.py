@@ -89,8 +89,8 @@ def _read(
     written = registers_of([target])
 
     def execute(wave: Wave) -> None:
-        start = wave.u32[address.index][wave.mask].astype(np.int64)
-        found = [_bytes(wave, start + offset, form.num_bytes) for offset in offsets]
+        start = wave.u32[address.index][wave.mask]
+        found = [_bytes(wave, _places(start, offset), form.num_bytes) for offset in offsets]
         if len(start):
             for number, raw in enumerate(found):
                 data = raw.view(np.uint32) if form.num_bytes >= 4 else raw
@@ -113,6 +113,11 @@ def _check_loaded(wave: Wave, offsets: NDArray[np.int64], num_bytes: int) -> Non
             )
 
 
+def _places(start: NDArray[np.uint32], offset: int) -> NDArray[np.int64]:
+    """Base and offset add up in 32 bits: LLVM makes bases below 0 (its test ds-sub-offset.ll)."""
+    return (start + np.uint32(offset)).astype(np.int64)
+
+
 def _bytes(wave: Wave, offsets: NDArray[np.int64], num_bytes: int) -> NDArray[np.uint8]:
     if wave.counters.vm:
         _check_loaded(wave, offsets, num_bytes)
@@ -133,11 +138,11 @@ def _write(
         raise UnknownInstructionError(f"data of {instruction.name}")
 
     def execute(wave: Wave) -> None:
-        start = wave.u32[address.index][wave.mask].astype(np.int64)
+        start = wave.u32[address.index][wave.mask]
         regions: list[Region] = []
         for operand, offset in zip(data, offsets, strict=True):
             value = taken(wave, operand.index, form, wave.mask)
-            regions.append(wave.lds.write(wave.number, start + offset, value))
+            regions.append(wave.lds.write(wave.number, _places(start, offset), value))
         wave.issue("lgkm", Access(instruction.line, frozenset(), lds=tuple(regions)))
 
     return Step(instruction=instruction, execute=execute, reads=registers_of(operands))
@@ -151,7 +156,7 @@ def _read_transposed(instruction: Instruction, operands: list[Operand]) -> Step:
     def execute(wave: Wave) -> None:
         if not wave.is_full:
             raise UnknownInstructionError(f"{instruction.name} with disabled lanes")
-        raw = _bytes(wave, wave.u32[address.index].astype(np.int64) + offset, 8)
+        raw = _bytes(wave, _places(wave.u32[address.index], offset), 8)
         words = transpose_b16(np.ascontiguousarray(raw.view(np.uint32).T))
         wave.vector[target.index : target.index + 2] = words
         wave.issue("lgkm", Access(instruction.line, written))

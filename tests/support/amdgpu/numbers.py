@@ -73,7 +73,7 @@ class Float8:
         field = (codes & 0x7F) >> self.mantissa_bits
         fraction = (codes & ((1 << self.mantissa_bits) - 1)) / 2.0**self.mantissa_bits
         exponent = np.maximum(field, 1) - self.bias
-        found = np.ldexp(fraction + (field > 0), exponent).astype(np.float32)
+        found: F32 = np.ldexp(fraction + (field > 0), exponent).astype(np.float32)
         if self.has_infinity:
             found[(codes & 0x7F) == 0x7C] = np.inf
         found[codes >= 0x80] *= -1
