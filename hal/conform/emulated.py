@@ -43,7 +43,7 @@ _PACKAGE = "amdgpu"
 class _Launches(Protocol):
     """What the emulator's package offers."""
 
-    def emulated(self, arch: str) -> AbstractContextManager[Capabilities]: ...
+    def emulated(self, arch: str, has_buffer_ops: bool) -> AbstractContextManager[Capabilities]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +60,12 @@ class EmulationRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmulatedCase:
-    """One case on one arch."""
+    """One case on one arch. has_buffer_ops: in the form that users run; see COMPILED_WITH."""
 
     arch: str
     op: str
     case: str
+    has_buffer_ops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _run(wanted: EmulatedCase) -> EmulatedRecord:
     launches: _Launches = import_module(f"{_PACKAGE}.triton_launches")
     kernel = OPS[wanted.op].kernels[KERNEL]
     case = next(c for c in cases_by_op()[wanted.op] if c.label == wanted.case)
-    with launches.emulated(wanted.arch) as caps:
+    with launches.emulated(wanted.arch, wanted.has_buffer_ops) as caps:
         record = conform(kernel, case, CpuDevice(caps))
         if record.skipped and kernel.traits.rejects(caps, case.problem) is None:
             # The emulator must run whatever the kernel accepts.

@@ -36,7 +36,27 @@ from hal.select import OPS
 
 needs_triton = pytest.mark.skipif(not is_installed(), reason="triton is not installed")
 CASES = emulated_cases(EmulationRequest())
+# A few in the form that users run, whose buffer instructions reach memory by other ways.
+DEFAULT_FORM = [
+    EmulatedCase(arch, op, case, has_buffer_ops=True)
+    for arch in EMULATED_ARCHS
+    for op, case in (
+        ("add", "W33-in-place-bfloat16"),
+        ("adjust_logits", "penalties-bias-float32"),
+        ("attention", "decode-bfloat16"),
+        ("attention", "window-16-chunks-bfloat16"),
+        ("linear", "int8-K33-N17-bias-float16"),
+        ("linear", "fp8-K131-N130-bias-bfloat16"),
+        ("rms_norm", "H100-bfloat16"),
+        ("sample", "mixed-smooth-V7-float32"),
+    )
+]
 Records = dict[EmulatedCase, Record]
+
+
+def name_of(wanted: EmulatedCase) -> str:
+    form = "-default-form" if wanted.has_buffer_ops else ""
+    return f"{wanted.arch}-{wanted.op}-{wanted.case}{form}"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +69,7 @@ def records(request: pytest.FixtureRequest) -> Iterator[Records]:
 
 
 @needs_triton
-@pytest.mark.parametrize("wanted", CASES, ids=lambda c: f"{c.arch}-{c.op}-{c.case}")
+@pytest.mark.parametrize("wanted", [*CASES, *DEFAULT_FORM], ids=name_of)
 def test_machine_code_computes_what_its_op_says(wanted: EmulatedCase, records: Records) -> None:
     record = records[wanted]
     if record.skipped:

@@ -54,12 +54,17 @@ class PosedDriver:
         return "void*"
 
 
-def pose_as(caps: Capabilities) -> None:
-    """From here on, Triton compiles for this arch in this process, which launches nothing."""
+def pose_as(caps: Capabilities, form: int = 0) -> None:
+    """From here on, Triton compiles for this arch in this process, which launches nothing.
+
+    form: another one where Triton is told by the environment to compile otherwise, which it does
+    not notice by itself
+    """
     from triton.runtime.driver import driver
 
     archs = sorted({p.arch for p in all_profiles().values()})
-    driver.set_active(PosedDriver(_triton_target(caps), archs.index(caps.arch)))
+    number = form * len(archs) + archs.index(caps.arch)
+    driver.set_active(PosedDriver(_triton_target(caps), number))
 
 
 def _triton_target(caps: Capabilities) -> Any:

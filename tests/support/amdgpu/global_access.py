@@ -22,7 +22,7 @@ from amdgpu.operands import M0, SCALARS, Operand, parse_operand
 from amdgpu.step import Step
 from amdgpu.values import joined, spread
 from amdgpu.vector import registers_of
-from amdgpu.wave import Access, Wave
+from amdgpu.wave import LANES, Access, Wave
 
 Addresses = NDArray[np.uint64]
 _Where = Callable[[Wave], tuple[Addresses, NDArray[np.bool_]]]
@@ -243,15 +243,20 @@ def _load_to_lds(instruction: Instruction, form: Form, where: _Where) -> Step:
     offset = int(instruction.modifiers.get("offset", "0"), 0)
     if form.num_bytes % 4:
         raise UnknownInstructionError(f"{instruction.name} of less than a word")
+    is_buffer = instruction.name.startswith("buffer")
 
     def execute(wave: Wave) -> None:
         addresses, mask = where(wave)
-        lanes = np.flatnonzero(mask)
+        # Past the end of a buffer a lane reads 0 here as well, which is written.
+        lanes = np.flatnonzero(wave.mask if is_buffer else mask)
         offsets = wave.scalar[M0] + offset + lanes * form.num_bytes
         regions: tuple[Region, ...] = ()
         if len(lanes):
-            data = np.ascontiguousarray(wave.memory.read(addresses[mask], form.num_bytes))
-            regions = (wave.lds.write(wave.number, offsets, data.view(np.uint8)),)
+            data = np.zeros((LANES, form.num_bytes), np.uint8)
+            if mask.any():
+                found = np.ascontiguousarray(wave.memory.read(addresses[mask], form.num_bytes))
+                data[mask] = found.view(np.uint8)
+            regions = (wave.lds.write(wave.number, offsets, data[lanes]),)
         wave.issue("vm", Access(instruction.line, frozenset(), lds=regions))
 
     reads = registers_of(operands) | {SCALARS + M0}

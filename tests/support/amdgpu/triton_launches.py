@@ -20,16 +20,19 @@ from hal.device import Capabilities
 from hal.kernels.triton.program import Program, observed_by
 from hal.kernels.triton.verify.targets import capabilities_of, pose_as
 
-# Without buffer instructions every address is a pointer, whose bounds the emulator checks.
 BUFFER_OPS = "AMDGCN_USE_BUFFER_OPS"
 
 
 @contextmanager
-def emulated(arch: str) -> Iterator[Capabilities]:
-    """Within, this process poses as a card of `arch`, whose launches the emulator runs."""
-    os.environ[BUFFER_OPS] = "0"
+def emulated(arch: str, has_buffer_ops: bool = False) -> Iterator[Capabilities]:
+    """Within, this process poses as a card of `arch`, whose launches the emulator runs.
+
+    Without buffer instructions every lane that reads or writes has an address to be checked; with
+    them, Triton's default, those that a mask leaves out are sent past the end of a buffer.
+    """
+    os.environ[BUFFER_OPS] = "1" if has_buffer_ops else "0"
     caps = capabilities_of(arch)
-    pose_as(caps)
+    pose_as(caps, form=1 + has_buffer_ops)
     with observed_by(_launch):
         yield caps
 
@@ -48,7 +51,9 @@ def _launch(
     # Constants, and numbers that the compiler made constants, are no arguments of the code.
     signature = compiled.src.signature
     kept = [value_of(given[name]) for name in names if signature[name] != "constexpr"]
-    launch(compiled.asm["amdgcn"], compiled.metadata, grid, kept)
+    text = compiled.asm["amdgcn"]
+    assert "\tbuffer_load" not in text or os.environ[BUFFER_OPS] == "1", f"the form of {program}"
+    launch(text, compiled.metadata, grid, kept)
 
 
 def value_of(argument: Any) -> Value:
