@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from amdgpu.errors import LaunchError
+from amdgpu.errors import LaunchError, OutOfBoundsError
 from amdgpu.kernel_text import kernel_text
 from amdgpu.launch import Shape, launch
 
@@ -46,6 +46,14 @@ def test_sum_of_vectors_with_a_tail(n: int) -> None:
 
 def test_workgroups_without_work_do_nothing() -> None:
     assert (run_add(100, 4) == 0).all()
+
+
+def test_an_empty_array_has_an_address_that_nothing_lies_at() -> None:
+    text = kernel_text(ADD, arguments=("pointer", "pointer", "pointer", "int"))
+    some, none = np.zeros(64, np.float32), np.zeros(0, np.float32)
+    launch(text, Shape(num_warps=2), (1,), [none, none, none, 0])
+    with pytest.raises(OutOfBoundsError, match="before an allocation"):
+        launch(text, Shape(num_warps=2), (1,), [some, none, some, 64])
 
 
 def test_a_wrong_number_of_arguments_is_refused() -> None:

@@ -17,6 +17,7 @@ from amdgpu.errors import OutOfBoundsError
 _FIRST_BASE = 1 << 40
 _DISTANCE = 1 << 36
 _ALIGNMENT = 256
+_OF_NOTHING = _FIRST_BASE - _DISTANCE // 2  # far from every allocation
 Addresses = NDArray[np.uint64]  # one for each active lane
 Bytes = NDArray[np.uint8]
 _UP_TO = np.arange(16)
@@ -58,7 +59,7 @@ class Memory:
 
         def address(array: NDArray[Any]) -> int:
             if not array.size:
-                return self._next_base()
+                return _OF_NOTHING
             first = array.__array_interface__["data"][0]
             place = bisect_right(starts, first) - 1
             return bases[place] + int(first) - starts[place]
