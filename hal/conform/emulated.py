@@ -171,6 +171,11 @@ _QUICK: dict[str, tuple[str, ...]] = {
         *("groups-of-3-bfloat16", "one-head-bfloat16", "dim-80-bfloat16", "dim-128-bfloat16"),
         *("window-16-chunks-bfloat16", "softcap-window-decode-bfloat16"),
         *("block-8-decode-float16", "speculated-float16", "block-8-float32"),
+        *("decode-kv-int8-bfloat16", "window-16-chunks-kv-int8-float16"),
+    ),
+    "grouped_linear": (
+        *("*-E3-K33-N17-bfloat16", "int8-E1-K130-N131-float32", "fp8-E4-K64-N48-float16"),
+        "int4-g64-asym-E1-K130-N131-float16",
     ),
     "linear": (
         *("*-K33-N17-bias-float16", "int?-K300-N77-bias-float32", "int8-K131-N130-bias-bfloat16"),
