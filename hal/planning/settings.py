@@ -76,12 +76,12 @@ class PlanSettings:
         """Tokens of a usual sequence where the longest has `length`."""
         return self.typical or max(1, length // 4)
 
-    def engine_config(self, quantization: str, kv: str) -> EngineConfig:
-        """The start-up settings that this asks about, stored so; raises ConfigError."""
+    def engine_config(self, kv: str) -> EngineConfig:
+        """The start-up settings that this asks about, with that cache; raises ConfigError."""
         return EngineConfig(
             model=self.model,
             dtype=self.dtype,
-            quantization=quantization,
+            quantization=self.quantization,
             kv_cache_dtype=kv,
             kernel=tuple(self.kernel),
             strict=self.strict,

@@ -2,7 +2,8 @@
 
 Two bases. "engine" assembles the model with the device's kernels and sums exactly what start-up
 allocates. "config" derives the shapes from config.json, for what this version cannot assemble:
-several devices, quantised weights or caches, architectures without a model file.
+several devices, caches of other types, checkpoints that come quantised, architectures without a
+model file.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from hal.planning.shape import KVLayers
 from hal.planning.target import PlanDevice
 from hal.sampling_params import MAX_LOGPROBS
 from hal.select import Selector
-from hal.weights import UNQUANTIZED, WEIGHT_FORMATS
 
 
 class Basis(StrEnum):
@@ -83,10 +83,10 @@ class Sizer:
 
     def basis(self, settings: PlanSettings, device: PlanDevice) -> Basis:
         """ENGINE for what this version could start on such a device."""
-        is_plain = can_cache(settings.kv, device) and _can_store(settings.quantization, device)
         is_known = self.model.engine is not None and bool(device.kind)
         one_rank = settings.tp in (None, 1)
-        return Basis.ENGINE if is_known and is_plain and one_rank else Basis.CONFIG
+        can_start = is_known and one_rank and can_cache(settings.kv, device)
+        return Basis.ENGINE if can_start else Basis.CONFIG
 
     def size(self, settings: PlanSettings, device: PlanDevice, *, is_exact: bool = False) -> Sized:
         """Raises ConfigError for settings that contradict the model, before any size is known.
@@ -95,16 +95,16 @@ class Sizer:
         the same. settings.tp is the number of devices by now.
         """
         engine, basis = self.model.engine, self.basis(settings, device)
-        # A format that start-up would refuse is planned from the shapes.
-        is_engine = basis is Basis.ENGINE
-        config = settings.engine_config(
-            settings.quantization if is_engine else UNQUANTIZED,
-            settings.kv if is_engine else AUTO,
-        )
+        # A cache that start-up would refuse is planned from the shapes.
+        config = settings.engine_config(settings.kv if basis is Basis.ENGINE else AUTO)
         resolved = resolve(config, device.capabilities, self.model.limits)
         if engine is not None and basis is Basis.ENGINE:
             return self._engine(engine, settings, device, resolved, is_exact)
         return size_from_config(self.model, settings, device, resolved)
+
+    def selector(self, device: PlanDevice) -> Selector | None:
+        """What was chosen for `device` so far; None where only shapes were sized."""
+        return self._selectors.get(device.name)
 
     def _engine(
         self,
@@ -129,13 +129,6 @@ class Sizer:
 def can_cache(kv: str, device: PlanDevice) -> bool:
     """Whether this version could start with such a KV cache on such a device."""
     return kv == AUTO or (kv in KV_FORMATS and not device.capabilities.is_accelerator)
-
-
-def _can_store(quantization: str, device: PlanDevice) -> bool:
-    """Whether this version could start with weights in that format on such a device."""
-    if quantization == UNQUANTIZED:
-        return True
-    return quantization in WEIGHT_FORMATS and not device.capabilities.is_accelerator
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,14 +52,11 @@ def test_quantization() -> None:
     assert resolved(caps=OLD_CPU, quantization="int8").weights == WeightFormat(codes=DType.INT8)
 
 
-def test_quantization_is_refused_where_nothing_runs_it() -> None:
-    with pytest.raises(UnsupportedError) as caught:
-        resolved(caps=CARD, quantization="int4")
-    assert caught.value.message == (
-        "not supported yet: quantization='int4' on a card (sm_90); the engine keeps weights of "
-        "codes on CPUs only: use --device cpu with any of none, int8[-a16], fp8, "
-        "int4[-g64|-g128][-asym][-a16], or --quantization none on this device"
-    )
+@pytest.mark.parametrize("caps", [CPU, OLD_CPU, CARD, V100])
+def test_quantization_is_asked_of_the_kernels_not_of_the_device(caps: Capabilities) -> None:
+    found = resolved(caps=caps, quantization="fp8")
+    assert found.weights == WeightFormat(codes=DType.FLOAT8_E4M3FN, keeps_activations=True)
+    assert found.head_weights == WeightFormat(codes=DType.INT8, keeps_activations=True)
 
 
 @pytest.mark.parametrize(
