@@ -3,6 +3,7 @@
 from hal.kernels.triton import (
     attention,
     elementwise,
+    experts,
     indexing,
     linear,
     logits,
@@ -17,6 +18,7 @@ __all__ = [
     "attention",
     "compiled_part",
     "elementwise",
+    "experts",
     "indexing",
     "linear",
     "logits",

@@ -11,6 +11,7 @@ import torch
 
 from hal.dtypes import DType
 from hal.kernels.triton.verify.site import Site
+from hal.kv import KV_FORMATS
 from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem, AttentionSpec
 
 _BLOCK_SIZES = (16, 32, 64)
@@ -35,9 +36,23 @@ _MODELS = (
     _Model("gemma2-9b", 16, 8, 256, window=4096, softcap=50.0),
 )
 
+_STEPS = (("prefill", (512,), "large"), ("decode", (1, 1), "any"))
+
 
 def attention_sites(dtype: DType) -> Iterator[Site]:
-    """Every block size for decodes of the first model; else the first."""
+    """Every block size for decodes of the first model; else the first. A cache of codes for the
+    first model."""
+    if dtype is DType.BFLOAT16:
+        for name, kv_dtype in KV_FORMATS.items():
+            problem = _problem(_MODELS[0], dtype, _BLOCK_SIZES[0], kv_dtype)
+            for what, q_lens, multiplies in _STEPS:
+                yield Site(
+                    op="attention",
+                    name=f"{what}-{_MODELS[0].name}-kv-{name}-{dtype}",
+                    problem=problem,
+                    call=partial(_attend, problem, q_lens),
+                    multiplies=multiplies,
+                )
     for model in _MODELS if dtype is DType.BFLOAT16 else _MODELS[:1]:
         for block_size in (
             _BLOCK_SIZES if model is _MODELS[0] and dtype is DType.BFLOAT16 else _BLOCK_SIZES[:1]
@@ -61,14 +76,21 @@ def attention_sites(dtype: DType) -> Iterator[Site]:
             )
 
 
-def _problem(model: _Model, dtype: DType, block_size: int) -> AttentionProblem:
+def _problem(
+    model: _Model, dtype: DType, block_size: int, kv_dtype: DType | None = None
+) -> AttentionProblem:
     return AttentionProblem(
         num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
         dtype=dtype,
         block_size=block_size,
-        spec=AttentionSpec(scale=model.head_dim**-0.5, window=model.window, softcap=model.softcap),
+        spec=AttentionSpec(
+            scale=model.head_dim**-0.5,
+            window=model.window,
+            softcap=model.softcap,
+            kv_dtype=kv_dtype,
+        ),
     )
 
 
@@ -78,7 +100,7 @@ def _attend(p: AttentionProblem, q_lens: tuple[int, ...], family: AttentionFamil
     found = getattr(torch, p.dtype.label)
     qkv = torch.empty((meta.num_tokens, p.qkv_width), dtype=found)
     out = torch.empty((meta.num_tokens, p.num_heads * p.head_dim), dtype=found)
-    kv = torch.empty(family.kv_shape(_NUM_BLOCKS), dtype=found)
+    kv = torch.empty(family.kv_shape(_NUM_BLOCKS), dtype=getattr(torch, p.kv_storage.label))
     family.plan(meta)
     family.write_kv(qkv, kv)
     family.attend(qkv, kv, out)
