@@ -233,12 +233,10 @@ def _resolve_kv(wanted: str, caps: Capabilities, dtype: DType) -> tuple[DType | 
             f"not supported yet: kv_cache_dtype={wanted!r} for a model in {dtype}; choose auto, "
             f"{dtype} or {', '.join(KV_FORMATS)}"
         )
-    if caps.is_accelerator:
-        raise UnsupportedError(
-            f"not supported yet: kv_cache_dtype={wanted!r} on {caps.name} ({caps.arch}); the "
-            "kernels for it run on CPUs: use --device cpu, or leave --kv-cache-dtype at auto"
-        )
-    return KV_FORMATS[wanted], "set by the user; a scale for each token and head"
+    reason = "set by the user; a scale for each token and head"
+    if wanted == "fp8" and Feature.FP8_FNUZ_MMA in caps.features:
+        reason += f"; codes are OCP e4m3, also on {caps.arch}, whose own fp8 is FNUZ"
+    return KV_FORMATS[wanted], reason
 
 
 def _resolve_max_model_len(config: EngineConfig, model: ModelLimits) -> tuple[int, str]:

@@ -119,7 +119,7 @@ ENGINE_FLAGS = FlagGroup(
             sets=False,
             field="cache",
         ),
-        _setting("kv-cache-dtype", "auto: as the model; int8 on CPUs: half of that", "TYPE"),
+        _setting("kv-cache-dtype", "auto: as the model; int8 or fp8 codes: half of that", "TYPE"),
     ),
 )
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from hal.dtypes import DType
 from hal.explain import emulation_ledger, site_report
+from hal.opset.attention import AttentionProblem
 from hal.planning.quantization import planned_scheme
 from hal.planning.roofline import met_share
 from hal.planning.settings import PlanSettings
 from hal.planning.shape import ModelShape, Role
-from hal.planning.sizing import Basis, Sized, Sizer, can_cache
+from hal.planning.sizing import Basis, Sized, Sizer
 from hal.planning.target import SLOW_LINK_BYTES_PER_S, PlanDevice
 
 
@@ -33,25 +34,27 @@ def _not_yet(sizer: Sizer, settings: PlanSettings, device: PlanDevice) -> Iterat
     yield from sizer.model.cannot_run
     if (settings.tp or 1) > 1:
         yield f"not supported yet: tensor parallel (here over {settings.tp} devices)"
-    if not can_cache(settings.kv, device):
-        scales = ", a 16-bit scale for each head and token" if settings.kv == "int8" else ""
-        yield f"not supported yet: a KV cache in {settings.kv} (8 bit{scales})"
     if not device.kind:
         yield f"not supported yet: {device.capabilities.name}; this version has no such device"
 
 
 def _on_the_reference(sizer: Sizer, device: PlanDevice, sized: Sized) -> Iterator[str]:
-    """Weights of codes that no kernel there multiplies: stored larger, and slow."""
+    """Codes that no kernel there reads: weights are stored larger, and both are slow."""
     selector, resolved = sizer.selector(device), sized.resolved
-    if selector is None or resolved.weights is None:
+    if selector is None:
         return
-    formats = (resolved.weights, resolved.head_weights)
+    formats = {resolved.weights, resolved.head_weights} - {None}
     sites = [
         site_report(selection, evidence="", selector=selector)
         for selection in selector.report()
         if getattr(selection.problem, "weights", None) in formats
+        or (_keeps_codes(selection.problem) and resolved.kv_dtype is not None)
     ]
     yield from emulation_ledger(sites)
+
+
+def _keeps_codes(problem: object) -> bool:
+    return isinstance(problem, AttentionProblem) and problem.holds_codes
 
 
 def _devices(settings: PlanSettings, device: PlanDevice) -> Iterator[str]:

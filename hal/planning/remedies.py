@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from hal.config import AUTO
 from hal.memory import memory_budget, size_argument
 from hal.planning.search import fits, largest, longest_context, smallest_tp
 from hal.planning.settings import PlanSettings
-from hal.planning.sizing import Sizer, can_cache
+from hal.planning.sizing import Sizer
 from hal.planning.target import PlanDevice, absent, larger_profiles
 from hal.weights import UNQUANTIZED
 
@@ -71,14 +72,11 @@ class Remedies:
             yield Remedy(text=f"raise --memory to {amount}", settings=changed)
 
     def _kv(self, base: PlanSettings) -> Iterator[Remedy]:
-        if base.kv != "auto":
+        if base.kv != AUTO:
             return
-        # What runs today first; of the others, that which needs no scales.
-        for kv in sorted(("fp8", "int8"), key=lambda kv: not can_cache(kv, self.device)):
-            changed = replace(base, kv=kv)
-            if self._fits(changed):
-                yield Remedy(text=f"--kv {kv}", settings=changed)
-                return
+        changed = replace(base, kv="int8")  # fp8 takes as much, and is less precise
+        if self._fits(changed):
+            yield Remedy(text="--kv int8", settings=changed)
 
     def _quantization(self, base: PlanSettings) -> Iterator[Remedy]:
         """8 bit where that is enough, else 4 bit."""

@@ -2,8 +2,7 @@
 
 Two bases. "engine" assembles the model with the device's kernels and sums exactly what start-up
 allocates. "config" derives the shapes from config.json, for what this version cannot assemble:
-several devices, caches of other types, checkpoints that come quantised, architectures without a
-model file.
+several devices, checkpoints that come quantised, architectures without a model file.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from hal.config import AUTO, ResolvedConfig, resolve
 from hal.dtypes import DType
 from hal.engine.model_config import ModelConfig
 from hal.errors import ConfigError, SelectionError
-from hal.kv import KV_FORMATS, peak_blocks
+from hal.kv import KV_SCALE_BYTES, peak_blocks
 from hal.memory import PlanInputs, memory_budget
 from hal.planning.model import PlannedModel
 from hal.planning.parallel import COLLECTIVE_BYTES
@@ -85,8 +84,7 @@ class Sizer:
         """ENGINE for what this version could start on such a device."""
         is_known = self.model.engine is not None and bool(device.kind)
         one_rank = settings.tp in (None, 1)
-        can_start = is_known and one_rank and can_cache(settings.kv, device)
-        return Basis.ENGINE if can_start else Basis.CONFIG
+        return Basis.ENGINE if is_known and one_rank else Basis.CONFIG
 
     def size(self, settings: PlanSettings, device: PlanDevice, *, is_exact: bool = False) -> Sized:
         """Raises ConfigError for settings that contradict the model, before any size is known.
@@ -95,8 +93,7 @@ class Sizer:
         the same. settings.tp is the number of devices by now.
         """
         engine, basis = self.model.engine, self.basis(settings, device)
-        # A cache that start-up would refuse is planned from the shapes.
-        config = settings.engine_config(settings.kv if basis is Basis.ENGINE else AUTO)
+        config = settings.engine_config()
         resolved = resolve(config, device.capabilities, self.model.limits)
         if engine is not None and basis is Basis.ENGINE:
             return self._engine(engine, settings, device, resolved, is_exact)
@@ -124,11 +121,6 @@ class Sizer:
         inputs = replace(inputs, min_num_seqs=settings.concurrency or 1)
         pool = KVPool(inputs.kv_bytes_per_block, engine.windows[0])
         return Sized(basis=Basis.ENGINE, inputs=inputs, resolved=resolved, pools=(pool,))
-
-
-def can_cache(kv: str, device: PlanDevice) -> bool:
-    """Whether this version could start with such a KV cache on such a device."""
-    return kv == AUTO or (kv in KV_FORMATS and not device.capabilities.is_accelerator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +180,12 @@ def scheme_of(model: PlannedModel, settings: PlanSettings) -> Scheme | None:
 
 
 def kv_token_bytes(layers: KVLayers, tp: int, dtype: DType, kv: str) -> int:
-    """One token in one layer on one rank; int8 adds a 16-bit scale a head for keys and values."""
+    """One token in one layer on one rank; codes have a scale a head for keys and values."""
     elements = layers.elements_per_token(tp)
     if kv == AUTO:
         return dtype.num_bytes(elements)
     sides = 2 if layers.value_dim else 1
-    return elements + (2 * sides * layers.rank_heads(tp) if kv == "int8" else 0)
+    return elements + KV_SCALE_BYTES * sides * layers.rank_heads(tp)
 
 
 def size_from_config(

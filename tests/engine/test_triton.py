@@ -26,9 +26,8 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.parametrize(
     ("arch", "profile", "settings"),
     [
-        ("llama", "h100", {"quantization": "int4"}),
-        ("llama", "mi300x", {"quantization": "fp8"}),
-        ("mixtral", "h100", {"quantization": "int8"}),
+        ("llama", "h100", {"quantization": "int4", "kv_cache_dtype": "fp8"}),
+        ("mixtral", "h100", {"quantization": "int8", "kv_cache_dtype": "int8"}),
         ("qwen3_moe", "mi300x", {}),
     ],
 )

@@ -216,12 +216,10 @@ def test_max_num_seqs_has_no_automatic_value() -> None:
 
 
 def test_a_cache_dtype_that_is_not_honoured_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="kv_cache_dtype='fp8'; choose auto, .* int8"):
-        EngineConfig(kv_cache_dtype="fp8")
+    with pytest.raises(UnsupportedError, match="kv_cache_dtype='fp4'; choose auto, .* int8, fp8"):
+        EngineConfig(kv_cache_dtype="fp4")
     with pytest.raises(UnsupportedError, match="'float32' for a model in bfloat16; choose auto"):
         resolved(kv_cache_dtype="float32")
-    with pytest.raises(UnsupportedError, match="'int8' on a card .*: use --device cpu, or leave"):
-        resolved(CARD, kv_cache_dtype="int8")
 
 
 def test_the_cache_keeps_the_models_dtype_unless_codes_are_asked_for() -> None:
@@ -230,6 +228,15 @@ def test_the_cache_keeps_the_models_dtype_unless_codes_are_asked_for() -> None:
     assert resolved(kv_cache_dtype="int8").kv_dtype is DType.INT8
     shown = {c.name: c.value for c in resolved(kv_cache_dtype="int8").choices}
     assert shown["kv_cache_dtype"] == "int8"
+    assert resolved(CARD, kv_cache_dtype="fp8").kv_dtype is DType.FLOAT8_E4M3FN
+
+
+def test_a_device_whose_fp8_is_another_is_told_which_the_cache_keeps() -> None:
+    fnuz = replace(CARD, arch="gfx942", features=CARD.features | {Feature.FP8_FNUZ_MMA})
+    said = reason(resolved(fnuz, kv_cache_dtype="fp8"), "kv_cache_dtype")
+    assert said.endswith("codes are OCP e4m3, also on gfx942, whose own fp8 is FNUZ")
+    assert "FNUZ" not in reason(resolved(fnuz, kv_cache_dtype="int8"), "kv_cache_dtype")
+    assert "FNUZ" not in reason(resolved(CARD, kv_cache_dtype="fp8"), "kv_cache_dtype")
 
 
 def test_kernel_overrides_are_read_once_per_op() -> None:

@@ -47,9 +47,17 @@ def _weights(scores, largest, total):
 
 
 @triton.jit
+def _strips(table, key, is_key, kv_head, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """[KEYS]: which strip of the cache, what a block keeps of one side and head, has each key; its
+    value is KV_HEADS strips further."""
+    block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
+    return block * (2 * KV_HEADS) + kv_head
+
+
+@triton.jit
 def _keys_and_values(
     cache,
-    strip,  # [KEYS]: what its block keeps of its head; values lie KV_HEADS further
+    strip,
     key,
     is_key,
     dim,
@@ -97,15 +105,19 @@ def _item(work):
 
 
 @triton.jit
-def _rows(seq, first_token, cu_seqlens_q, kv_head, GROUP: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS] of a tile: how far the token is from the end of its context, its row among all tokens,
-    the query head, and whether there is such a row."""
+def _span(cu_seqlens_q, seq):
+    """A sequence's first row among all new tokens, and how many it has."""
+    first_row = tl.load(cu_seqlens_q + seq)
+    return first_row.to(tl.int64), tl.load(cu_seqlens_q + seq + 1) - first_row
+
+
+@triton.jit
+def _rows(first_token, q_len, kv_head, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS] of a tile: the token, the query head, and whether there is such a row."""
     row = tl.arange(0, ROWS)
     token = first_token + row // GROUP
-    first_row = tl.load(cu_seqlens_q + seq)
-    q_len = tl.load(cu_seqlens_q + seq + 1) - first_row
     is_row = (row < ROWS // GROUP * GROUP) & (token < q_len)
-    return q_len - token, (first_row + token).to(tl.int64), kv_head * GROUP + row % GROUP, is_row
+    return token, kv_head * GROUP + row % GROUP, is_row
 
 
 @triton.jit
@@ -141,10 +153,11 @@ def attend(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    seq, token, first_key, end_key, partial = _item(work)
+    seq, first_token, first_key, end_key, partial = _item(work)
     kv_head, dim = tl.program_id(1), tl.arange(0, DIMS)
-    behind, query_row, head, is_row = _rows(seq, token, cu_seqlens_q, kv_head, GROUP, ROWS)
-    position = tl.load(seq_lens + seq) - behind
+    first_row, q_len = _span(cu_seqlens_q, seq)
+    token, head, is_row = _rows(first_token, q_len, kv_head, GROUP, ROWS)
+    position, query_row = tl.load(seq_lens + seq) - q_len + token, first_row + token
     q = _queries(qkv, query_row, head, is_row, dim, HEAD_DIM, (GROUP + 2) * KV_HEADS)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -153,8 +166,7 @@ def attend(
     for start in range(first_key // KEYS * KEYS, end_key, KEYS):
         key = start + tl.arange(0, KEYS)
         is_key = (key >= first_key) & (key < end_key)  # what nobody sees may be NaN
-        block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-        strip = block * (2 * KV_HEADS) + kv_head
+        strip = _strips(table, key, is_key, kv_head, KV_HEADS, BLOCK_SIZE)
         k, v = _keys_and_values(
             cache, strip, key, is_key, dim, HEAD_DIM, KV_HEADS, BLOCK_SIZE, scales is not None
         )
@@ -167,11 +179,11 @@ def attend(
         weights, decay, largest, total = _weights(scores, largest, total)
         if scales is not None:
             weights *= (v_scale * VALUE_FACTOR)[None, :]
-        result = result * decay[:, None]
-        result = tl.dot(weights.to(v.dtype), v, result, input_precision="ieee")
-
+        result = tl.dot(weights.to(v.dtype), v, result * decay[:, None], input_precision="ieee")
     if scales is not None:
         result *= 1.0 / VALUE_FACTOR
+        # Once more, from what the loop needs: kept over it, the mask would spill.
+        is_row = (tl.arange(0, ROWS) < ROWS // GROUP * GROUP) & (position < tl.load(seq_lens + seq))
     if partial < 0:
         _store(out, result, total, query_row, head, is_row, dim, HEAD_DIM, GROUP * KV_HEADS)
     else:
@@ -220,8 +232,8 @@ def merge_partials(
     seq = tl.load(split)
     first_partial, end_partial = tl.load(split + 2), tl.load(split + 3)
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
-    token = tl.load(split + 1)
-    _, query_row, head, is_row = _rows(seq, token, cu_seqlens_q, kv_head, GROUP, ROWS)
+    first_row, q_len = _span(cu_seqlens_q, seq)
+    token, head, is_row = _rows(tl.load(split + 1), q_len, kv_head, GROUP, ROWS)
 
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -238,6 +250,7 @@ def merge_partials(
         total = total * decay + its_total * its_decay
         result = result * decay[:, None] + its_result * its_decay[:, None]
         largest = new_largest
+    query_row = first_row + token
     _store(out, result, total, query_row, head, is_row, dim, HEAD_DIM, GROUP * KV_HEADS)
 
 

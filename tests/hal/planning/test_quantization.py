@@ -162,12 +162,19 @@ def test_deepseek_v3_in_its_published_fp8(published: Published) -> None:
     assert report.fits
 
 
-@pytest.mark.parametrize(("kv", "ratio"), [("fp8", 0.5), ("int8", 0.5 + 2 / 256)])
-def test_kv_types(published: Published, kv: str, ratio: float) -> None:
-    model = published("llama-3-8b")  # head_dim 128: int8 adds 2 bytes to 128
-    plain, small = (hal.plan(model, device="h100", kv=k) for k in ("auto", kv))
-    assert small.inputs.kv_bytes_per_block == ratio * plain.inputs.kv_bytes_per_block
-    assert any(f"not supported yet: a KV cache in {kv}" in note for note in small.notes)
+@pytest.mark.parametrize("device", ["h100", "2xh100"])
+@pytest.mark.parametrize("kv", ["fp8", "int8"])
+def test_kv_types(published: Published, kv: str, device: str) -> None:
+    model = published("llama-3-8b")  # head_dim 128: a scale adds 2 bytes to 128
+    plain, small = (hal.plan(model, device=device, kv=k) for k in ("auto", kv))
+    wanted = (0.5 + 2 / 256) * plain.inputs.kv_bytes_per_block
+    assert small.inputs.kv_bytes_per_block == wanted
+    assert small.notes == plain.notes
+
+
+def test_a_cache_that_no_kernel_reads_natively_is_said_to_be_slow(published: Published) -> None:
+    report = hal.plan(published("llama-3-8b"), device="v100-32gb", kv="fp8")
+    assert any(n.startswith("attention runs reference_quantized") for n in report.notes)
 
 
 def test_a_quantized_checkpoint_without_a_dtype_is_said_to_be_float32(published: Published) -> None:
