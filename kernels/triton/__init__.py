@@ -2,6 +2,7 @@
 
 from hal.kernels.triton import (
     attention,
+    attention_block,
     elementwise,
     experts,
     indexing,
@@ -16,6 +17,7 @@ from hal.kernels.triton.source import compiled_part
 
 __all__ = [
     "attention",
+    "attention_block",
     "compiled_part",
     "elementwise",
     "experts",

@@ -32,7 +32,7 @@ _PROGRAMS_PER_UNIT = 8
 _LEAST_DIMS = 16  # of a matrix instruction
 
 
-def _rejects(caps: Capabilities, problem: AttentionProblem) -> str | None:
+def rejects_attention(caps: Capabilities, problem: AttentionProblem) -> str | None:
     group = problem.num_heads // problem.num_kv_heads
     if problem.head_dim > _LARGEST_HEAD:
         return f"keeps heads of up to {_LARGEST_HEAD} in registers; head_dim is {problem.head_dim}"
@@ -64,7 +64,7 @@ def scales_of(cache: torch.Tensor) -> torch.Tensor:
 @attention.family(
     "triton",
     preference=PREFERENCE,
-    rejects=_rejects,
+    rejects=rejects_attention,
     unavailable=unavailable,
     regimes=_regimes,
 )
@@ -82,7 +82,8 @@ class TritonAttention(PagedAttention):
         caps = binder.selector.caps
         self._group = problem.num_heads // problem.num_kv_heads
         dims = max(_LEAST_DIMS, next_power_of_2(problem.head_dim))
-        size = "large" if dims * problem.dtype.bits > 128 * 16 else "small"
+        row_bits = dims * problem.dtype.bits * (2 if problem.holds_codes else 1)
+        size = "large" if row_bits > 128 * 16 else "small"
         self._decode = self._launch(caps, f"decode_{size}", dims)
         self._prefill = self._launch(caps, f"prefill_{size}", dims)
         rows = self._decode["ROWS"]
@@ -172,19 +173,23 @@ class TritonAttention(PagedAttention):
         ]
         self._splits = self._upload(work.splits)
 
+    @property
+    def slots(self) -> torch.Tensor:
+        """Of the planned step's tokens."""
+        return as_torch(self._meta.slot_mapping_device)
+
     def _upload(self, items: Int32) -> torch.Tensor:
         return as_torch(self._binder.device.upload(items))
 
     def write_kv(self, qkv: Tensor, kv: Tensor) -> None:
         p, cache, num_tokens = self.problem, as_torch(kv), self._meta.num_tokens
-        slots = as_torch(self._meta.slot_mapping_device)
         if p.holds_codes:
             grid = (num_tokens, 2, -(-p.num_kv_heads // self._write["HEADS_BLOCK"]))
             both = (cache, scales_of(cache))
-            _WRITE_CODES.launch(grid, as_torch(qkv), *both, slots, **self._write)
+            _WRITE_CODES.launch(grid, as_torch(qkv), *both, self.slots, **self._write)
             return
         grid = (num_tokens, 2, -(-p.num_kv_heads * p.head_dim // self._write["BLOCK"]))
-        _WRITE.launch(grid, as_torch(qkv), cache, slots, **self._write)
+        _WRITE.launch(grid, as_torch(qkv), cache, self.slots, **self._write)
 
     def attend(self, qkv: Tensor, kv: Tensor, out: Tensor) -> None:
         meta, cache = self._meta, as_torch(kv)

@@ -11,7 +11,8 @@ its key, and to the weight of its value, so that products are of codes as they a
 import triton
 import triton.language as tl
 
-from hal.kernels.triton.src.codes import decoded, head_codes
+from hal.kernels.triton.src.codes import coded, decoded, head_scale
+from hal.kernels.triton.src.rounding import magnitude
 
 # Columns of a work item, as work_list.py writes them.
 ITEM_WIDTH = tl.constexpr(5)
@@ -294,6 +295,7 @@ def write_codes(
     HEADS_BLOCK: tl.constexpr,
 ):
     """A program stores some heads of the keys or the values of one token."""
+    SIZE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 2)
     token = tl.program_id(0).to(tl.int64)
     side = tl.program_id(1)
     head = tl.program_id(2) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
@@ -302,33 +304,11 @@ def write_codes(
     is_in = (head < KV_HEADS)[:, None] & (dim < HEAD_DIM)[None, :]
     column = (HEADS + side * KV_HEADS + head) * HEAD_DIM
     x = tl.load(source + column[:, None] + dim[None, :], mask=is_in, other=0.0)
+    x = x.to(tl.float32)
+    scale, inverse = head_scale(tl.max(magnitude(x), axis=1), IS_FP8)
     slot = tl.load(slots + token)
-    store_codes(
-        x.to(tl.float32), cache, scales, slot, side, head, HEAD_DIM, KV_HEADS, BLOCK_SIZE, IS_FP8
-    )
-
-
-@triton.jit
-def store_codes(
-    x,  # [heads, DIMS] float32, zeros behind HEAD_DIM
-    cache,
-    scales,
-    slot,
-    side,
-    head,
-    HEAD_DIM: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    IS_FP8: tl.constexpr,
-):
-    """Of one token; heads beyond KV_HEADS are not stored."""
-    SIZE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 2)
-    codes, scale = head_codes(x, IS_FP8)
-    dim = tl.arange(0, x.shape[1])
-    is_in = (head < KV_HEADS)[:, None] & (dim < HEAD_DIM)[None, :]
-    row = ((slot // BLOCK_SIZE) * 2 + side) * KV_HEADS + head
-    offset = slot % BLOCK_SIZE
-    at = (row * SIZE + offset * HEAD_DIM)[:, None] + dim[None, :]
-    tl.store(cache + at, codes, mask=is_in)
-    place = row * (SIZE // 2) + BLOCK_SIZE * HEAD_DIM // 2 + offset
+    strip = (slot // BLOCK_SIZE * 2 + side) * KV_HEADS + head
+    at = strip * SIZE + slot % BLOCK_SIZE * HEAD_DIM
+    tl.store(cache + at[:, None] + dim[None, :], coded(x, inverse[:, None], IS_FP8), mask=is_in)
+    place = strip * (SIZE // 2) + BLOCK_SIZE * HEAD_DIM // 2 + slot % BLOCK_SIZE
     tl.store(scales + place, scale, mask=head < KV_HEADS)

@@ -6,7 +6,7 @@ Launched without fused multiply-adds: a product is rounded before anything is ad
 import triton
 import triton.language as tl
 
-from hal.kernels.triton.src.rounding import NO_FRACTION, SMALLEST, magnitude
+from hal.kernels.triton.src.rounding import NO_FRACTION, SMALLEST
 
 LARGEST_INT8 = tl.constexpr(127.0)
 LARGEST_FP8 = tl.constexpr(448.0)
@@ -36,20 +36,27 @@ def _fp8_bits(x):
 
 
 @triton.jit
-def head_codes(x, IS_FP8: tl.constexpr):
-    """x [heads, head_dim] float32: codes as int8 bits, and a scale in bfloat16 for each head."""
+def head_scale(largest, IS_FP8: tl.constexpr):
+    """Of heads by their largest magnitude: scales in bfloat16, and their inverses in float32; 0
+    where there are no codes."""
     top = LARGEST_FP8 if IS_FP8 else LARGEST_INT8
-    largest = tl.max(magnitude(x), axis=1)
     is_plain = (largest < float("inf")) & (largest > SMALLEST)
     divisor = tl.where(is_plain, largest, 1.0)
     scale = tl.div_rn(divisor, tl.full(divisor.shape, top, tl.float32)).to(tl.bfloat16)
     inverse = tl.div_rn(tl.full(divisor.shape, 1.0, tl.float32), scale.to(tl.float32))
+    special = tl.where(largest <= SMALLEST, 0.0, float("nan"))
+    scale = tl.where(is_plain, scale.to(tl.float32), special).to(tl.bfloat16)
+    return scale, tl.where(is_plain, inverse, 0.0)
+
+
+@triton.jit
+def coded(x, inverse, IS_FP8: tl.constexpr):
+    """int8 bits of the codes of x in float32."""
     # Infinity and NaN have no code.
-    exact = tl.where(is_plain[:, None], x * inverse[:, None], 0.0)
+    exact = tl.where(inverse == 0.0, 0.0, x * inverse)
     if IS_FP8:
         codes = _fp8_bits(exact).to(tl.int8, bitcast=True)
     else:
         rounded = (exact + NO_FRACTION) - NO_FRACTION
-        codes = tl.maximum(tl.minimum(rounded, top), -top).to(tl.int8)
-    special = tl.where(largest <= SMALLEST, 0.0, float("nan"))
-    return codes, tl.where(is_plain, scale.to(tl.float32), special).to(tl.bfloat16)
+        codes = tl.maximum(tl.minimum(rounded, LARGEST_INT8), -LARGEST_INT8).to(tl.int8)
+    return codes
