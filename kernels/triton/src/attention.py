@@ -109,7 +109,7 @@ def _item(work):
 def _span(cu_seqlens_q, seq):
     """A sequence's first row among all new tokens, and how many it has."""
     first_row = tl.load(cu_seqlens_q + seq)
-    return first_row.to(tl.int64), tl.load(cu_seqlens_q + seq + 1) - first_row
+    return first_row, tl.load(cu_seqlens_q + seq + 1) - first_row
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def _rows(first_token, q_len, kv_head, GROUP: tl.constexpr, ROWS: tl.constexpr):
 @triton.jit
 def _queries(qkv, query_row, head, is_row, dim, HEAD_DIM: tl.constexpr, ALL_HEADS: tl.constexpr):
     """[ROWS, DIMS], zero where there is no row."""
-    index = query_row * (ALL_HEADS * HEAD_DIM) + head * HEAD_DIM
+    index = query_row.to(tl.int64) * (ALL_HEADS * HEAD_DIM) + head * HEAD_DIM
     is_query = is_row[:, None] & (dim < HEAD_DIM)[None, :]
     return tl.load(qkv + index[:, None] + dim[None, :], mask=is_query, other=0.0)
 
@@ -198,7 +198,7 @@ def _store(
 ):
     # Rows that are none have no weights either.
     result = result / tl.where(is_row, total, 1.0)[:, None]
-    index = query_row * (HEADS * HEAD_DIM) + head * HEAD_DIM
+    index = query_row.to(tl.int64) * (HEADS * HEAD_DIM) + head * HEAD_DIM
     is_written = is_row[:, None] & (dim < HEAD_DIM)[None, :]
     tl.store(out + index[:, None] + dim[None, :], result.to(out.dtype.element_ty), mask=is_written)
 
