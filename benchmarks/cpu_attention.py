@@ -133,7 +133,7 @@ class Scene:
         self.family = NativeAttention(problem, binder)
         blocks = case.num_seqs * -(-case.seq_len // BLOCK_SIZE)
         # One cache cut up, because a real one is many huge pages large.
-        pool = device.empty(self.family.kv_shape(case.num_layers * blocks), problem.kv_dtype)
+        pool = device.empty(self.family.kv_shape(case.num_layers * blocks), problem.kv_storage)
         assert isinstance(pool, torch.Tensor)
         self._kv = pool.split(blocks)
         num_tokens = case.num_seqs * case.q_len

@@ -110,7 +110,7 @@ class ModelRunner:
         self._block_table = np.zeros((shape.num_rows, shape.max_blocks), dtype=np.int32)
         self._num_blocks = num_blocks
         self._kv_caches = tuple(
-            device.empty(family.kv_shape(num_blocks), family.problem.kv_dtype)
+            device.empty(family.kv_shape(num_blocks), family.problem.kv_storage)
             for family in self._decoder.attention_families
         )
         if num_swap_blocks:

@@ -12,7 +12,7 @@ from hal.dtypes import DType, parse_dtype
 from hal.errors import ConfigError, UnsupportedError
 from hal.kv import KV_FORMATS
 from hal.memory import MemoryRequest, parse_memory, parse_swap_space
-from hal.weights import FORMAT_NAMES, UNQUANTIZED, WeightFormat, find_format
+from hal.weights import UNQUANTIZED, WeightFormat, find_format
 
 DEFAULT_MODEL = "hal-tiny"
 AUTO = "auto"
@@ -191,7 +191,7 @@ def resolve(config: EngineConfig, caps: Capabilities, model: ModelLimits) -> Res
     max_model_len, len_reason = _resolve_max_model_len(config, model)
     max_batched, batched_reason = _resolve_batched_tokens(config, max_model_len)
     use_graphs, graphs_reason = _resolve_graphs(config, caps)
-    weights, weights_reason = _resolve_weights(config.quantization, caps)
+    weights, weights_reason = _resolve_weights(config.quantization)
     kv_dtype, kv_reason = _resolve_kv(config.kv_cache_dtype, caps, dtype)
     choices = (
         Choice("dtype", str(dtype), dtype_reason),
@@ -253,16 +253,10 @@ def _auto_dtype(caps: Capabilities, stored: DType) -> tuple[DType, str]:
     return DType.FLOAT32, f"checkpoint is {stored}; activations need a float type"
 
 
-def _resolve_weights(wanted: str, caps: Capabilities) -> tuple[WeightFormat | None, str]:
+def _resolve_weights(wanted: str) -> tuple[WeightFormat | None, str]:
     weights = find_format(wanted)
     if weights is None:
         return None, "weights are stored in dtype"
-    if caps.is_accelerator:
-        raise UnsupportedError(
-            f"not supported yet: quantization={wanted!r} on {caps.name} ({caps.arch}); the engine "
-            f"keeps weights of codes on CPUs only: use --device cpu with any of {FORMAT_NAMES}, or "
-            f"--quantization {UNQUANTIZED} on this device"
-        )
     return weights, (
         f"set by the user; the matrix that makes logits is {weights.head}, "
         "those only looked up keep dtype"
@@ -279,12 +273,10 @@ def _resolve_kv(wanted: str, caps: Capabilities, dtype: DType) -> tuple[DType | 
             f"not supported yet: kv_cache_dtype={wanted!r} for a model in {dtype}; choose auto, "
             f"{dtype} or {', '.join(KV_FORMATS)}"
         )
-    if caps.is_accelerator:
-        raise UnsupportedError(
-            f"not supported yet: kv_cache_dtype={wanted!r} on {caps.name} ({caps.arch}); the "
-            "kernels for it run on CPUs: use --device cpu, or leave --kv-cache-dtype at auto"
-        )
-    return KV_FORMATS[wanted], "set by the user; a scale for each token and head"
+    reason = "set by the user; a scale for each token and head"
+    if wanted == "fp8" and Feature.FP8_FNUZ_MMA in caps.features:
+        reason += f"; codes are OCP e4m3, also on {caps.arch}, whose own fp8 is FNUZ"
+    return KV_FORMATS[wanted], reason
 
 
 def _resolve_max_model_len(config: EngineConfig, model: ModelLimits) -> tuple[int, str]:

@@ -9,7 +9,8 @@ from enum import StrEnum
 from hal.dtypes import DType
 
 # What --kv-cache-dtype takes beside "auto" and the name of the model's own dtype.
-KV_FORMATS = {"int8": DType.INT8}
+KV_FORMATS = {"int8": DType.INT8, "fp8": DType.FLOAT8_E4M3FN}
+KV_SCALE_BYTES = DType.BFLOAT16.num_bytes(1)
 
 
 class KVKind(StrEnum):
@@ -28,9 +29,13 @@ class KVSpec:
 
     dtype INT8: symmetric codes. A token has one scale for each head's keys (rotated, as they would
     be stored) and one for its values: scale = max|x| / 127 rounded to bfloat16, code =
-    x * (1 / scale), both in float32, rounded to nearest even and held to -127 .. 127. A largest
-    magnitude of up to hal.weights.SMALLEST counts as zero. One that is not finite makes the scale
-    NaN, so that it shows in every result that reads the token and fails that request alone.
+    x * (1 / scale), both in float32, rounded to nearest even and held to -127 .. 127.
+    dtype FLOAT8_E4M3FN: the same with 448 for 127, and the OCP e4m3 nearest to x * (1 / scale) held
+    to -448 .. 448; also on devices whose own fp8 is FNUZ.
+
+    A largest magnitude of up to hal.weights.SMALLEST counts as zero. One that is not finite makes
+    the scale NaN, so that it shows in every result that reads the token and fails that request
+    alone.
     """
 
     kind: KVKind
@@ -43,7 +48,7 @@ class KVSpec:
     def bytes_per_token(self) -> int:
         """Key and value bytes of one token in one layer: 2 x kv heads x head_dim x element, and
         a scale in bfloat16 beside each head's codes."""
-        scale = DType.BFLOAT16.num_bytes(1) if self.dtype is DType.INT8 else 0
+        scale = KV_SCALE_BYTES if self.dtype in KV_FORMATS.values() else 0
         return 2 * self.num_kv_heads * (self.dtype.num_bytes(self.head_dim) + scale)
 
 

@@ -142,7 +142,7 @@ ENGINE_FLAGS = FlagGroup(
             "tensor-parallel-size", "ranks that share the model; on CPUs each a process", "N", int
         ),
         _setting("collective", f"how ranks talk: {', '.join(COLLECTIVES)}", "NAME"),
-        _setting("kv-cache-dtype", "auto: as the model; int8 on CPUs: half of that", "TYPE"),
+        _setting("kv-cache-dtype", "auto: as the model; int8 or fp8 codes: half of that", "TYPE"),
     ),
 )
 

@@ -78,7 +78,7 @@ class EngineModel:
     def poison(self) -> None:
         families = self._assembled.decoder.attention_families
         for family, kv in zip(families, self.kv_caches(), strict=True):
-            dtype = family.problem.kv_dtype
+            dtype = family.problem.kv_storage
             problem = GatherProblem(width=kv.shape[-1], dtype=dtype)
             values = poison(tuple(kv.shape), dtype)
             self._assembled.binder.bind(opset.store, problem)(values, kv)

@@ -20,6 +20,7 @@ from hal.conformance.limits import LIMITS
 from hal.conformance.paged import PagedCache, SequenceStep
 from hal.conformance.stage import Float64, Stage
 from hal.dtypes import DType
+from hal.kv import KV_FORMATS
 from hal.opset.attention import AttentionFamily, AttentionProblem, AttentionSpec
 from hal.select import Kernel
 from hal.tensor import Tensor
@@ -77,7 +78,7 @@ class _Run:
         changed = self._changed_by(rows, self.cache.kv)
         p = self.problem
         row_bytes = p.head_dim
-        if p.kv_dtype is DType.INT8:
+        if p.holds_codes:
             # A code may be the one that was there, but not also the one that is elsewhere.
             changed |= self._changed_by(rows, self.cache.blank())
             row_bytes += 2
@@ -129,8 +130,8 @@ class _Run:
             q = heads[s.seq_len - s.q_len :, : p.num_heads]
             k = heads[:, p.num_heads : p.num_heads + p.num_kv_heads]
             v = heads[:, p.num_heads + p.num_kv_heads :]
-            if p.kv_dtype is DType.INT8:
-                k, v = stored_codes(k), stored_codes(v)
+            if p.holds_codes:
+                k, v = stored_codes(k, p.kv_dtype), stored_codes(v, p.kv_dtype)
             results.append(oracle.attend(q, k, v, p.spec).reshape(s.q_len, -1))
         return np.concatenate(results)
 
@@ -205,16 +206,32 @@ _TABLE = (
 )
 
 
-def stored_codes(x: Float64) -> Float64:
+# fp8 differs from int8 in its codes alone.
+_TABLE_OF_FP8 = tuple(
+    row for row in _TABLE if row.name in ("mixed", "lengths-apart", "dim-80", "window-8", "block-8")
+)
+_KV_NAMES = {dtype: name for name, dtype in KV_FORMATS.items()}
+
+
+def stored_codes(x: Float64, format: DType) -> Float64:
     """What a cache of codes holds of x [..., head_dim], row by row."""
     result = np.empty_like(x)
+    top = 127 if format is DType.INT8 else 448
     for index in np.ndindex(x.shape[:-1]):
         row = x[index].astype(np.float32)
-        exact = torch.tensor(abs(row).max() / np.float32(127))
+        exact = torch.tensor(abs(row).max() / np.float32(top))
         scale = np.float32(exact.bfloat16().item())
-        codes = np.rint(row * (np.float32(1) / scale)).clip(-127, 127)
+        wanted = (row * (np.float32(1) / scale)).clip(-top, top)
+        codes = np.rint(wanted) if format is DType.INT8 else nearest_e4m3(wanted)
         result[index] = codes.astype(np.float64) * scale
     return result
+
+
+def nearest_e4m3(x: NDArray[np.float32]) -> Float64:
+    """By the steps between neighbours: 8 of them up to each power of two, from 2 ** -6 upwards."""
+    exponent = np.maximum(np.floor(np.log2(np.maximum(abs(x), 2.0**-6))), -6)
+    step = 2.0 ** (exponent - 3)
+    return np.asarray(np.rint(x.astype(np.float64) / step) * step)
 
 
 def attention_cases() -> Iterator[AttentionCase]:
@@ -222,6 +239,8 @@ def attention_cases() -> Iterator[AttentionCase]:
         for row in _TABLE:
             yield _case(row, dtype, None)
             yield _case(row, dtype, DType.INT8)
+        for row in _TABLE_OF_FP8:
+            yield _case(row, dtype, DType.FLOAT8_E4M3FN)
 
 
 def _case(row: _Row, dtype: DType, kv_dtype: DType | None) -> AttentionCase:
@@ -234,5 +253,5 @@ def _case(row: _Row, dtype: DType, kv_dtype: DType | None) -> AttentionCase:
         block_size=row.block_size,
         spec=AttentionSpec(scale=scale, window=row.window, softcap=row.softcap, kv_dtype=kv_dtype),
     )
-    name = row.name if kv_dtype is None else f"{row.name}-kv-{kv_dtype}"
+    name = row.name if kv_dtype is None else f"{row.name}-kv-{_KV_NAMES[kv_dtype]}"
     return AttentionCase(op="attention", name=name, problem=problem, dtype=dtype, steps=row.steps)

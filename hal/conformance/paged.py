@@ -38,7 +38,7 @@ class PagedCache:
         self.poison_block = free.pop()
         self.tables = [[free.pop() for _ in range(n)] for n in num_blocks]
         self._free = free
-        self._shape, self._dtype = family.kv_shape(self.total_blocks), p.kv_dtype
+        self._shape, self._dtype = family.kv_shape(self.total_blocks), p.kv_storage
         self.kv = stage.poisoned(self._shape, self._dtype)
 
     def blank(self) -> Tensor:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hal.binding import Binder
 from hal.dtypes import DType
+from hal.kv import KV_FORMATS
 from hal.select import declare
 from hal.tensor import Tensor
 
@@ -19,7 +20,7 @@ from hal.tensor import Tensor
 class AttentionSpec:
     """The scalars of one attention. window: a token sees itself and window - 1 before it.
 
-    kv_dtype: INT8 for a cache of codes, as hal.kv.KVSpec defines them; None: the problem's dtype.
+    kv_dtype: of a cache of codes, as hal.kv.KVSpec defines them; None: the problem's dtype.
     """
 
     scale: float
@@ -45,8 +46,18 @@ class AttentionProblem:
 
     @property
     def kv_dtype(self) -> DType:
-        """What the cache is allocated in."""
+        """What the cache keeps an element as."""
         return self.spec.kv_dtype or self.dtype
+
+    @property
+    def holds_codes(self) -> bool:
+        """Whether the cache keeps codes and scales."""
+        return self.kv_dtype in KV_FORMATS.values()
+
+    @property
+    def kv_storage(self) -> DType:
+        """What the cache is allocated in: bytes, where codes and scales share it."""
+        return DType.INT8 if self.holds_codes else self.kv_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +121,7 @@ class AttentionFamily(ABC):
 
     @abstractmethod
     def kv_shape(self, num_blocks: int) -> tuple[int, ...]:
-        """Shape of one layer's cache in problem.kv_dtype, scales included."""
+        """Shape of one layer's cache in problem.kv_storage, scales included."""
 
     @abstractmethod
     def plan(self, meta: AttentionMeta) -> None:

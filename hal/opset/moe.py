@@ -26,6 +26,7 @@ class GroupedLinearProblem:
     """out[i] = x[i] @ weight[e].T for the rows i of group e; accumulates in float32.
 
     weight [num_experts, out_features, in_features]; dtype and weights as in LinearProblem.
+    top_k: rows that a step has for each of its tokens, at most
     """
 
     num_experts: int
@@ -33,6 +34,7 @@ class GroupedLinearProblem:
     out_features: int
     dtype: DType
     weights: WeightFormat | None = None
+    top_k: int = 1
 
 
 class GroupedLinearFamily(ABC):
@@ -113,6 +115,7 @@ class MoeBlockProblem:
             out_features=2 * self.intermediate_size,
             dtype=self.dtype,
             weights=self.weights,
+            top_k=self.top_k,
         )
 
     @property
@@ -123,6 +126,7 @@ class MoeBlockProblem:
             out_features=self.hidden_size,
             dtype=self.dtype,
             weights=self.weights,
+            top_k=self.top_k,
         )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hal.device import Feature
 from hal.dtypes import DType
+from hal.evidence.rows import Evidence
+from hal.explain import emulation_ledger, site_report
+from hal.opset.attention import AttentionProblem
 from hal.planning.quantization import planned_scheme
 from hal.planning.roofline import met_share
 from hal.planning.settings import PlanSettings
 from hal.planning.shape import ModelShape, Role
-from hal.planning.sizing import Basis, Sized, Sizer, can_cache, is_host
+from hal.planning.sizing import Basis, Sized, Sizer, is_host
 from hal.planning.target import SLOW_LINK_BYTES_PER_S, PlanDevice
 
 
@@ -20,6 +22,7 @@ def notes(
     """In order of weight: what cannot run yet, what was assumed, what is only said."""
     return (
         *_not_yet(sizer, settings, device),
+        *_on_the_reference(sizer, device, sized),
         *sizer.model.notes,
         *_kernels(sizer, settings, device),
         *_devices(settings, device),
@@ -34,14 +37,27 @@ def _not_yet(sizer: Sizer, settings: PlanSettings, device: PlanDevice) -> Iterat
         is_host(device) and sizer.basis(settings, device) is Basis.ENGINE
     ):
         yield f"not supported yet: tensor parallel (here over {settings.tp} devices)"
-    scheme = planned_scheme(settings.quantization)
-    if scheme is not None and sizer.basis(settings, device) is not Basis.ENGINE:
-        yield f"not supported yet: --quantization {settings.quantization} ({scheme.describe()})"
-    if not can_cache(settings.kv, device):
-        scales = ", a 16-bit scale for each head and token" if settings.kv == "int8" else ""
-        yield f"not supported yet: a KV cache in {settings.kv} (8 bit{scales})"
     if not device.kind:
         yield f"not supported yet: {device.capabilities.name}; this version has no such device"
+
+
+def _on_the_reference(sizer: Sizer, device: PlanDevice, sized: Sized) -> Iterator[str]:
+    """Codes that no kernel there reads: weights are stored larger, and both are slow."""
+    selector, resolved = sizer.selector(device), sized.resolved
+    if selector is None:
+        return
+    formats = {resolved.weights, resolved.head_weights} - {None}
+    sites = [
+        site_report(selection, Evidence(), selector=selector)
+        for selection in selector.report()
+        if getattr(selection.problem, "weights", None) in formats
+        or (_keeps_codes(selection.problem) and resolved.kv_dtype is not None)
+    ]
+    yield from emulation_ledger(sites)
+
+
+def _keeps_codes(problem: object) -> bool:
+    return isinstance(problem, AttentionProblem) and problem.holds_codes
 
 
 def _devices(settings: PlanSettings, device: PlanDevice) -> Iterator[str]:
@@ -75,14 +91,13 @@ def _kernels(sizer: Sizer, settings: PlanSettings, device: PlanDevice) -> Iterat
 def _formats(
     sizer: Sizer, settings: PlanSettings, device: PlanDevice, sized: Sized
 ) -> Iterator[str]:
-    model, features = sizer.model, device.capabilities.features
-    stored, used = model.shape.dtype, sized.resolved.dtype
+    stored, used = sizer.model.shape.dtype, sized.resolved.dtype
     if stored is not used and settings.dtype == "auto":
         reason = next(c.reason for c in sized.resolved.choices if c.name == "dtype")
         yield f"runs in {used}: {reason}"
-    has_fp8 = bool({Feature.FP8_OCP_MMA, Feature.FP8_FNUZ_MMA} & features)
-    if settings.quantization == "fp8" and not has_fp8:
-        yield f"{device.name} has no fp8 matrix instructions: fp8 saves memory, not arithmetic"
+    scheme = planned_scheme(settings.quantization)
+    if scheme is not None and scheme.compute is None:
+        yield f"{scheme.name} keeps activations in {used}: it saves memory, not arithmetic"
     if device.profile is None:
         yield "no profile describes this device: no rates"
     elif not {used, DType.FLOAT32} & device.profile.peak_flops.keys():

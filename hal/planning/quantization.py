@@ -23,6 +23,7 @@ class Scheme:
     block_rows: rows that share a scale as well (block-wise fp8)
     scale_bits, zero_bits: of each scale and zero point; index_bits: of each input's group index
     compute: the type that the products may run in, None where only storage is quantised
+    head: how the matrix that makes logits is stored, tied or not, where that is another way
     """
 
     name: str
@@ -35,13 +36,16 @@ class Scheme:
     compute: DType | None = None
     quantizes_head: bool = False
     skipped: tuple[str, ...] = ()
+    head: Scheme | None = None
 
-    def applies_to(self, weight: Weight) -> bool:
+    def of(self, weight: Weight) -> Scheme | None:
+        """How `weight` is stored; None: in the model's dtype."""
         if weight.role is Role.HEAD:
-            return self.quantizes_head and weight.name == "head"
+            return self if self.quantizes_head and weight.name == "head" else self.head
         if weight.role not in (Role.LINEAR, Role.EXPERT):
-            return False
-        return not any(re.search(pattern, weight.name) for pattern in self.skipped)
+            return None
+        is_skipped = any(re.search(pattern, weight.name) for pattern in self.skipped)
+        return None if is_skipped else self
 
     def num_bytes(self, rows: int, columns: int) -> int:
         """Of one quantised matrix with its scales."""
@@ -51,36 +55,26 @@ class Scheme:
         bits += scales * (self.scale_bits + self.zero_bits) + columns * self.index_bits
         return -(-bits // 8)
 
-    def describe(self) -> str:
-        per = f"a scale for {self.group_size} inputs" if self.group_size else "a scale for each row"
-        kept = "norms" if self.quantizes_head else "embeddings, head and norms"
-        return f"{self.name}: {self.weight_bits} bit, {per}; {kept} unquantised"
-
 
 def weight_bytes(weight: Weight, tp: int, dtype: DType, scheme: Scheme | None) -> int:
     """Of all copies of this weight on one of `tp` ranks."""
     rows, columns = weight.rank_rows(tp), weight.rank_columns(tp)
-    if scheme is not None and scheme.applies_to(weight):
-        return scheme.num_bytes(rows, columns) * weight.count
+    stored = None if scheme is None else scheme.of(weight)
+    if stored is not None:
+        return stored.num_bytes(rows, columns) * weight.count
     return dtype.num_bytes(rows * columns * weight.count)
 
 
-PLANNED = {
-    "int8": Scheme(name="int8", weight_bits=8, compute=DType.INT8),
-    "fp8": Scheme(name="fp8", weight_bits=8, compute=DType.FLOAT8_E4M3FN),
-    "int4": Scheme(name="int4", weight_bits=4, group_size=128, zero_bits=4),
-}
-"""What `--quantization` plans for devices without formats of ours, most precise first."""
-
-
-def _as_stored(name: str, format: WeightFormat) -> Scheme:
-    """One of the formats that the kernels of CPUs store."""
+def _as_stored(format: WeightFormat, head: Scheme | None = None) -> Scheme:
+    """As native kernels store it, on CPUs and accelerators alike."""
     return Scheme(
-        name=name,
+        name=str(format),
         weight_bits=format.codes.bits,
         group_size=format.group_size or _WHOLE_ROW,
         scale_bits=16 if format.group_size else 32,
         zero_bits=8 if format.has_zeros else 0,
+        compute=None if format.keeps_activations else DType.INT8,
+        head=head,
     )
 
 
@@ -88,10 +82,9 @@ def planned_scheme(name: str) -> Scheme | None:
     """The scheme called `name`, None for "none"; raises ConfigError."""
     if name == UNQUANTIZED:
         return None
-    if name in PLANNED:
-        return PLANNED[name]
     if name in WEIGHT_FORMATS:
-        return _as_stored(name, WEIGHT_FORMATS[name])
+        format = WEIGHT_FORMATS[name]
+        return _as_stored(format, _as_stored(format.head))
     raise ConfigError(f"--quantization {name!r} is not known; choose one of {FORMAT_NAMES}")
 
 

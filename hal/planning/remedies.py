@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from hal.device import Feature
+from hal.config import AUTO
 from hal.memory import memory_budget, size_argument
 from hal.planning.search import fits, largest, longest_context, smallest_tp
 from hal.planning.settings import PlanSettings
-from hal.planning.sizing import Sizer, can_cache, is_host
+from hal.planning.sizing import Sizer, is_host
 from hal.planning.target import PlanDevice, absent, larger_profiles
 from hal.weights import UNQUANTIZED
+
+_QUANTIZATIONS = ("int8", "int4")  # most precise first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,34 +73,27 @@ class Remedies:
             yield Remedy(text=f"raise --memory to {amount}", settings=changed)
 
     def _kv(self, base: PlanSettings) -> Iterator[Remedy]:
-        if base.kv != "auto":
+        if base.kv != AUTO:
             return
-        # What runs today first; of the others, that which needs no scales.
-        for kv in sorted(("fp8", "int8"), key=lambda kv: not can_cache(kv, self.device)):
-            changed = replace(base, kv=kv)
-            if self._fits(changed):
-                yield Remedy(text=f"--kv {kv}", settings=changed)
-                return
+        changed = replace(base, kv="int8")  # fp8 takes as much, and is less precise
+        if self._fits(changed):
+            yield Remedy(text="--kv int8", settings=changed)
 
     def _quantization(self, base: PlanSettings) -> Iterator[Remedy]:
-        """8 bit where that is enough, in the flavour that the device multiplies; else 4 bit."""
+        """8 bit where that is enough, else 4 bit."""
         if base.quantization != UNQUANTIZED or self.sizer.model.stored is not None:
             return
-        features = self.device.capabilities.features
-        has_fp8 = bool({Feature.FP8_OCP_MMA, Feature.FP8_FNUZ_MMA} & features)
-        found = 0
-        for name in ("int8", "fp8", "int4"):
+        for name in _QUANTIZATIONS:
             changed = replace(base, quantization=name)
-            is_useful = {"fp8": has_fp8, "int4": not found}.get(name, True)
-            if is_useful and self._fits(changed):
-                found += 1
+            if self._fits(changed):
                 yield Remedy(text=f"--quantization {name}", settings=changed)
+                return
 
     def _pair(self) -> Iterator[Remedy]:
         """Smaller weights with a smaller cache, or with less to remember."""
         starts: list[PlanSettings] = [self.settings]
         if self.sizer.model.stored is None and self.settings.quantization == UNQUANTIZED:
-            starts = [replace(self.settings, quantization=name) for name in ("int8", "int4")]
+            starts = [replace(self.settings, quantization=name) for name in _QUANTIZATIONS]
         steps: list[Callable[[PlanSettings], Iterator[Remedy]]] = [
             self._kv,
             self._concurrency,

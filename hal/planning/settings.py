@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from hal.config import DEFAULT_MAX_NUM_SEQS, EngineConfig
+from hal.config import AUTO, DEFAULT_MAX_NUM_SEQS, EngineConfig
 from hal.errors import ConfigError
+from hal.kv import KV_FORMATS
 from hal.planning.quantization import planned_scheme
 from hal.weights import UNQUANTIZED
 
-KV_TYPES = ("auto", "fp8", "int8")
+KV_TYPES = (AUTO, *KV_FORMATS)
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)(k|m)?")
 _MULTIPLES = {None: 1, "k": 1024, "m": 1024 * 1024}
 _MAX_COUNT = 2**31 - 1
@@ -32,7 +33,7 @@ class PlanSettings:
     ctx: int | None = None
     concurrency: int | None = None
     typical: int | None = None
-    kv: str = "auto"
+    kv: str = AUTO
     quantization: str = UNQUANTIZED
     tp: int | None = None
     dtype: str = "auto"
@@ -76,13 +77,13 @@ class PlanSettings:
         """Tokens of a usual sequence where the longest has `length`."""
         return self.typical or max(1, length // 4)
 
-    def engine_config(self, quantization: str, kv: str) -> EngineConfig:
-        """The start-up settings that this asks about, stored so; raises ConfigError."""
+    def engine_config(self) -> EngineConfig:
+        """The start-up settings that this asks about; raises ConfigError."""
         return EngineConfig(
             model=self.model,
             dtype=self.dtype,
-            quantization=quantization,
-            kv_cache_dtype=kv,
+            quantization=self.quantization,
+            kv_cache_dtype=self.kv,
             kernel=tuple(self.kernel),
             strict=self.strict,
             deterministic=self.deterministic,

@@ -2,7 +2,7 @@
 
 Two bases. "engine" assembles the model with the device's kernels and sums exactly what start-up
 allocates. "config" derives the shapes from config.json, for what this version cannot assemble:
-several devices, quantised weights or caches, architectures without a model file.
+several devices, checkpoints that come quantised, architectures without a model file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hal.device import MemoryKind
 from hal.dtypes import DType
 from hal.engine.model_config import ModelConfig
 from hal.errors import ConfigError, SelectionError
-from hal.kv import KV_FORMATS, peak_blocks
+from hal.kv import KV_SCALE_BYTES, peak_blocks
 from hal.memory import PlanInputs, memory_budget
 from hal.planning.model import PlannedModel
 from hal.planning.parallel import COLLECTIVE_BYTES, PlannedRank
@@ -35,7 +35,7 @@ from hal.planning.shape import KVLayers
 from hal.planning.target import PlanDevice
 from hal.sampling_params import MAX_LOGPROBS
 from hal.select import Selector
-from hal.weights import UNQUANTIZED, WEIGHT_FORMATS
+from hal.weights import UNQUANTIZED
 
 
 class Basis(StrEnum):
@@ -84,10 +84,9 @@ class Sizer:
 
     def basis(self, settings: PlanSettings, device: PlanDevice) -> Basis:
         """ENGINE for what this version could start on such a device."""
-        is_plain = can_cache(settings.kv, device) and _can_store(settings.quantization, device)
         is_known = self.model.engine is not None and bool(device.kind)
         can_share = settings.tp in (None, 1) or self._has_ranks(settings, device)
-        return Basis.ENGINE if is_known and is_plain and can_share else Basis.CONFIG
+        return Basis.ENGINE if is_known and can_share else Basis.CONFIG
 
     def _has_ranks(self, settings: PlanSettings, device: PlanDevice) -> bool:
         """Whether this version could start several of them."""
@@ -101,16 +100,15 @@ class Sizer:
         the same. settings.tp is the number of devices by now.
         """
         engine, basis = self.model.engine, self.basis(settings, device)
-        # A format that start-up would refuse is planned from the shapes.
-        is_engine = basis is Basis.ENGINE
-        config = settings.engine_config(
-            settings.quantization if is_engine else UNQUANTIZED,
-            settings.kv if is_engine else AUTO,
-        )
+        config = settings.engine_config()
         resolved = resolve(config, device.capabilities, self.model.limits)
         if engine is not None and basis is Basis.ENGINE:
             return self._engine(engine, settings, device, resolved, is_exact)
         return size_from_config(self.model, settings, device, resolved)
+
+    def selector(self, device: PlanDevice) -> Selector | None:
+        """What was chosen for `device` so far; None where only shapes were sized."""
+        return self._selectors.get(device.name)
 
     def _engine(
         self,
@@ -133,21 +131,9 @@ class Sizer:
         return Sized(basis=Basis.ENGINE, inputs=inputs, resolved=resolved, pools=(pool,))
 
 
-def can_cache(kv: str, device: PlanDevice) -> bool:
-    """Whether this version could start with such a KV cache on such a device."""
-    return kv == AUTO or (kv in KV_FORMATS and not device.capabilities.is_accelerator)
-
-
 def is_host(device: PlanDevice) -> bool:
     """Whether its ranks are processes that share one memory."""
     return device.capabilities.memory.kind is MemoryKind.HOST
-
-
-def _can_store(quantization: str, device: PlanDevice) -> bool:
-    """Whether this version could start with weights in that format on such a device."""
-    if quantization == UNQUANTIZED:
-        return True
-    return quantization in WEIGHT_FORMATS and not device.capabilities.is_accelerator
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +196,12 @@ def scheme_of(model: PlannedModel, settings: PlanSettings) -> Scheme | None:
 
 
 def kv_token_bytes(layers: KVLayers, tp: int, dtype: DType, kv: str) -> int:
-    """One token in one layer on one rank; int8 adds a 16-bit scale a head for keys and values."""
+    """One token in one layer on one rank; codes have a scale a head for keys and values."""
     elements = layers.elements_per_token(tp)
     if kv == AUTO:
         return dtype.num_bytes(elements)
     sides = 2 if layers.value_dim else 1
-    return elements + (2 * sides * layers.rank_heads(tp) if kv == "int8" else 0)
+    return elements + KV_SCALE_BYTES * sides * layers.rank_heads(tp)
 
 
 def size_from_config(

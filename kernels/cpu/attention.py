@@ -10,7 +10,7 @@ from hal.binding import Binder
 from hal.device import Capabilities, Feature
 from hal.dtypes import DType
 from hal.kernels.cpu import native
-from hal.kernels.reference.attention import copy_blocks, needs_codes, needs_plain_cache
+from hal.kernels.reference.attention import copy_blocks, needs_int8, needs_plain_cache
 from hal.kernels.reference.tensors import as_torch
 from hal.opset import attention
 from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem
@@ -68,7 +68,7 @@ def rejects_plain(caps: Capabilities, problem: AttentionProblem) -> str | None:
 
 
 def rejects_codes(caps: Capabilities, problem: AttentionProblem) -> str | None:
-    reason = native.needs_avx512_bf16(caps, problem) or needs_codes(caps, problem)
+    reason = native.needs_avx512_bf16(caps, problem) or needs_int8(caps, problem)
     if reason is None and Feature.AVX512_VNNI not in caps.features:
         reason = f"needs {Feature.AVX512_VNNI}; {caps.name} has {caps.feature_names()}"
     if reason is None and problem.dtype is not DType.BFLOAT16:

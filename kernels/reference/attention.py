@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from hal.binding import Binder
 from hal.device import Capabilities
 from hal.dtypes import DType
-from hal.kernels.reference.kv_codes import SCALE_BYTES, from_codes, to_codes
+from hal.kernels.reference.kv_codes import from_codes, to_codes
 from hal.kernels.reference.tensors import as_torch, widen
+from hal.kv import KV_SCALE_BYTES
 from hal.opset import attention
 from hal.opset.attention import AttentionFamily, AttentionMeta, AttentionProblem
 from hal.select import Level
@@ -26,9 +27,16 @@ def needs_plain_cache(_caps: Capabilities, problem: AttentionProblem) -> str | N
 
 def needs_codes(_caps: Capabilities, problem: AttentionProblem) -> str | None:
     """For families whose cache holds codes under scales."""
-    if problem.kv_dtype is DType.INT8:
+    if problem.holds_codes:
         return None
     return f"keeps keys and values as codes; the problem keeps them in {problem.kv_dtype}"
+
+
+def needs_int8(_caps: Capabilities, problem: AttentionProblem) -> str | None:
+    """For families that multiply whole numbers."""
+    if problem.kv_dtype is DType.INT8:
+        return None
+    return f"keeps keys and values as int8; the problem keeps them in {problem.kv_dtype}"
 
 
 class PagedAttention(AttentionFamily):
@@ -159,13 +167,13 @@ class ReferenceQuantizedAttention(ReferenceAttention):
 
     def kv_shape(self, num_blocks: int) -> tuple[int, ...]:
         *rows, head_dim = super().kv_shape(num_blocks)
-        return (*rows, head_dim + SCALE_BYTES)
+        return (*rows, head_dim + KV_SCALE_BYTES)
 
     def _stored(self, rows: torch.Tensor) -> torch.Tensor:
-        return to_codes(rows)
+        return to_codes(rows, self.problem.kv_dtype)
 
     def _widened(self, stored: torch.Tensor) -> torch.Tensor:
-        return from_codes(stored)
+        return from_codes(stored, self.problem.kv_dtype)
 
 
 def first_visible(context_before: int, window: int | None) -> int:

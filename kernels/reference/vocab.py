@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from hal.binding import Binder
 from hal.device import Device
+from hal.kernels.reference.linear import StoredMatrix
 from hal.kernels.reference.quantized_rows import QuantizedMatrix
 from hal.kernels.reference.tensors import as_torch, widen
 from hal.kernels.reference.weight_rows import (
@@ -65,6 +68,32 @@ class ReferenceVocab(RowMajorVocab):
         as_torch(out).copy_(widen(as_torch(x)) @ widen(self.weight).T)
 
 
+class LookedUpMatrix(StoredMatrix, Protocol):
+    """A weight of codes whose rows are read one by one as well."""
+
+    def look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        """[ids, columns] in float32."""
+
+
+class QuantizedVocab(VocabFamily):
+    """Holds `matrix` and looks its rows up; subclasses make the matrix, and multiply."""
+
+    matrix: LookedUpMatrix
+
+    @property
+    def num_bytes(self) -> int:
+        return self.matrix.num_bytes
+
+    def allocate(self, device: Device) -> None:
+        self.matrix.allocate(device)
+
+    def load(self, first_row: int, weight: LogicalWeight) -> None:
+        self.matrix.load(first_row, weight)
+
+    def embed(self, token_ids: Tensor, out: Tensor) -> None:
+        as_torch(out).copy_(self.matrix.look_up(as_torch(token_ids)))
+
+
 @vocab.family(
     "reference_quantized",
     preference=0,
@@ -73,26 +102,15 @@ class ReferenceVocab(RowMajorVocab):
     rejects=needs_quantized,
     cost=QUANTIZED_COST,
 )
-class ReferenceQuantizedVocab(VocabFamily):
+class ReferenceQuantizedVocab(QuantizedVocab):
     """Look-ups and products read the same codes."""
+
+    matrix: QuantizedMatrix
 
     def __init__(self, problem: VocabProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
         assert problem.weights is not None
-        self._matrix = QuantizedMatrix(problem.vocab_size, problem.hidden_size, problem.weights)
-
-    @property
-    def num_bytes(self) -> int:
-        return self._matrix.num_bytes
-
-    def allocate(self, device: Device) -> None:
-        self._matrix.allocate(device)
-
-    def load(self, first_row: int, weight: LogicalWeight) -> None:
-        self._matrix.load(first_row, weight)
-
-    def embed(self, token_ids: Tensor, out: Tensor) -> None:
-        as_torch(out).copy_(self._matrix.look_up(as_torch(token_ids)))
+        self.matrix = QuantizedMatrix(problem.vocab_size, problem.hidden_size, problem.weights)
 
     def logits(self, x: Tensor, out: Tensor) -> None:
-        as_torch(out).copy_(self._matrix.multiply(as_torch(x)))
+        as_torch(out).copy_(self.matrix.multiply(as_torch(x)))

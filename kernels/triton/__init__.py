@@ -2,7 +2,9 @@
 
 from hal.kernels.triton import (
     attention,
+    attention_block,
     elementwise,
+    experts,
     indexing,
     linear,
     logits,
@@ -15,8 +17,10 @@ from hal.kernels.triton.source import compiled_part
 
 __all__ = [
     "attention",
+    "attention_block",
     "compiled_part",
     "elementwise",
+    "experts",
     "indexing",
     "linear",
     "logits",

@@ -40,8 +40,8 @@ class TritonLinear(QuantizedLinear):
     def __init__(self, problem: LinearProblem, binder: Binder) -> None:
         super().__init__(problem, binder)
         assert problem.weights is not None
-        shape = (problem.out_features, problem.in_features)
-        self.matrix = quantized.stored_matrix(*shape, problem.weights, binder)
+        shape = quantized.MatrixShape(problem.out_features, problem.in_features)
+        self.matrix = quantized.stored_matrix(shape, problem.weights, binder)
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        self.matrix.multiply(as_torch(x), self.bias, as_torch(out))
+        self.matrix.multiply(as_torch(x), as_torch(out), self.bias)

@@ -16,7 +16,20 @@ _PROGRAM = Program("rope", "qk_norm_rope")
 _LARGEST_HEAD = 512
 
 
-def _rejects(caps: Capabilities, problem: RopeProblem) -> str | None:
+def rope_options(caps: Capabilities, problem: RopeProblem) -> dict[str, int]:
+    """Of a launch whose programs own HEADS_BLOCK heads of a token."""
+    return {
+        **launch_options(caps, "qk_norm_rope"),
+        "HEADS": problem.num_heads,
+        "KV_HEADS": problem.num_kv_heads,
+        "HEAD_DIM": problem.head_dim,
+        "ROTARY_DIM": problem.rotary_dim,
+        "HALF_BLOCK": next_power_of_2(max(1, problem.rotary_dim // 2)),
+        "REST_BLOCK": next_power_of_2(max(1, problem.head_dim - problem.rotary_dim)),
+    }
+
+
+def rejects_rope(caps: Capabilities, problem: RopeProblem) -> str | None:
     if problem.head_dim > _LARGEST_HEAD:
         return f"keeps heads of up to {_LARGEST_HEAD} in registers; head_dim is {problem.head_dim}"
     return needs_float(caps, problem)
@@ -26,22 +39,14 @@ def _rejects(caps: Capabilities, problem: RopeProblem) -> str | None:
     "triton",
     preference=PREFERENCE,
     batch_invariant=True,
-    rejects=_rejects,
+    rejects=rejects_rope,
     unavailable=unavailable,
 )
 class TritonQkNormRope:
     """Float32 inside, rounded once. Rows of qkv are contiguous."""
 
     def __init__(self, problem: RopeProblem, binder: Binder) -> None:
-        self._options = {
-            **launch_options(binder.selector.caps, "qk_norm_rope"),
-            "HEADS": problem.num_heads,
-            "KV_HEADS": problem.num_kv_heads,
-            "HEAD_DIM": problem.head_dim,
-            "ROTARY_DIM": problem.rotary_dim,
-            "HALF_BLOCK": next_power_of_2(max(1, problem.rotary_dim // 2)),
-            "REST_BLOCK": next_power_of_2(max(1, problem.head_dim - problem.rotary_dim)),
-        }
+        self._options = rope_options(binder.selector.caps, problem)
         num_heads = problem.num_heads + problem.num_kv_heads
         self._num_pieces = -(-num_heads // self._options["HEADS_BLOCK"])
 

@@ -12,6 +12,7 @@ from hal.conformance.cases import cases_by_op
 from hal.conformance.run import conform
 from hal.devices.cpu import CpuDevice
 from hal.kernels import register_all
+from hal.kernels.rtc import program
 from hal.profiles import find_profile
 from hal.select import OPS
 
@@ -88,7 +89,6 @@ CASES = {
     ("name", "label"), [(name, label) for name, labels in CASES.items() for label in labels]
 )
 def test_our_own_kernels_conform(name: str, label: str) -> None:
-    program = pytest.importorskip("hal.kernels.rtc.program", reason="these sources are not here")
     case = next(case for case in cases_by_op()["linear"] if case.label == label)
     caps = find_profile("gfx942").capabilities()
     with program.using(ClangRuntime()):

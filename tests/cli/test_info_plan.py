@@ -216,7 +216,7 @@ MISTAKES = [
     (["--device", "null:mi300x"], "name it, e.g. --device mi300x"),
     (["--device", "2xcpu"], "2 of cpu are one machine with one memory"),
     (["--device", "3xh100"], "3 does not divide 32 attention heads. Legal --tp: 1, 2, 4, 8"),
-    (["--kv", "fp4"], "--kv 'fp4' is not known; choose auto, fp8, int8"),
+    (["--kv", "fp4"], "--kv 'fp4' is not known; choose auto, int8, fp8"),
     (["--quantization", "q4"], "--quantization 'q4' is not known; choose one of none"),
     (["--memory", "7"], "write a unit, like 7GiB"),
     (["--dtype", "int3"], "unknown dtype 'int3'"),

@@ -129,7 +129,7 @@ def test_a_taken_port(tmp_path: Path) -> None:
         (["--host", "0.0.0.0"], ["0.0.0.0", "HAL_API_KEY"]),
         (["--trust-remote-code"], ["trust_remote_code", "never run"]),
         (["--pipeline-parallel-size", "2"], ["pipeline_parallel_size=2", "not supported yet"]),
-        (["--kv-cache-dtype", "fp8"], ["kv_cache_dtype", "not supported yet"]),
+        (["--kv-cache-dtype", "fp4"], ["kv_cache_dtype", "not supported yet"]),
         (["--engine", "real"], ["--engine"]),
     ],
 )

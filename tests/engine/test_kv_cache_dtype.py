@@ -12,8 +12,10 @@ from hal.build import BuiltEngine, build_engine
 from hal.config import EngineConfig
 from hal.dtypes import DType
 from hal.engine.request import Request
-from hal.errors import SelectionError, UnsupportedError
+from hal.errors import SelectionError
+from hal.kv import KV_FORMATS
 from hal.sampling_params import SamplingParams
+from hal.select import Level
 
 Maker = Callable[..., Path]
 Prompt = tuple[int, ...]
@@ -126,8 +128,25 @@ def test_explain_names_the_dtype(tiny_checkpoint: Maker, device_name: str) -> No
     assert all("int8" in r.reason for r in attention.rejected if r.kernel == "sdpa")
 
 
-def test_an_accelerator_is_refused(tiny_checkpoint: Maker) -> None:
-    with pytest.raises(
-        UnsupportedError, match="not supported yet: kv_cache_dtype='int8' on .*--dev"
-    ):
-        build(tiny_checkpoint("llama"), "null:mi300x")
+@pytest.mark.parametrize("profile", ["h100", "mi300x"])
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+def test_an_accelerator_reads_codes_natively(tiny_checkpoint: Maker, profile: str, kv: str) -> None:
+    folder = tiny_checkpoint("llama")
+    built = build(folder, f"null:{profile}", kv_cache_dtype=kv, strict=True)
+    assert built.posed is not None
+    (attention,) = (s for s in built.posed.selections if s.op == "attention")
+    assert (attention.kernel.name, attention.level) == ("triton", Level.NATIVE)
+    assert attention.problem.kv_dtype is KV_FORMATS[kv]
+    plain = build(folder, f"null:{profile}", kv_cache_dtype="auto")
+    assert plain.posed is not None
+    ratio = built.posed.plan.kv_bytes / plain.posed.plan.kv_bytes
+    assert ratio == (HEAD_DIM + 2) / (2 * HEAD_DIM)
+
+
+def test_fp8_codes_cost_little(tiny_checkpoint: Maker, device_name: str) -> None:
+    """3 bits behind the leading one: off by a sixteenth at most, values of all sizes alike."""
+    folder = tiny_checkpoint("llama")
+    fp8, plain = (build(folder, device_name, kv_cache_dtype=kv) for kv in ("fp8", "auto"))
+    expected = logits(plain, PROMPTS[0])
+    error = np.linalg.norm(logits(fp8, PROMPTS[0]) - expected) / np.linalg.norm(expected)
+    assert 1e-4 < error < 1 / 16

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from hal.build import BuiltEngine, build_engine
 from hal.config import EngineConfig
 from hal.engine.request import Request
-from hal.errors import UnsupportedError, WeightsError
+from hal.errors import WeightsError
 from hal.sampling_params import SamplingParams
+from hal.select import Level
 from hal.weights import WEIGHT_FORMATS
 
 Maker = Callable[..., Path]
@@ -124,9 +125,22 @@ def test_tied_embeddings_are_stored_once(tiny_checkpoint: Maker, device_name: st
     assert untied.weights_bytes - tied.weights_bytes == 384 * 64 * 4
 
 
-def test_an_accelerator_is_refused(tiny_checkpoint: Maker) -> None:
-    with pytest.raises(UnsupportedError, match="not supported yet: quantization='int8' on .*--dev"):
-        build(tiny_checkpoint("llama"), "null:mi300x", "int8")
+@pytest.mark.parametrize("profile", ["h100", "mi300x"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
+def test_an_accelerator_stores_codes_and_multiplies_them(
+    tiny_checkpoint: Maker, profile: str, quantization: str
+) -> None:
+    folder = tiny_checkpoint("llama", dtype="bfloat16")
+    built = build(folder, f"null:{profile}", quantization, dtype="auto")
+    assert built.posed is not None
+    chosen = {s.op: s.kernel.name for s in built.posed.selections if hasattr(s.problem, "weights")}
+    assert (chosen["linear"], chosen["vocab"]) == ("triton", "triton")
+    assert all(s.level is Level.NATIVE for s in built.posed.selections)
+    plain = build(folder, f"null:{profile}", "none", dtype="auto").posed
+    assert plain is not None
+    assert built.posed.plan.weights_bytes < 0.7 * plain.plan.weights_bytes
+    reference = build(folder, "null", quantization, dtype="bfloat16")
+    assert [a.tokens for a in greedy(built)] == [a.tokens for a in greedy(reference)]
 
 
 def test_weights_that_are_not_finite_are_refused(

@@ -52,14 +52,11 @@ def test_quantization() -> None:
     assert resolved(caps=OLD_CPU, quantization="int8").weights == WeightFormat(codes=DType.INT8)
 
 
-def test_quantization_is_refused_where_nothing_runs_it() -> None:
-    with pytest.raises(UnsupportedError) as caught:
-        resolved(caps=CARD, quantization="int4")
-    assert caught.value.message == (
-        "not supported yet: quantization='int4' on a card (sm_90); the engine keeps weights of "
-        "codes on CPUs only: use --device cpu with any of none, int8[-a16], fp8, "
-        "int4[-g64|-g128][-asym][-a16], or --quantization none on this device"
-    )
+@pytest.mark.parametrize("caps", [CPU, OLD_CPU, CARD, V100])
+def test_quantization_is_asked_of_the_kernels_not_of_the_device(caps: Capabilities) -> None:
+    found = resolved(caps=caps, quantization="fp8")
+    assert found.weights == WeightFormat(codes=DType.FLOAT8_E4M3FN, keeps_activations=True)
+    assert found.head_weights == WeightFormat(codes=DType.INT8, keeps_activations=True)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +216,10 @@ def test_max_num_seqs_has_no_automatic_value() -> None:
 
 
 def test_a_cache_dtype_that_is_not_honoured_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="kv_cache_dtype='fp8'; choose auto, .* int8"):
-        EngineConfig(kv_cache_dtype="fp8")
+    with pytest.raises(UnsupportedError, match="kv_cache_dtype='fp4'; choose auto, .* int8, fp8"):
+        EngineConfig(kv_cache_dtype="fp4")
     with pytest.raises(UnsupportedError, match="'float32' for a model in bfloat16; choose auto"):
         resolved(kv_cache_dtype="float32")
-    with pytest.raises(UnsupportedError, match="'int8' on a card .*: use --device cpu, or leave"):
-        resolved(CARD, kv_cache_dtype="int8")
 
 
 def test_the_cache_keeps_the_models_dtype_unless_codes_are_asked_for() -> None:
@@ -233,6 +228,15 @@ def test_the_cache_keeps_the_models_dtype_unless_codes_are_asked_for() -> None:
     assert resolved(kv_cache_dtype="int8").kv_dtype is DType.INT8
     shown = {c.name: c.value for c in resolved(kv_cache_dtype="int8").choices}
     assert shown["kv_cache_dtype"] == "int8"
+    assert resolved(CARD, kv_cache_dtype="fp8").kv_dtype is DType.FLOAT8_E4M3FN
+
+
+def test_a_device_whose_fp8_is_another_is_told_which_the_cache_keeps() -> None:
+    fnuz = replace(CARD, arch="gfx942", features=CARD.features | {Feature.FP8_FNUZ_MMA})
+    said = reason(resolved(fnuz, kv_cache_dtype="fp8"), "kv_cache_dtype")
+    assert said.endswith("codes are OCP e4m3, also on gfx942, whose own fp8 is FNUZ")
+    assert "FNUZ" not in reason(resolved(fnuz, kv_cache_dtype="int8"), "kv_cache_dtype")
+    assert "FNUZ" not in reason(resolved(CARD, kv_cache_dtype="fp8"), "kv_cache_dtype")
 
 
 def test_kernel_overrides_are_read_once_per_op() -> None:

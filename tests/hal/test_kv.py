@@ -20,7 +20,7 @@ def test_bytes_per_token_count_cached_heads_only() -> None:
 
 
 def test_smaller_elements_take_fewer_bytes() -> None:
-    assert replace(FULL, dtype=DType.FLOAT8_E4M3FN).bytes_per_token == 2 * 8 * 128
+    assert replace(FULL, dtype=DType.FLOAT8_E4M3FN).bytes_per_token == 2 * 8 * (128 + 2)
     assert replace(FULL, dtype=DType.INT8).bytes_per_token == 2 * 8 * (128 + 2)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def _rounded(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 def round_activations(x: torch.Tensor, format: WeightFormat) -> QuantizedRows:
     """x [num_tokens, columns] to codes by the Triton programs, in a process that interprets."""
     from hal.binding import Arena, Binder
-    from hal.kernels.triton.quantized import GroupRounding, TokenRounding
+    from hal.kernels.triton.rounding import GroupRounding, TokenRounding
     from hal.select import Selector
 
     device = posed_device("h100")
@@ -120,3 +121,35 @@ def round_activations(x: torch.Tensor, format: WeightFormat) -> QuantizedRows:
     num_groups = -(-columns // group_size)
     assert not codes[:, columns:].any() and not scales[:, num_groups:].any()
     return QuantizedRows(codes[:, :columns].clone(), scales[:, :num_groups].clone(), group_size)
+
+
+def answer(folder: Path, profile: str, settings: dict[str, Any]) -> list[list[int]]:
+    """Greedy tokens of an engine whose device poses as `profile`: torch's and Triton's kernels."""
+    from unittest.mock import patch
+
+    from hal.devices import Opened
+
+    opened = Opened(posed_device(profile), profile, "posed for a test")
+    with patch("hal.build.open_device", lambda _spec: opened):
+        return greedy_tokens(folder, profile, settings)
+
+
+def greedy_tokens(folder: Path, device: str, settings: dict[str, Any]) -> list[list[int]]:
+    """Of two prompts, one of which comes in two chunks."""
+    from hal.build import build_engine
+    from hal.config import EngineConfig
+    from hal.engine.request import Request
+    from hal.sampling_params import SamplingParams
+
+    limits = {"max_num_seqs": 2, "max_model_len": 64, "max_num_batched_tokens": 16, "cache": False}
+    built = build_engine(EngineConfig(model=str(folder), device=device, **{**limits, **settings}))
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    tokens: dict[str, list[int]] = {}
+    for name, prompt in (("long", tuple(range(5, 23))), ("short", (9, 8, 7))):
+        built.engine.add(Request(request_id=name, prompt_token_ids=prompt, params=params))
+        tokens[name] = []
+    while built.engine.has_work:
+        for output in built.engine.step():
+            assert output.error is None, output.error
+            tokens[output.request_id].extend(output.token_ids)
+    return list(tokens.values())

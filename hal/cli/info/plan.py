@@ -58,7 +58,7 @@ _FLAGS = FlagGroup(
         _number("ctx", "longest prompt + answer in tokens, e.g. 8k; default the model's limit"),
         _number("concurrency", "sequences of that length that must fit at once; default 1"),
         _number("typical", "tokens of a usual sequence; default a quarter of ctx"),
-        Flag(name="kv", help="KV cache: auto, fp8 or int8", metavar="TYPE", default="auto"),
+        Flag(name="kv", help="KV cache: auto, int8 or fp8", metavar="TYPE", default="auto"),
         Flag(
             name="quantization",
             help=f"weights: one of {FORMAT_NAMES}",

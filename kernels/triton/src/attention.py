@@ -2,15 +2,25 @@
 
 Rows of a tile are (token, query head of the group), so that grouped queries fill the rows of a
 matrix instruction. Keys are read where they lie, a tile at a time, through the block table.
+
+With `scales`, which is the cache once more as bfloat16, the cache holds codes: of each block, side
+and head BLOCK_SIZE rows of HEAD_DIM codes, then a scale for each row. A scale goes to the score of
+its key, and to the weight of its value, so that products are of codes as they are.
 """
 
 import triton
 import triton.language as tl
 
+from hal.kernels.triton.src.codes import coded, decoded, head_scale
+from hal.kernels.triton.src.rounding import magnitude
+
 # Columns of a work item, as work_list.py writes them.
 ITEM_WIDTH = tl.constexpr(5)
 SPLIT_WIDTH = tl.constexpr(4)
 LOG2_E = tl.constexpr(1.4426950408889634)
+# A power of two that brings a scale near to the values that it stands for: a small weight times a
+# small scale must not vanish in float16, and the largest scale must not overflow.
+VALUE_FACTOR = tl.constexpr(64.0)
 
 
 @triton.jit
@@ -38,31 +48,92 @@ def _weights(scores, largest, total):
 
 
 @triton.jit
+def _strips(table, key, is_key, kv_head, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """[KEYS]: which strip of the cache, what a block keeps of one side and head, has each key; its
+    value is KV_HEADS strips further."""
+    block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
+    return block * (2 * KV_HEADS) + kv_head
+
+
+@triton.jit
 def _keys_and_values(
     cache,
-    table,
+    strip,
     key,
     is_key,
-    kv_head,
     dim,
     HEAD_DIM: tl.constexpr,
     KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
 ):
     """[KEYS, DIMS] each, zero where nothing is read."""
-    block = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-    slot = (block * (2 * KV_HEADS) + kv_head) * BLOCK_SIZE + key % BLOCK_SIZE
-    index = (slot * HEAD_DIM)[:, None] + dim[None, :]
+    SIZE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 2 if HAS_SCALES else HEAD_DIM)
+    row = (strip * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM
+    if HAS_SCALES:
+        row += strip * (2 * BLOCK_SIZE)
+    index = row[:, None] + dim[None, :]
     is_read = is_key[:, None] & (dim < HEAD_DIM)[None, :]
-    k = tl.load(cache + index, mask=is_read, other=0.0)
-    v = tl.load(cache + KV_HEADS * BLOCK_SIZE * HEAD_DIM + index, mask=is_read, other=0.0)
+    k = tl.load(cache + index, mask=is_read, other=0)
+    v = tl.load(cache + KV_HEADS * SIZE + index, mask=is_read, other=0)
     return k, v
+
+
+@triton.jit
+def _scales(
+    scales,
+    strip,
+    key,
+    is_key,
+    HEAD_DIM: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """[KEYS] float32 each, of what `_keys_and_values` reads."""
+    SIZE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 2) // 2
+    place = scales + strip * SIZE + BLOCK_SIZE * HEAD_DIM // 2 + key % BLOCK_SIZE
+    k = tl.load(place, mask=is_key, other=0.0)
+    v = tl.load(place + KV_HEADS * SIZE, mask=is_key, other=0.0)
+    return k.to(tl.float32), v.to(tl.float32)
+
+
+@triton.jit
+def _item(work):
+    """Sequence, first token, first key, end key and partial result of this program."""
+    item = work + tl.program_id(0) * ITEM_WIDTH
+    first_key, end_key = tl.load(item + 2), tl.load(item + 3)
+    return tl.load(item), tl.load(item + 1), first_key, end_key, tl.load(item + 4)
+
+
+@triton.jit
+def _span(cu_seqlens_q, seq):
+    """A sequence's first row among all new tokens, and how many it has."""
+    first_row = tl.load(cu_seqlens_q + seq)
+    return first_row, tl.load(cu_seqlens_q + seq + 1) - first_row
+
+
+@triton.jit
+def _rows(first_token, q_len, kv_head, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS] of a tile: the token, the query head, and whether there is such a row."""
+    row = tl.arange(0, ROWS)
+    token = first_token + row // GROUP
+    is_row = (row < ROWS // GROUP * GROUP) & (token < q_len)
+    return token, kv_head * GROUP + row % GROUP, is_row
+
+
+@triton.jit
+def _queries(qkv, query_row, head, is_row, dim, HEAD_DIM: tl.constexpr, ALL_HEADS: tl.constexpr):
+    """[ROWS, DIMS], zero where there is no row."""
+    index = query_row.to(tl.int64) * (ALL_HEADS * HEAD_DIM) + head * HEAD_DIM
+    is_query = is_row[:, None] & (dim < HEAD_DIM)[None, :]
+    return tl.load(qkv + index[:, None] + dim[None, :], mask=is_query, other=0.0)
 
 
 @triton.jit
 def attend(
     qkv,  # [num_tokens, (HEADS + 2 * KV_HEADS) * HEAD_DIM]
-    cache,  # [num_blocks, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM]
+    cache,  # [num_blocks, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM], or codes and scales
+    scales,  # or None
     out,  # [num_tokens, HEADS * HEAD_DIM]
     partial_out,  # [num_partials, KV_HEADS, ROWS, DIMS] float32
     partial_stats,  # [num_partials, KV_HEADS, 2, ROWS] float32: largest score, sum of weights
@@ -79,26 +150,16 @@ def attend(
     BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    IS_FP8: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    item = work + tl.program_id(0) * ITEM_WIDTH
-    kv_head = tl.program_id(1)
-    seq, partial = tl.load(item), tl.load(item + 4)
-    first_key, end_key = tl.load(item + 2), tl.load(item + 3)
-    first_row = tl.load(cu_seqlens_q + seq)
-    q_len = tl.load(cu_seqlens_q + seq + 1) - first_row
-
-    row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
-    token = tl.load(item + 1) + row // GROUP
-    is_row = (row < ROWS // GROUP * GROUP) & (token < q_len)
-    position = tl.load(seq_lens + seq) - q_len + token
-    head = kv_head * GROUP + row % GROUP
-    query_row = (first_row + token).to(tl.int64)
-    q_index = query_row * ((GROUP + 2) * KV_HEADS * HEAD_DIM) + head * HEAD_DIM
-    is_query = is_row[:, None] & (dim < HEAD_DIM)[None, :]
-    q = tl.load(qkv + q_index[:, None] + dim[None, :], mask=is_query, other=0.0)
-
+    seq, first_token, first_key, end_key, partial = _item(work)
+    kv_head, dim = tl.program_id(1), tl.arange(0, DIMS)
+    first_row, q_len = _span(cu_seqlens_q, seq)
+    token, head, is_row = _rows(first_token, q_len, kv_head, GROUP, ROWS)
+    position, query_row = tl.load(seq_lens + seq) - q_len + token, first_row + token
+    q = _queries(qkv, query_row, head, is_row, dim, HEAD_DIM, (GROUP + 2) * KV_HEADS)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     result = tl.zeros([ROWS, DIMS], tl.float32)
@@ -106,14 +167,24 @@ def attend(
     for start in range(first_key // KEYS * KEYS, end_key, KEYS):
         key = start + tl.arange(0, KEYS)
         is_key = (key >= first_key) & (key < end_key)  # what nobody sees may be NaN
+        strip = _strips(table, key, is_key, kv_head, KV_HEADS, BLOCK_SIZE)
         k, v = _keys_and_values(
-            cache, table, key, is_key, kv_head, dim, HEAD_DIM, KV_HEADS, BLOCK_SIZE
+            cache, strip, key, is_key, dim, HEAD_DIM, KV_HEADS, BLOCK_SIZE, scales is not None
         )
-        scores = _scores(q, tl.trans(k), position, key, is_key, scale, WINDOW, SOFTCAP)
+        key_scale = scale
+        if scales is not None:
+            k, v = decoded(k, q.dtype, IS_FP8), decoded(v, q.dtype, IS_FP8)
+            k_scale, v_scale = _scales(scales, strip, key, is_key, HEAD_DIM, KV_HEADS, BLOCK_SIZE)
+            key_scale = scale * k_scale[None, :]
+        scores = _scores(q, tl.trans(k), position, key, is_key, key_scale, WINDOW, SOFTCAP)
         weights, decay, largest, total = _weights(scores, largest, total)
-        result = result * decay[:, None]
-        result = tl.dot(weights.to(v.dtype), v, result, input_precision="ieee")
-
+        if scales is not None:
+            weights *= (v_scale * VALUE_FACTOR)[None, :]
+        result = tl.dot(weights.to(v.dtype), v, result * decay[:, None], input_precision="ieee")
+    if scales is not None:
+        result *= 1.0 / VALUE_FACTOR
+        # Once more, from what the loop needs: kept over it, the mask would spill.
+        is_row = (tl.arange(0, ROWS) < ROWS // GROUP * GROUP) & (position < tl.load(seq_lens + seq))
     if partial < 0:
         _store(out, result, total, query_row, head, is_row, dim, HEAD_DIM, GROUP * KV_HEADS)
     else:
@@ -127,7 +198,7 @@ def _store(
 ):
     # Rows that are none have no weights either.
     result = result / tl.where(is_row, total, 1.0)[:, None]
-    index = query_row * (HEADS * HEAD_DIM) + head * HEAD_DIM
+    index = query_row.to(tl.int64) * (HEADS * HEAD_DIM) + head * HEAD_DIM
     is_written = is_row[:, None] & (dim < HEAD_DIM)[None, :]
     tl.store(out + index[:, None] + dim[None, :], result.to(out.dtype.element_ty), mask=is_written)
 
@@ -161,12 +232,9 @@ def merge_partials(
     kv_head = tl.program_id(1)
     seq = tl.load(split)
     first_partial, end_partial = tl.load(split + 2), tl.load(split + 3)
-    first_row = tl.load(cu_seqlens_q + seq)
-    row = tl.arange(0, ROWS)
-    dim = tl.arange(0, DIMS)
-    token = tl.load(split + 1) + row // GROUP
-    q_len = tl.load(cu_seqlens_q + seq + 1) - first_row
-    is_row = (row < ROWS // GROUP * GROUP) & (token < q_len)
+    row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
+    first_row, q_len = _span(cu_seqlens_q, seq)
+    token, head, is_row = _rows(tl.load(split + 1), q_len, kv_head, GROUP, ROWS)
 
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -183,8 +251,7 @@ def merge_partials(
         total = total * decay + its_total * its_decay
         result = result * decay[:, None] + its_result * its_decay[:, None]
         largest = new_largest
-    query_row = (first_row + token).to(tl.int64)
-    head = kv_head * GROUP + row % GROUP
+    query_row = first_row + token
     _store(out, result, total, query_row, head, is_row, dim, HEAD_DIM, GROUP * KV_HEADS)
 
 
@@ -211,3 +278,37 @@ def write_kv(
     head, dim = column // HEAD_DIM, column % HEAD_DIM
     row = ((block * 2 + side) * KV_HEADS + head) * BLOCK_SIZE + offset
     tl.store(cache + row * HEAD_DIM + dim, values, mask=is_in)
+
+
+@triton.jit
+def write_codes(
+    qkv,
+    cache,
+    scales,
+    slots,
+    HEAD_DIM: tl.constexpr,
+    DIMS: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    IS_FP8: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+):
+    """A program stores some heads of the keys or the values of one token."""
+    SIZE: tl.constexpr = BLOCK_SIZE * (HEAD_DIM + 2)
+    token = tl.program_id(0).to(tl.int64)
+    side = tl.program_id(1)
+    head = tl.program_id(2) * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
+    source = qkv + token * ((HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    dim = tl.arange(0, DIMS)
+    is_in = (head < KV_HEADS)[:, None] & (dim < HEAD_DIM)[None, :]
+    column = (HEADS + side * KV_HEADS + head) * HEAD_DIM
+    x = tl.load(source + column[:, None] + dim[None, :], mask=is_in, other=0.0)
+    x = x.to(tl.float32)
+    scale, inverse = head_scale(tl.max(magnitude(x), axis=1), IS_FP8)
+    slot = tl.load(slots + token)
+    strip = (slot // BLOCK_SIZE * 2 + side) * KV_HEADS + head
+    at = strip * SIZE + slot % BLOCK_SIZE * HEAD_DIM
+    tl.store(cache + at[:, None] + dim[None, :], coded(x, inverse[:, None], IS_FP8), mask=is_in)
+    place = strip * (SIZE // 2) + BLOCK_SIZE * HEAD_DIM // 2 + slot % BLOCK_SIZE
+    tl.store(scales + place, scale, mask=head < KV_HEADS)

@@ -12,7 +12,7 @@ SMALLEST = tl.constexpr(1e-30)
 
 
 @triton.jit
-def _magnitude(x):
+def magnitude(x):
     """Of what is not finite, NaN as well: infinity, which no maximum loses."""
     size = tl.abs(x)
     return tl.where(size < float("inf"), size, float("inf"))
@@ -46,7 +46,7 @@ def round_tokens(x, codes, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     for first in range(0, WIDTH, BLOCK):
         column = first + tl.arange(0, BLOCK)
         values = tl.load(row + column, mask=column < WIDTH, other=0.0)
-        largest = tl.maximum(largest, _magnitude(values.to(tl.float32)))
+        largest = tl.maximum(largest, magnitude(values.to(tl.float32)))
     scale, inverse = _scale_and_inverse(tl.max(largest, axis=0, keep_dims=True))
     tl.store(scales + token + tl.arange(0, 1), scale)
     for first in range(0, WIDTH, BLOCK):
@@ -71,7 +71,7 @@ def round_groups(
     group = tl.program_id(1) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     values = tl.load(x + token * WIDTH + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-    scale, inverse = _scale_and_inverse(tl.max(_magnitude(values), axis=1))
+    scale, inverse = _scale_and_inverse(tl.max(magnitude(values), axis=1))
     tl.store(scales + token * (PADDED // GROUP) + group, scale, mask=group < PADDED // GROUP)
     result = _codes(values, inverse[:, None])
     tl.store(codes + token * PADDED + column, result, mask=column < PADDED)

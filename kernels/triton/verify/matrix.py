@@ -16,6 +16,7 @@ from hal.kernels.triton.verify import machine_code
 from hal.kernels.triton.verify.machine_code import MachineCode
 from hal.kernels.triton.verify.site import Site
 from hal.opset.linear import LinearFamily
+from hal.opset.moe import GroupedLinearFamily
 from hal.opset.vocab import VocabFamily
 from hal.select import OPS, Kernel, Selector
 
@@ -113,7 +114,7 @@ def _compiled(site: Site, kernel: Kernel, device: Device) -> Found:
     binder = Binder(Selector(device.capabilities, is_present=False), Arena(MAX_TOKENS), device)
     bound = kernel.bind(site.problem, binder)
     binder.arena.allocate(device)
-    if isinstance(bound, LinearFamily | VocabFamily):
+    if isinstance(bound, LinearFamily | VocabFamily | GroupedLinearFamily):
         bound.allocate(device)
     with observed_by(compile_launch):
         site.call(bound)

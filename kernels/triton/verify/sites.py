@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from hal.dtypes import DType
-from hal.kernels.triton.verify.attention_sites import attention_sites
+from hal.kernels.triton.verify.attention_sites import attention_block_sites, attention_sites
 from hal.kernels.triton.verify.linear_sites import linear_sites
+from hal.kernels.triton.verify.moe_sites import moe_sites
 from hal.kernels.triton.verify.sampling_sites import sampling_sites
 from hal.kernels.triton.verify.site import Call, Site
 from hal.opset.attention import RopeProblem
@@ -32,8 +33,10 @@ def all_sites() -> Iterator[Site]:
     yield from _token_sites()
     yield from sampling_sites()
     yield from linear_sites()
+    yield from moe_sites()
     for dtype in (DType.BFLOAT16, DType.FLOAT16):
         yield from attention_sites(dtype)
+    yield from attention_block_sites()
 
 
 def _rows(width: int, dtype: DType, num_rows: int = NUM_TOKENS) -> torch.Tensor:

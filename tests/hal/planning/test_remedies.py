@@ -139,7 +139,7 @@ def test_llama_2_at_32768_is_refused_before_any_size(published: Published) -> No
 def test_70b_in_bf16_on_one_h200_for_64_long_sequences(published: Published) -> None:
     report = hal.plan(published("llama-3-70b"), device="h200", ctx=8192, concurrency=64)
     assert not report.fits and report.memory is None
-    assert kinds(report) == ["--quantization int4 and --kv fp8", "4 devices: --device 4xh200"]
+    assert kinds(report) == ["--quantization int4 and --kv int8", "4 devices: --device 4xh200"]
     assert report.capacity.sequences_full == report.capacity.longest_ctx == 0
     for remedy in report.remedies:
         check_exact(report, remedy)

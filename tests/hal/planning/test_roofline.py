@@ -96,7 +96,7 @@ def test_an_encoder_is_not_read_for_a_token_of_the_answer(published: Published) 
 
 
 def test_a_slow_link_is_the_bound(published: Published) -> None:
-    report = hal.plan(published("llama-3-8b"), device="4xrtx5090", quantization="fp8")
+    report = hal.plan(published("llama-3-8b"), device="4xrtx5090", quantization="int8")
     assert rates(report)["prefill", 1][1] == "link"
 
 
@@ -104,8 +104,12 @@ def test_smaller_weights_raise_the_bound(published: Published) -> None:
     model = published("llama-3-8b")
     plain, int4 = (hal.plan(model, device="h100", quantization=q) for q in ("none", "int4"))
     assert rates(int4)["decode", 1][0] > 2.5 * rates(plain)["decode", 1][0]
-    fp8 = hal.plan(model, device="h100", quantization="fp8")
-    assert rates(fp8)["prefill", 1][0] == pytest.approx(2 * rates(plain)["prefill", 1][0], rel=0.01)
+    for name, factor in (("int8", 2), ("int4", 2), ("fp8", 1), ("int4-a16", 1)):
+        report = hal.plan(model, device="h100", quantization=name)
+        expected = factor * rates(plain)["prefill", 1][0]
+        assert rates(report)["prefill", 1][0] == pytest.approx(expected, rel=0.01)
+        is_said = any("saves memory, not arithmetic" in note for note in report.notes)
+        assert is_said is (factor == 1)
 
 
 def test_no_profile_no_rates(published: Published) -> None:

@@ -82,7 +82,7 @@ class Scene:
             heads = rows[:seq_len].reshape(seq_len, -1, p.head_dim)
             q, k, v = np.split(heads, [p.num_heads, p.num_heads + p.num_kv_heads], axis=1)
             if p.kv_dtype is DType.INT8:
-                k, v = stored_codes(k), stored_codes(v)
+                k, v = stored_codes(k, p.kv_dtype), stored_codes(v, p.kv_dtype)
             results.append(oracle.attend(q[seq_len - q_len :], k, v, p.spec).reshape(q_len, -1))
         return np.concatenate(results)
 
@@ -275,6 +275,6 @@ def test_native_codes_are_those_of_the_reference(stage: Stage) -> None:
     scales = kv.flatten()[2 * side :].view(2, tokens, 2)
     for index, codes in enumerate((keys, values)):
         first = (1 + index) * head_dim
-        expected = to_codes(rows[:, first : first + head_dim])
+        expected = to_codes(rows[:, first : first + head_dim], DType.INT8)
         stored = torch.cat([codes.reshape(tokens, head_dim), scales[index]], dim=1)
         assert torch.equal(stored, expected)
