@@ -9,13 +9,13 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from amdgpu.launch import Shape, launch
 from amdgpu.triton_launches import value_of
 from amdgpu.wave import LANES
+from hal.kernels.rtc.program import Source
 
 _PROGRAMS = ("amdclang++", "clang++-20", "clang++-19")
 _OPTIONS = (
@@ -44,22 +44,6 @@ def assembly_of(source: str, arch: str, definitions: Sequence[str] = ()) -> str:
     return done.stdout
 
 
-class Target(Protocol):
-    @property
-    def arch(self) -> str: ...
-
-
-class Source(Protocol):
-    """One text with its definitions for one arch."""
-
-    @property
-    def target(self) -> Target: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def definitions(self) -> tuple[str, ...]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ClangFunction:
     """One kernel of a text."""
@@ -81,15 +65,7 @@ class ClangFunction:
 class ClangRuntime:
     """A compiler, and the emulator as its driver."""
 
-    def compiler(self) -> str:
-        """Its name."""
-        return clang() or "no clang"
-
-    def compile(self, source: Source) -> bytes:
-        """Assembly text."""
-        return assembly_of(source.text, source.target.arch, source.definitions).encode()
-
-    def load(self, binary: bytes, names: Sequence[str]) -> Mapping[str, ClangFunction]:
-        """Functions of a text by their names."""
-        text = binary.decode()
+    def load(self, source: Source, names: Sequence[str]) -> Mapping[str, ClangFunction]:
+        """Functions of a source by their names."""
+        text = assembly_of(source.text, source.target.arch, source.definitions)
         return {name: ClangFunction(text, name) for name in names}
