@@ -6,6 +6,7 @@ Nothing behind them sees a request that is too large, has a strange Host, or lac
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import re
 import time
@@ -178,7 +179,9 @@ class RequestLimits:
 
 
 class ApiKeyCheck:
-    """Lets only requests with a known key through, except on open paths; without keys, everyone.
+    """Lets only requests with a known key through, except on open paths; without keys, everyone who
+    asks for this machine by an address or as localhost: a page of another site can make a browser
+    send requests here under that site's name (DNS rebinding).
 
     What is behind it finds the ApiKey, or None, as scope["hal_key"].
     """
@@ -200,6 +203,8 @@ class ApiKeyCheck:
         if key is not None:
             facts_of(scope).key = key.name
             await self._app(scope, receive, _with_quota(send, self._quotas[key.name]))
+        elif self._keys is None and not _is_local(scope):
+            await send_error(_foreign_host(), scope, send)
         elif self._keys is None or scope["path"] in self._open_paths:
             await self._app(scope, receive, send)
         else:
@@ -213,6 +218,26 @@ def _key_text(scope: Scope) -> bytes:
         return given.strip()
     scheme, _, text = (_header(scope, b"authorization") or b"").partition(b" ")
     return text.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether the Host header, which is sane, is an address or localhost."""
+    host = (_header(scope, b"host") or b"").decode("latin-1").lower()
+    name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _foreign_host() -> ApiError:
+    return invalid_value(
+        "without API keys this server answers to localhost and to addresses only, not to the name "
+        "in the Host header; use http://127.0.0.1, or start it with HAL_API_KEY"
+    )
 
 
 def _wrong_key() -> ApiError:

@@ -6,6 +6,7 @@ went wrong there must not go wrong here.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -17,6 +18,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from asgi_calls import call, scope_of
 from fake_serving import MODEL_NAME, ServerProcess
 
 from hal.engine.chat_template import ChatTemplate
@@ -25,9 +27,12 @@ from hal.engine.prefix_hash import PrefixHasher
 from hal.engine.weights import CheckpointReader
 from hal.errors import HalError, ModelError, RequestError, WeightsError
 from hal.server.admin import ADMIN_ROUTES
-from hal.server.app import ROUTES
+from hal.server.app import ROUTES, build_app
+from hal.server.async_engine import AsyncEngine
+from hal.server.front import Front
 from hal.server.limits import OPEN_PATHS
 from hal.server.messages import decode_from_engine, decode_to_engine
+from hal.server.supervisor import EngineProcess
 from hal.server.tool_parser import FAMILIES
 
 ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}|/(?:root|home|tmp|usr|work)/")
@@ -238,6 +243,19 @@ def test_headers_have_bounds(http: httpx.Client, headers: dict[str, str]) -> Non
 def test_the_host_decides_nothing_about_keys(server: ServerProcess, host: str) -> None:
     answer = httpx.get(f"{server.url}/v1/models", headers={"host": host})
     assert answer.status_code in (400, 401)
+
+
+# A browser made to ask in another site's name: CVE-2024-28224
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example"])
+def test_without_keys_only_local_names_are_served(host: str) -> None:
+    def status(host: str) -> int:
+        front = Front(AsyncEngine(EngineProcess(["never started"])), "m")
+        scope = scope_of("GET", "/v1/models", [(b"host", host.encode())])
+        return asyncio.run(call(build_app(front), scope)).status
+
+    assert status(host) == 400
+    for local in ("localhost", "LOCALHOST:1", "a.localhost", "127.0.0.1:8000", "[::1]", "10.0.0.7"):
+        assert status(local) == 200
 
 
 # Routes without their check: CVE-2026-7302 and the LoRA route of SGLang
