@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hal.sampling_params import SamplingParams
@@ -65,7 +65,8 @@ class Output:
 
     error, error_code: why it ended, where finish_reason is ERROR; the code as in hal.errors
     embedding: [hidden_size] float32, little-endian, where the request has `pooling`
-    queued_s: how long its request waited until it ran for the first time; 0.0 if it never did
+    queued_s: how long its request waited until it ran for the first time; 0.0 if it never did;
+        a measurement: outputs are equal without it
     """
 
     request_id: str
@@ -77,7 +78,7 @@ class Output:
     error: str | None = None
     error_code: str | None = None
     num_cached_tokens: int = 0
-    queued_s: float = 0.0
+    queued_s: float = field(default=0.0, compare=False)
     embedding: bytes | None = None
 
 
