@@ -171,7 +171,8 @@ _QUICK: dict[str, tuple[str, ...]] = {
         *("groups-of-3-bfloat16", "one-head-bfloat16", "dim-80-bfloat16", "dim-128-bfloat16"),
         *("window-16-chunks-bfloat16", "softcap-window-decode-bfloat16"),
         *("block-8-decode-float16", "speculated-float16", "block-8-float32"),
-        *("decode-kv-int8-bfloat16", "window-16-chunks-kv-int8-float16", "decode-kv-fp8-bfloat16"),
+        *("decode-kv-int8-bfloat16", "window-16-chunks-kv-int8-float16"),
+        "lengths-apart-kv-fp8-float16",
     ),
     "grouped_linear": (
         *("*-E3-K33-N17-bfloat16", "int8-E1-K130-N131-float32", "fp8-E4-K64-N48-float16"),
