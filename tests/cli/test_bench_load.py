@@ -228,7 +228,8 @@ def test_a_server_that_dies(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
         killer.join()
     out = capfd.readouterr().out
     assert "0 completed, 4 failed" in out
-    assert "failed 2x: connection: " in out  # the two that came too late for it
+    refused = sum(map(int, re.findall(r"failed (\d)x: connection: ", out)))
+    assert refused >= 2  # those that came too late for it at least, in words of their own
     assert sum(map(int, re.findall(r"failed (\d)x:", out))) == 4
 
 
