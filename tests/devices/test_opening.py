@@ -6,7 +6,8 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from hal.device import DEVICE_INTERFACE_VERSION, Capabilities, Device, Memory, MemoryKind
+from hal.device import DEVICE_INTERFACE_VERSION as OURS
+from hal.device import Capabilities, Device, Memory, MemoryKind
 from hal.devices import host, open_device
 from hal.devices.cpu import CpuDevice
 from hal.devices.null import NullDevice
@@ -181,13 +182,13 @@ class ExampleVendor(Vendor):
 class OldDevice(CpuDevice):
     """Written against an older interface."""
 
-    interface_version = DEVICE_INTERFACE_VERSION - 1
+    interface_version = OURS - 1
 
 
 class NewDevice(CpuDevice):
     """Written against a newer interface."""
 
-    interface_version = DEVICE_INTERFACE_VERSION + 1
+    interface_version = OURS + 1
 
 
 class OldVendor(ExampleVendor):
@@ -227,8 +228,12 @@ def test_a_vendor_of_another_package_opens_like_ours() -> None:
 @pytest.mark.parametrize(
     ("vendor", "version", "remedy"),
     [
-        ("OldVendor", 1, "Install a release of the package behind 'other' for version 2"),
-        ("NewVendor", 3, "Upgrade hal to a release that has version 3"),
+        (
+            "OldVendor",
+            OURS - 1,
+            f"Install a release of the package behind 'other' for version {OURS}",
+        ),
+        ("NewVendor", OURS + 1, f"Upgrade hal to a release that has version {OURS + 1}"),
     ],
 )
 def test_a_device_of_another_interface_version_is_refused(
@@ -239,7 +244,7 @@ def test_a_device_of_another_interface_version_is_refused(
         open_device("other", {**vendors(), **plugged})
     assert caught.value.message == (
         f"--device other:0: its package was written for version {version} of hal's device "
-        f"interface, this hal has version 2. {remedy}"
+        f"interface, this hal has version {OURS}. {remedy}"
     )
 
 
