@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_serving import ROOT, ServerProcess, serving
+from fake_serving import ROOT, ServerProcess, children_of, serving
 from tiny_checkpoints import make_checkpoint
 
 from hal import LLM, GuidedDecodingParams, SamplingParams, errors
@@ -91,6 +91,11 @@ def stop_engine(server: ServerProcess) -> None:
     os.kill(server.engine_pid(), signal.SIGSTOP)
 
 
+def kill_rank(server: ServerProcess) -> None:
+    (rank,) = children_of(server.engine_pid())
+    os.kill(rank, signal.SIGKILL)
+
+
 BREAKDOWNS = (
     Breakdown(
         "HAL-E601",
@@ -109,6 +114,12 @@ BREAKDOWNS = (
         ("--device", "null:h100,hang@1", "--step-timeout", "1"),
         ask,
         r"step 1 of the engine \(pid \d+\) .* more than 1 s\..*raise --step-timeout",
+    ),
+    Breakdown(
+        "HAL-E604",
+        ("--device", "cpu", "--tensor-parallel-size", "2"),
+        kill_rank,
+        r"rank 1 \(pid \d+\) was killed by SIGKILL",
     ),
 )
 IN_PYTHON = ("HAL-E420", "HAL-E421", "HAL-E430", "HAL-E600")

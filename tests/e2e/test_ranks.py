@@ -151,22 +151,19 @@ def test_a_rank_that_stops_is_lost_after_the_limit_and_ended() -> None:
         assert not is_alive(rank)
 
 
-@pytest.mark.parametrize("is_busy", [True, False], ids=["streaming", "idle"])
-def test_a_server_fails_its_requests_and_ends_when_a_rank_dies(is_busy: bool) -> None:
+def test_a_server_fails_its_requests_and_ends_when_a_rank_dies() -> None:
+    """One that is idle ends too: tests/e2e/test_error_codes.py."""
     with serving([*TWO]) as server:
         server.wait_ready()
         engine = server.engine_pid()
         (rank,) = children_of(engine)
-        if is_busy:
-            body = {"prompt": "hi", "max_tokens": 240, "stream": True, "ignore_eos": True}
-            with open_request(server, "/v1/completions", body) as client:
-                received = client.recv(1 << 16)
-                os.kill(rank, signal.SIGKILL)
-                while part := client.recv(1 << 16):
-                    received += part
-            assert b'"engine_unavailable"' in received
-        else:
+        body = {"prompt": "hi", "max_tokens": 240, "stream": True, "ignore_eos": True}
+        with open_request(server, "/v1/completions", body) as client:
+            received = client.recv(1 << 16)
             os.kill(rank, signal.SIGKILL)
+            while part := client.recv(1 << 16):
+                received += part
+        assert b'"engine_unavailable"' in received
         assert server.wait() == 6
         last = rf"hal-serve: {RANK_LOST}: (step \d+ failed: .*)?rank 1 \(pid {rank}\) was killed"
         assert re.match(last, server.error_lines[-1])
