@@ -99,7 +99,8 @@ Records = dict[tuple[str, str], Future[Record]]
 @pytest.fixture(scope="module")
 def records(request: pytest.FixtureRequest) -> Iterator[Records]:
     """All rows that this session selected, under way in other processes."""
-    wanted = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    ours = [item for item in request.session.items if item.path == request.path]
+    wanted = [item.callspec.params for item in ours if hasattr(item, "callspec")]
     chosen = {(p["op"], p["case"], p["profile"]) for p in wanted if "profile" in p}
     with interpreters() as pool:
         rows = [row for row in ROWS if row in chosen]
