@@ -35,7 +35,7 @@ from hal.server.messages import decode_from_engine, decode_to_engine
 from hal.server.supervisor import EngineProcess
 from hal.server.tool_parser import FAMILIES
 
-ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}|/(?:root|home|tmp|usr|work)/")
+ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}|/(?:root|home|tmp|usr|var)/")
 
 
 def still_serves(http: httpx.Client) -> bool:
