@@ -37,8 +37,11 @@ class RecentPrompts:
             self._num_tokens -= len(self._prompts.popleft()[1])
 
     def hot_prefixes(self, least_tokens: int) -> list[HotPrefix]:
-        """At most 32, longest first, none the start of another; each of `least_tokens` or more."""
-        ordered = sorted(self._prompts)
+        """At most 32, longest first, none the start of another; each of `least_tokens` or more.
+
+        From any thread, while prompts are noted: they are copied at once.
+        """
+        ordered = sorted(tuple(self._prompts))
         # In this order, the prompts with which one has most in common stand beside it.
         shared = {
             (tenant, one[:length])

@@ -167,21 +167,23 @@ FromEngine = Ready | Failed | Admitted | Rejected | Pinned | Outputs | Heartbeat
 HEARTBEAT_INTERVAL_S = 0.5
 
 
-def _encode_path(value: object) -> object:
+def encode_path(value: object) -> object:
+    """A hook of msgspec: paths as text. NotImplementedError is what it expects for the rest."""
     if isinstance(value, Path):
         return str(value)
     raise NotImplementedError(f"{type(value).__name__} cannot be sent")
 
 
-def _decode_path(kind: type, value: object) -> object:
+def decode_path(kind: type, value: object) -> object:
+    """The way back of encode_path."""
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise NotImplementedError(f"{kind.__name__} cannot be received")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
-_to_engine = msgspec.msgpack.Decoder(ToEngine, dec_hook=_decode_path)
-_from_engine = msgspec.msgpack.Decoder(FromEngine, dec_hook=_decode_path)
+_encoder = msgspec.msgpack.Encoder(enc_hook=encode_path)
+_to_engine = msgspec.msgpack.Decoder(ToEngine, dec_hook=decode_path)
+_from_engine = msgspec.msgpack.Decoder(FromEngine, dec_hook=decode_path)
 
 
 def encode_frame(message: ToEngine | FromEngine) -> bytes:

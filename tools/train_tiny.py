@@ -181,7 +181,6 @@ class Trainer:
         partial.replace(self.settings.work / "state.pt")
 
     def resume(self) -> None:
-        # noqa: its own file, and no code in it
         state = torch.load(  # noqa: TID251 its own file, and weights_only runs no code
             self.settings.work / "state.pt", weights_only=True
         )

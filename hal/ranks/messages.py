@@ -6,12 +6,11 @@ From then on every frame to a rank is a batch (hal.engine.batch_codec), and one 
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
 import msgspec
 
 from hal.config import EngineConfig
-from hal.server.messages import HEADER, ErrorRecord
+from hal.server.messages import HEADER, ErrorRecord, decode_path, encode_path
 
 
 class StartRank(msgspec.Struct, tag=True, frozen=True):
@@ -55,20 +54,8 @@ ToRank = StartRank | Load
 FromRank = Connected | Loaded | Ended
 
 
-def _encode_path(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError(f"{type(value).__name__} cannot be sent")
-
-
-def _decode_path(kind: type, value: object) -> object:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(f"{kind.__name__} cannot be received")
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_path)
-_to_rank = msgspec.msgpack.Decoder(ToRank, dec_hook=_decode_path)
+_encoder = msgspec.msgpack.Encoder(enc_hook=encode_path)
+_to_rank = msgspec.msgpack.Decoder(ToRank, dec_hook=decode_path)
 _from_rank = msgspec.msgpack.Decoder(FromRank)
 
 

@@ -201,7 +201,11 @@ EXCHANGE = """
 
 
 def test_waves_exchange_by_a_barrier() -> None:
-    run(EXCHANGE, num_warps=2)
+    store = "    s_waitcnt lgkmcnt(0)\n    global_store_dword v1, v4, s[4:5]\n"
+    text = kernel_text(START + EXCHANGE + store + END, arguments=("pointer",))
+    data = np.zeros(128, np.uint32)
+    launch(text, Shape(2, shared=1024), (1,), [data])
+    assert data.tolist() == [*range(64, 128), *range(64)]
 
 
 def test_a_read_that_no_barrier_separates_from_a_write() -> None:

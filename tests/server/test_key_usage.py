@@ -21,7 +21,7 @@ from hal.cli.serve import main
 from hal.errors import ConfigError
 from hal.server.key_usage import UsageFile
 from hal.server.keys import KeyLimits
-from hal.server.quotas import Quota
+from hal.server.quotas import KeyUse, Quota
 
 
 def quotas() -> dict[str, Quota]:
@@ -70,10 +70,19 @@ def test_a_file_that_cannot_be_written_is_told_once(
 ) -> None:
     (tmp_path / "use.new").mkdir()
     monkeypatch.setattr("hal.server.key_usage._SAVE_INTERVAL_S", 0.01)
+    attempts = list[object]()
+    write = UsageFile._write
+
+    def counted(file: UsageFile, use: dict[str, KeyUse]) -> None:
+        attempts.append(use)
+        write(file, use)
+
+    monkeypatch.setattr(UsageFile, "_write", counted)
 
     async def serve() -> None:
         async with UsageFile(tmp_path / "use").kept(quotas()):
-            await asyncio.sleep(0.2)
+            while len(attempts) < 3:
+                await asyncio.sleep(0.01)
 
     asyncio.run(serve())
     (record,) = caplog.records
