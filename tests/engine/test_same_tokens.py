@@ -97,7 +97,7 @@ def run(built: BuiltEngine, arm: Arm) -> Answer:
         max_num_seqs=6,
         max_model_len=MAX_MODEL_LEN,
         block_size=BLOCK_SIZE,
-        **{"max_num_batched_tokens": 64, "num_blocks": 70, **arm.settings},  # type: ignore[arg-type]
+        **{"max_num_batched_tokens": 64, "num_blocks": 70, **arm.settings},  # type: ignore[arg-type]  # fields
     )
     built.runner.start(config.num_blocks, config.num_swap_blocks)
     scheduler = Scheduler(config)

@@ -124,7 +124,7 @@ def collecting() -> Iterator[Collector]:
 def has_otel() -> bool:
     try:
         import opentelemetry.exporter.otlp.proto.http.trace_exporter
-        import opentelemetry.sdk.trace  # noqa: F401
+        import opentelemetry.sdk.trace  # noqa: F401  only asked for
     except ImportError:
         return False
     return True

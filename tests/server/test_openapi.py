@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 from asgi_calls import call, scope_of
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # has no types
 
 from hal.server.admin import ADMIN_ROUTES
 from hal.server.app import MISSING, ROUTES, build_app

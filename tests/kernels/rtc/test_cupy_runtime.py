@@ -54,7 +54,7 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Driver:
     modules = {name: ModuleType(name) for name in names}
     modules["cupy.cuda"].ExternalStream = lambda pointer: f"stream {pointer}"  # type: ignore[attr-defined]
     modules["cupy.cuda"].runtime = SimpleNamespace(driverGetVersion=lambda: driver.version)  # type: ignore[attr-defined]
-    modules["cupy.cuda.function"].Module = lambda: driver  # type: ignore[attr-defined]
+    modules["cupy.cuda.function"].Module = lambda: driver  # type: ignore[attr-defined]  # a bare module
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     stream = SimpleNamespace(cuda_stream=77)

@@ -54,7 +54,7 @@ def reason_against(kernel: str, problem: LinearProblem, caps: Capabilities) -> s
     ],
 )
 def test_int4_says_why_not(changes: dict[str, object], profile: str, said: str) -> None:
-    problem = replace(PROBLEM, **changes)  # type: ignore[arg-type]
+    problem = replace(PROBLEM, **changes)  # type: ignore[arg-type]  # fields of it
     assert said in reason_against("mma_int4", problem, caps_of(profile))
 
 
@@ -77,7 +77,7 @@ def test_a_user_can_ask_for_it(kernel: str, weights: WeightFormat | None, profil
     ],
 )
 def test_gemv_says_why_not(changes: dict[str, object], profile: str, said: str) -> None:
-    problem = replace(PROBLEM, **changes)  # type: ignore[arg-type]
+    problem = replace(PROBLEM, **changes)  # type: ignore[arg-type]  # fields of it
     assert said in reason_against("gemv", problem, caps_of(profile))
 
 

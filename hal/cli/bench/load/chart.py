@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -62,9 +62,8 @@ def chart(title: str, x_name: str, y_name: str, series: Sequence[Series]) -> str
     )
 
 
-def _top(values: object) -> float:
-    highest = max(values, default=0.0)  # type: ignore[call-overload]
-    return float(highest) * 1.05 or 1.0
+def _top(values: Iterable[float]) -> float:
+    return max(values, default=0.0) * 1.05 or 1.0
 
 
 def _grid(x: Axis, y: Axis) -> list[str]:
